@@ -1,0 +1,1 @@
+"""Shapes, gradients, geometry and losses that everything above stands on."""

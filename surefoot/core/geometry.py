@@ -1,0 +1,70 @@
+"""The set that perturbed inputs live in: the l-infinity ball, cut with the pixel range [0, 1]."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_radius(name: str, value: float, *, positive: bool = False) -> None:
+    """Refuse a radius that is not a finite number >= 0 (> 0 where `positive`) or that exceeds 1.
+
+    Raises:
+        ValueError: with the name, the value and, for values above 1, the hint that pixels are in [0, 1].
+    """
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} is {value}; it must be a finite number {'above' if positive else 'of at least'} 0.")
+    if value > 1:
+        raise ValueError(f"{name} is {value}; pixels are in [0, 1], so write 8/255 instead of 8.")
+
+
+def check_batch(inputs: Tensor, labels: Tensor) -> None:
+    """Refuse what is not a batch of images in [0, 1] with a label each.
+
+    Args:
+        inputs: floating `[batch, channels, height, width]` (or any `[batch, ...]`) in [0, 1].
+        labels: int64 `[batch]`.
+
+    Raises:
+        TypeError: inputs that are not floating, labels that are not int64.
+        ValueError: shapes that do not fit, or pixels outside [0, 1] (or NaN).
+    """
+    if not inputs.is_floating_point():
+        raise TypeError(f"inputs are {inputs.dtype}; give floats in [0, 1], for example images.float() / 255.")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels are {labels.dtype}; give class indices as int64, for example labels.long().")
+    if inputs.dim() < 2 or labels.shape != inputs.shape[:1]:
+        raise ValueError(
+            f"inputs have shape {list(inputs.shape)} and labels {list(labels.shape)}; "
+            "give [batch, channels, height, width] and [batch]."
+        )
+    if inputs.numel() == 0:
+        return
+    low, high = torch.aminmax(inputs.detach())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"inputs range from {low.item():.4g} to {high.item():.4g}; give pixels in [0, 1] "
+            "and put any normalisation inside the model."
+        )
+
+
+def project(perturbed: Tensor, inputs: Tensor, eps: float) -> Tensor:
+    """The nearest point to `perturbed` inside the l-infinity ball of radius `eps` around `inputs` and [0, 1].
+
+    Equation 8 of the paper, then the pixel range.
+
+    Example:
+        >>> project(torch.tensor([0.9, -0.5]), torch.tensor([0.5, 0.1]), 0.3)
+        tensor([0.8000, 0.0000])
+    """
+    return torch.clamp(perturbed, (inputs - eps).clamp(min=0), (inputs + eps).clamp(max=1))
+
+
+def linf_distance(perturbed: Tensor, inputs: Tensor) -> Tensor:
+    """The largest absolute pixel change of each sample, `[batch]`."""
+    return (perturbed - inputs).abs().flatten(1).amax(dim=1)
+
+
+def l2_distance(perturbed: Tensor, inputs: Tensor) -> Tensor:
+    """The Euclidean length of each sample's perturbation, `[batch]`."""
+    return (perturbed - inputs).flatten(1).norm(dim=1)

@@ -1,0 +1,92 @@
+"""Input gradients that leave no trace on the model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+NO_GRADIENT = (
+    "the model's logits carry no gradient to its inputs (a torch.no_grad or detach in its forward?); "
+    "a gradient attack on it would do nothing, so it is refused."
+)
+
+
+def plain_module(model: nn.Module) -> nn.Module:
+    """The user's own module, out of Fabric's, DDP's and torch.compile's wrappers."""
+    while True:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+            model = model._orig_mod  # type: ignore[assignment]
+        elif type(model).__name__ == "_FabricModule" or isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel
+        ):
+            model = model.module  # type: ignore[assignment]
+        else:
+            return model
+
+
+@contextmanager
+def crafting(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend the plain module in evaluation mode with gradients on, and put everything back after.
+
+    Inside, dropout is off and batch-norm uses its running statistics without changing them. On the way
+    out, also through an exception, each module's own training flag is what it was.
+
+    Args:
+        model: any module, wrapped by Fabric, DDP or torch.compile or not.
+
+    Yields:
+        The unwrapped module in evaluation mode.
+
+    Example:
+        >>> net = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
+        >>> with crafting(net) as frozen:
+        ...     frozen.training
+        False
+        >>> net.training
+        True
+    """
+    module = plain_module(model)
+    was_training = [part for part in module.modules() if part.training]
+    for part in was_training:
+        part.training = False
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield module
+    finally:
+        for part in was_training:
+            part.training = True
+
+
+def input_gradient(
+    model: Callable[[Tensor], Tensor], inputs: Tensor, loss: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The gradient with respect to the inputs alone of the summed per-sample losses.
+
+    A sum, not a mean: a sample's gradient does not depend on the batch that it came in. No weight
+    gradient is computed and no `.grad` is touched.
+
+    Args:
+        model: maps inputs to logits; take it from `crafting`.
+        inputs: `[batch, ...]`.
+        loss: maps logits `[batch, classes]` to losses `[batch]`.
+
+    Returns:
+        The gradient, shaped and typed as `inputs`, and the detached logits it came with.
+
+    Raises:
+        ValueError: the logits carry no gradient at all.
+
+    Example:
+        >>> gradient, logits = input_gradient(lambda x: 3 * x, torch.ones(1, 2), lambda z: z.sum(1))
+        >>> gradient
+        tensor([[3., 3.]])
+    """
+    inputs = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
+    logits = model(inputs)
+    if not logits.requires_grad:
+        raise ValueError(NO_GRADIENT)
+    (gradient,) = torch.autograd.grad(loss(logits).sum(), inputs, allow_unused=True)
+    if gradient is None:  # only the weights are in the graph: the inputs were detached on the way
+        raise ValueError(NO_GRADIENT)
+    return gradient, logits.detach()

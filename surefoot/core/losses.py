@@ -1,0 +1,109 @@
+"""Losses, one value a sample, in float32 at least whatever the network's precision."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """`logits` in float32, or as they are where they are wider: half precision loses small losses."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy J(f(x), y) of each sample.
+
+    Args:
+        logits: `[batch, classes]`, any floating type.
+        labels: `[batch]`, int64 in [0, classes).
+
+    Returns:
+        `[batch]`, float32 (float64 for float64 logits), in nats, >= 0.
+
+    Example:
+        >>> cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        tensor([0.6931])
+    """
+    return F.cross_entropy(full_precision(logits), labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class MarginLoss:
+    """The C&W margin of each sample, -max(z_y - max_{i != y} z_i + confidence, 0); PGD with it is PGD-CW.
+
+    Driving it up lowers the true class's logit below the runner-up's until the gap is `confidence`;
+    past that its gradient is zero.
+
+    Args:
+        confidence: the margin aimed at, in logits, >= 0 (kappa in the source; 50 in Madry et al.'s and
+            the paper's PGD-CW).
+
+    Returns (when called with logits `[batch, classes]`, labels `[batch]`):
+        `[batch]`, <= 0.
+
+    Raises:
+        ValueError: `confidence` is negative.
+
+    Example:
+        >>> MarginLoss(confidence=0.0)(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+        tensor([-2.])
+
+    Source:
+        Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", 2017, f_6.
+    """
+
+    confidence: float = 50.0
+
+    def __post_init__(self) -> None:
+        if not self.confidence >= 0:
+            raise ValueError(f"confidence is {self.confidence}; it must be at least 0.")
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = full_precision(logits)
+        if logits.shape[1] < 2:
+            raise ValueError("MarginLoss compares two classes, but the model has one logit a sample.")
+        index = labels.unsqueeze(1)
+        true = logits.gather(1, index).squeeze(1)
+        other = logits.scatter(1, index, float("-inf")).amax(dim=1)
+        return -(true - other + self.confidence).clamp(min=0)
+
+
+def squared_distance(logits: Tensor, others: Tensor) -> Tensor:
+    """||g(x) - g(x')||_2^2 of each pair of rows, the distance of Eq. 14 and 15.
+
+    Args:
+        logits, others: `[batch, classes]`, pre-softmax outputs.
+
+    Returns:
+        `[batch]`, >= 0.
+
+    Example:
+        >>> squared_distance(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
+        tensor([5.])
+    """
+    return (full_precision(logits) - full_precision(others)).square().sum(dim=1)
+
+
+def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)) of each sample, the surrogate of TRADES.
+
+    Args:
+        logits: `[batch, classes]` of the perturbed inputs.
+        reference_logits: `[batch, classes]` of the clean inputs.
+
+    Returns:
+        `[batch]`, in nats, >= 0.
+
+    Example:
+        >>> z = torch.tensor([[1.0, -1.0]])
+        >>> kl_divergence(z, z)
+        tensor([0.])
+
+    Source:
+        Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", 2019.
+    """
+    log_p = F.log_softmax(full_precision(logits), dim=1)
+    log_q = F.log_softmax(full_precision(reference_logits), dim=1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)

@@ -1,0 +1,36 @@
+"""The few shapes that the rest of surefoot is made of."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
+"""`(logits [batch, classes], labels [batch]) -> losses [batch]`; what an attack drives up."""
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """Anything that turns inputs into adversarial inputs of the same shape."""
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor: ...
+
+
+class LossTerms(NamedTuple):
+    """What an objective returns: the scalar to minimise and its two parts.
+
+    - `loss`: scalar, differentiable.
+    - `classification`: scalar, detached.
+    - `regularizer`: scalar, detached, before its weight; 0 where an objective has none.
+    """
+
+    loss: Tensor
+    classification: Tensor
+    regularizer: Tensor
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """Anything that turns a mini-batch into the loss that training minimises."""
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms: ...

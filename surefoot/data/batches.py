@@ -1,0 +1,115 @@
+"""Seeded mini-batches, kept and augmented on the training device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .augment import horizontal_flip, pad_crop
+from .load import Split
+
+Augmentation = Literal["none", "crop-flip"]
+
+
+class Batches:
+    """Mini-batches of a split: inputs float32 ``[b, c, h, w]`` in [0, 1] and labels int64 ``[b]``.
+
+    The 8-bit images are moved to ``device`` once and become floats there, a batch at a time. On the CPU
+    nothing is copied: a memory-mapped split stays mapped, so that a set larger than memory works.
+
+    Order and augmentation of an epoch are a pure function of ``(seed, epoch)``, the same on every device;
+    torch's global generator is neither read nor moved. A resumed run asks for the epoch it stopped at and
+    needs no other state.
+
+    Args:
+        split: images uint8 ``[n, c, h, w]`` and labels int64 ``[n]``.
+        batch_size: examples a batch; the last one may be smaller, unless ``drop_last``.
+        device: where the batches live.
+        shuffle: a new order every epoch; otherwise the split's own.
+        seed: of the order and the augmentation.
+        augment: ``"crop-flip"`` shifts by up to 4 pixels (zeros move in) and flips half of the images.
+        drop_last: leave out a smaller last batch.
+        channels_last: inputs in the channels-last memory format.
+
+    Raises:
+        ValueError: shapes or dtypes are not those above, images and labels differ in number,
+            ``batch_size`` is below 1, or ``augment`` is unknown.
+
+    >>> split = Split(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10))
+    >>> batches = Batches(split, 4, shuffle=True, seed=1)
+    >>> [len(labels) for inputs, labels in batches.epoch(3)]
+    [4, 4, 2]
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        shuffle: bool = False,
+        seed: int = 0,
+        augment: Augmentation = "none",
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        images, labels = split
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 [n, c, h, w], got {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise ValueError(f"labels must be int64 [n], got {labels.dtype} of shape {tuple(labels.shape)}")
+        if len(images) != len(labels):
+            raise ValueError(f"each image needs a label, got {len(images)} images and {len(labels)} labels")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if augment not in get_args(Augmentation):
+            raise ValueError(f"augment must be one of {get_args(Augmentation)}, got {augment!r}")
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.augment = augment
+        self.drop_last = drop_last
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._images = images.to(self.device)
+        self._labels = labels.to(self.device)
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        full, rest = divmod(len(self._labels), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch 0: with ``shuffle`` or ``augment`` ask for ``epoch(n)``."""
+        return self.epoch(0)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch, counted from 0."""
+        count = len(self._labels)
+        # Drawn on the CPU, so that a run sees the same examples whatever the device.
+        order = torch.randperm(count, generator=self._generator("order", epoch)) if self.shuffle else None
+        if order is not None:
+            order = order.to(self.device)
+        generator = self._generator("augment", epoch)
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            stop = min(start + self.batch_size, count)
+            if order is None:
+                images, labels = self._images[start:stop], self._labels[start:stop]
+            else:
+                rows = order[start:stop]
+                images, labels = self._images.index_select(0, rows), self._labels.index_select(0, rows)
+            if self.augment == "crop-flip":
+                images = horizontal_flip(pad_crop(images, generator), generator)
+            inputs = images.to(torch.float32, memory_format=self.memory_format).div_(255)
+            yield inputs, labels.clone()
+
+    def _generator(self, purpose: str, epoch: int) -> torch.Generator:
+        # A hash, because neighbouring (seed, epoch) must not share streams: seed + epoch would.
+        digest = hashlib.sha256(f"{purpose} {self.seed} {epoch}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,113 @@
+"""Records: flat JSON objects, one attack on one model each, from which every table is drawn."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share.
+
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964.
+
+    Args:
+        successes: in [0, trials].
+        trials: at least 1.
+
+    Returns:
+        Lower and upper bound, in [0, 1].
+
+    Raises:
+        ValueError: counts out of range.
+
+    Example:
+        >>> low, high = wilson_interval(900, 1000)
+        >>> round(low, 4), round(high, 4)
+        (0.8799, 0.9171)
+
+    Source:
+        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"{successes} of {trials} is no share; give 0 <= successes <= trials and trials >= 1.")
+    z = 1.959963984540054
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    half = z * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
+    scale = 1 + z * z / trials
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One attack on one model: what was run, on what, and what came out.
+
+    Accuracies are fractions in [0, 1]. `attack` is the attack's class name, None for clean accuracy;
+    `source` names the model that crafted, None for white-box. `mean_l2` is over the samples that the
+    attack fooled, None where there are none. `forwards` and `backwards` count samples through the network.
+    """
+
+    recipe: str | None
+    seed: int | None
+    weights_sha256: str
+    dataset: str | None
+    split: str
+    num_examples: int
+    attack: str | None
+    attack_fields: dict[str, Any]
+    source: str | None
+    clean_accuracy: float
+    robust_accuracy: float
+    robust_interval: tuple[float, float]
+    mean_l2: float | None
+    seconds: float
+    forwards: int
+    backwards: int
+    device: str
+    precision: str
+    versions: dict[str, str]
+    commit: str | None
+
+    def to_json(self) -> str:
+        """The record as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+
+def append_records(path: Path, records: Iterable[Record]) -> None:
+    """Append records to a `.jsonl` file, whole lines only, synced before this returns.
+
+    A last line that an interruption left unfinished is cut off first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+        file.write("".join(record.to_json() + "\n" for record in records).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read the records of a `.jsonl` file; an unfinished last line is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is no record, with its number.
+    """
+    records = []
+    with open(path, "rb") as file:  # bytes: an unfinished line may end within a character
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                fields = json.loads(line)
+                records.append(Record(**{**fields, "robust_interval": tuple(fields["robust_interval"])}))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"line {number} of {path} is no record ({error}); remove it.") from error
+    return records

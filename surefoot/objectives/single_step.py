@@ -1,0 +1,143 @@
+"""The single-step baselines: FGSM, R-FGSM and ensemble adversarial training (section 3.2)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.attacks import FGSM, RFGSM
+from surefoot.core.geometry import check_batch
+from surefoot.core.types import Attack, LossTerms
+from surefoot.objectives.standard import check_label_smoothing, mean_cross_entropy, only_classification
+
+
+def check_share(value: float) -> None:
+    """Refuse a share of the mini-batch outside (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"share is {value}; it is the part of the mini-batch that is replaced, in (0, 1].")
+
+
+def replace_share(attack: Attack, source: nn.Module, inputs: Tensor, labels: Tensor, share: float) -> Tensor:
+    """The batch with its first `share` (rounded up) replaced by adversarial samples crafted on `source`."""
+    count = math.ceil(share * len(inputs))
+    adv_inputs = attack(source, inputs[:count], labels[:count])
+    return adv_inputs if count == len(inputs) else torch.cat([adv_inputs, inputs[count:]])
+
+
+@dataclass(frozen=True)
+class FgsmAT:
+    """FGSM adversarial training: cross-entropy on a batch part of which is replaced by its FGSM samples.
+
+    Fast, and prone to gradient masking: the model learns to make FGSM fail instead of becoming robust.
+
+    Args:
+        eps: l-infinity radius in pixel units, in [0, 1].
+        share: part of the mini-batch that is replaced, in (0, 1]; its first samples, rounded up.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+
+    Shapes, ranges and errors are those of `NormalTraining`. Costs 3 + 2 share forward units.
+
+    Example:
+        >>> terms = FgsmAT(eps=8/255)(nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 2]))
+        >>> terms.loss.backward()
+
+    Source:
+        Kurakin et al., "Adversarial Machine Learning at Scale", 2017; section 3.2 of the paper.
+    """
+
+    eps: float
+    share: float = 0.5
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        FGSM(self.eps)
+        check_share(self.share)
+        check_label_smoothing(self.label_smoothing)
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        check_batch(inputs, labels)
+        mixed = replace_share(FGSM(self.eps), model, inputs, labels, self.share)
+        return only_classification(mean_cross_entropy(model(mixed), labels, self.label_smoothing))
+
+
+@dataclass(frozen=True)
+class RFgsmAT:
+    """R-FGSM adversarial training: as `FgsmAT`, from a random signed step.
+
+    Args:
+        eps: l-infinity radius in pixel units, in [0, 1].
+        random_step: alpha of Eq. 2, in [0, eps].
+        share: part of the mini-batch that is replaced, in (0, 1]; 1 is the paper's Ablation-R2-2.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+
+    Shapes, ranges and errors are those of `NormalTraining`. Costs 3 + 2 share forward units.
+
+    Example:
+        >>> terms = RFgsmAT(eps=8/255, random_step=2/255)(nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 2]))
+        >>> terms.loss.backward()
+
+    Source:
+        Tramèr et al., "Ensemble Adversarial Training", 2018; section 5.3.2 of the paper.
+    """
+
+    eps: float
+    random_step: float
+    share: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        RFGSM(self.eps, self.random_step)
+        check_share(self.share)
+        check_label_smoothing(self.label_smoothing)
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        check_batch(inputs, labels)
+        mixed = replace_share(RFGSM(self.eps, self.random_step), model, inputs, labels, self.share)
+        return only_classification(mean_cross_entropy(model(mixed), labels, self.label_smoothing))
+
+
+@dataclass(frozen=True)
+class EnsembleAT:
+    """Ensemble adversarial training: `FgsmAT` whose samples come from the model or from a fixed source.
+
+    Each step draws one of the model itself and the sources, all equally likely, from torch's global generator.
+
+    Args:
+        eps: l-infinity radius in pixel units, in [0, 1].
+        sources: normally trained models, on the inputs' device. In a recipe these are the names of the
+            recipes that train them, which `surefoot train` resolves; called with names, it raises.
+        share: part of the mini-batch that is replaced, in (0, 1]; its first samples, rounded up.
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+
+    Shapes, ranges and errors are those of `NormalTraining`. Costs 3 + 2 share forward units where the
+    source is as large as the model.
+
+    Example:
+        >>> objective = EnsembleAT(eps=8/255, sources=(nn.Linear(4, 3),))
+        >>> objective(nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 2])).loss.backward()
+
+    Source:
+        Tramèr et al., "Ensemble Adversarial Training", 2018; section 3.2 and Table 2 of the paper.
+    """
+
+    eps: float
+    sources: tuple[nn.Module | str, ...]
+    share: float = 0.5
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        FGSM(self.eps)
+        check_share(self.share)
+        check_label_smoothing(self.label_smoothing)
+        if len(self.sources) == 0:
+            raise ValueError("sources is empty; give at least one fixed model, or use FgsmAT.")
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        check_batch(inputs, labels)
+        drawn = int(torch.randint(len(self.sources) + 1, ()))
+        source = model if drawn == 0 else self.sources[drawn - 1]
+        if isinstance(source, str):
+            raise ValueError(f"the source {source!r} is a recipe's name; load its model and give that instead.")
+        mixed = replace_share(FGSM(self.eps), source, inputs, labels, self.share)
+        return only_classification(mean_cross_entropy(model(mixed), labels, self.label_smoothing))

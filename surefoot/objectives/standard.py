@@ -1,0 +1,62 @@
+"""Ordinary training, and the classification term that every objective shares."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surefoot.core.geometry import check_batch
+from surefoot.core.losses import full_precision
+from surefoot.core.types import LossTerms
+
+
+def check_label_smoothing(value: float) -> None:
+    """Refuse a label smoothing outside [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"label_smoothing is {value}; it must be in [0, 1).")
+
+
+def check_weight(name: str, value: float) -> None:
+    """Refuse a regularizer's weight that is negative or not finite."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """(1/m) sum J over the batch, the first term of every objective."""
+    return F.cross_entropy(full_precision(logits), labels, label_smoothing=label_smoothing)
+
+
+def only_classification(loss: Tensor) -> LossTerms:
+    """The terms of an objective that has no regularizer."""
+    return LossTerms(loss, loss.detach(), loss.new_zeros(()))
+
+
+@dataclass(frozen=True)
+class NormalTraining:
+    """Cross-entropy on the clean samples, (1/m) sum J(f(x), y).
+
+    Args:
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+
+    Called with `(model, inputs [batch, channels, height, width] in [0, 1], labels [batch] int64)` it returns
+    `LossTerms`. One forward through the model in the mode that it is in. Costs 3 forward units.
+
+    Raises:
+        ValueError: inputs outside [0, 1], shapes that do not fit, or a bad field.
+        TypeError: inputs that are not floating, or labels that are not int64.
+
+    Example:
+        >>> import torch
+        >>> terms = NormalTraining()(nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 2]))
+        >>> terms.loss.backward()
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_label_smoothing(self.label_smoothing)
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        check_batch(inputs, labels)
+        return only_classification(mean_cross_entropy(model(inputs), labels, self.label_smoothing))

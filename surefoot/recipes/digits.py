@@ -1,0 +1,33 @@
+"""scikit-learn's embedded 8x8 digits: all methods in seconds, with no network; what `surefoot demo` runs."""
+
+from surefoot.objectives import FgsmAT, NormalTraining, PgdAT, SatR1, SatR2, SatR3, Trades
+from surefoot.recipes.recipe import AnyObjective, Recipe
+from surefoot.training import FitConfig
+
+EPS = 0.3
+
+
+def digits(method: str, description: str, objective: AnyObjective, *, learning_rate: float = 0.05) -> Recipe:
+    return Recipe(
+        name=f"digits/{method}",
+        description=description,
+        dataset="digits",
+        model="digits-net",
+        objective=objective,
+        epochs=40,
+        eps=EPS,
+        attack_steps=40,
+        attack_step_size=0.02,
+        training=FitConfig(batch_size=32, learning_rate=learning_rate, device="cpu"),
+    )
+
+
+DIGITS = (
+    digits("normal", "ordinary training", NormalTraining()),
+    digits("fgsm-at", "FGSM-AT: half of each batch replaced by FGSM samples", FgsmAT(EPS)),
+    digits("pgd-at", "PGD-AT: 10 steps", PgdAT(EPS, steps=10, step_size=0.06)),
+    digits("trades", "TRADES: 10 steps, beta 1", Trades(EPS, steps=10, step_size=0.06, beta=1.0)),
+    digits("sat-r1", "SAT-R1: logits of FGSM and I-FGSM samples kept together", SatR1(EPS, lam=0.2, steps=10, k=1)),
+    digits("sat-r2", "SAT-R2: logits of FGSM and R-FGSM samples kept together", SatR2(EPS, random_step=0.01, lam=5.0)),
+    digits("sat-r3", "SAT-R3: loss kept growing with the radius", SatR3(EPS, eps_low=0.1, lam=1.0, tau=0.4)),
+)

@@ -1,0 +1,162 @@
+"""A run: the folder that a recipe is trained in, and the model that comes out of it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from surefoot.data import Dataset
+from surefoot.data import load as load_dataset
+from surefoot.models import build_model
+from surefoot.recipes.recipe import Recipe, source_names, with_sources
+from surefoot.training import FitResult, fit, load_weights
+from surefoot.training.checkpoint import load_tensors, write_text
+from surefoot.training.fit import StepReport, make_fabric
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and the recipe that it was trained with."""
+
+    path: Path
+    recipe: Recipe
+
+    def epochs_done(self) -> int:
+        """Epochs that are saved; 0 before the first."""
+        state = self.path / "state.ckpt"
+        return len(load_tensors(state)[1]["metrics"]) if state.exists() else 0
+
+    def epochs(self) -> int:
+        """Epochs in all its phases."""
+        return sum(phase.epochs for phase in self.recipe.phases())
+
+    def load_data(self, data_dir: Path | None = None) -> Dataset:
+        """The run's data set."""
+        return load_recipe_data(self.recipe, data_dir)
+
+    def load_model(self, dataset: Dataset, weights: str = "model.safetensors") -> nn.Module:
+        """The trained model in evaluation mode: the selected epoch's, or `last.safetensors`.
+
+        Raises:
+            CheckpointError: missing, damaged or foreign weights.
+        """
+        model = build_recipe_model(self.recipe, dataset)
+        load_weights(model, self.path / weights)
+        return model.eval()
+
+
+def load_run(path: Path) -> Run:
+    """Open a run's folder.
+
+    Raises:
+        ValueError: it is no run, or its recipe.json is damaged.
+    """
+    file = Path(path) / "recipe.json"
+    if not file.exists():
+        raise ValueError(f"{path} is no run (it has no recipe.json); give a folder that `surefoot train` made.")
+    try:
+        return Run(Path(path), Recipe.from_json(json.loads(file.read_text(encoding="utf-8"))))
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be used: {error}") from error
+
+
+def load_recipe_data(recipe: Recipe, data_dir: Path | None) -> Dataset:
+    """The recipe's data set, its seeded choices made by a fixed seed."""
+    extra: dict[str, Any] = {}
+    if recipe.num_classes is not None and recipe.dataset.startswith("imagefolder:"):
+        extra["num_classes"] = recipe.num_classes
+    if recipe.image_size is not None:
+        extra["image_size"] = recipe.image_size
+    return load_dataset(recipe.dataset, data_dir, validation_size=recipe.validation_size, **extra)
+
+
+def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The recipe's network for this data set, its initial weights drawn from the recipe's seed."""
+    torch.manual_seed(recipe.training.seed)
+    return build_model(
+        recipe.model,
+        num_classes=dataset.num_classes,
+        in_channels=dataset.in_channels,
+        image_size=dataset.image_size,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
+
+
+def train(
+    recipe: Recipe,
+    path: Path,
+    *,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    find_source: Callable[[str], Path] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> FitResult:
+    """Train a recipe in a folder.
+
+    Args:
+        recipe: what to train.
+        path: the run's folder; made where missing.
+        data_dir: a folder of parquet shards; None takes $SUREFOOT_DATA or the hub.
+        resume: go on with the unfinished run in `path`.
+        find_source: gives the finished run of a source's recipe, for ensemble adversarial training.
+        on_step, on_epoch: told the progress, as in `training.fit`.
+
+    Raises:
+        ValueError: `path` holds another or a finished run, or a bad setting.
+        CheckpointError, TrainingDiverged: as in `training.fit`.
+    """
+    check_folder(recipe, path, resume)
+    dataset = load_recipe_data(recipe, data_dir)
+    model = build_recipe_model(recipe, dataset)
+    device = make_fabric(recipe.training).device
+    sources: dict[str, nn.Module] = {}
+    for name in source_names(recipe):
+        if find_source is None:
+            raise ValueError(f"{recipe.name} needs the model of {name}; train it first.")
+        sources[name] = load_run(find_source(name)).load_model(dataset).requires_grad_(False).to(device)
+    write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
+    return fit(
+        model,
+        dataset,
+        [with_sources(phase, sources) for phase in recipe.phases()],
+        recipe.training,
+        selection=recipe.selection(),
+        run_dir=path,
+        resume=resume,
+        on_step=on_step,
+        on_epoch=on_epoch,
+    )
+
+
+def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
+    """Refuse a folder whose run is finished, is another, or is unfinished where `resume` was not asked for.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if not (path / "recipe.json").exists():
+        if resume:
+            raise ValueError(f"{path} has no run to go on with; leave --resume out to start one.")
+        return
+    run = load_run(path)
+    done = run.epochs_done()
+    if done >= run.epochs():
+        raise ValueError(f"{path} holds a finished run, which is never overwritten; give another folder with --out.")
+    if not resume:
+        raise ValueError(
+            f"{path} holds a run that stopped after {done} of {run.epochs()} epochs; "
+            "go on with --resume, or give another folder with --out."
+        )
+    before, now = run.recipe.to_json(), recipe.to_json()
+    changed = [name for name in now if now[name] != before.get(name)]
+    if changed:
+        raise ValueError(
+            f"{path} was started with other settings ({', '.join(changed)}); resume it with the same ones, "
+            "or give another folder with --out."
+        )

@@ -1,0 +1,390 @@
+"""The training loop: phases of objectives, the best and the last epoch kept, resumable to the bit."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from surefoot.core.gradients import plain_module
+from surefoot.core.types import Attack, Objective
+from surefoot.data import Batches, Dataset
+from surefoot.evaluation import accuracy
+from surefoot.training.checkpoint import (
+    CheckpointError,
+    check_fits,
+    load_tensors,
+    load_weights,
+    save_tensors,
+    save_weights,
+    write_text,
+)
+from surefoot.training.schedules import SCHEDULES
+
+EVALUATION_BATCH = 500
+CHECK_EVERY = 50  # steps between looks at the loss; a look waits for the device
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss that is not finite: where it happened and what can be gone back to."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training under one objective.
+
+    Args:
+        objective: what is minimised.
+        epochs: passes over the training set, at least 1.
+        learning_rate: the base learning rate of this phase; None is the run's.
+    """
+
+    objective: Objective
+    epochs: int
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; it must be at least 1.")
+        check_learning_rate(self.learning_rate)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How an objective is minimised: SGD, its schedule, the batches and the machine."""
+
+    batch_size: int = 128
+    """Samples a step, over all devices together."""
+    learning_rate: float = 0.01
+    """Base learning rate of SGD; the schedule multiplies it."""
+    schedule: Literal["steps", "one-cycle", "constant"] = "steps"
+    """`steps`: a fifth from each further quarter of the run (the paper); `one-cycle`: up, then down to zero."""
+    momentum: float = 0.9
+    """Momentum of SGD, in [0, 1)."""
+    weight_decay: float = 5e-4
+    """L2 penalty of SGD, at least 0."""
+    augment: Literal["none", "crop-flip"] = "none"
+    """`crop-flip`: a random crop after padding by 4, and a horizontal flip."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is selected and saved; 0 is off."""
+    seed: int = 0
+    """Of the initial weights, the order of the samples and every random number of the training."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; `auto` takes an accelerator where there is one."""
+    devices: int = 1
+    """Number of devices (processes on a CPU), which share each batch."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: forward and backward in bfloat16 where that is safe; weights, losses and the update stay fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_learning_rate(self.learning_rate)
+        for name in ("momentum", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of at least 0.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; it is one of {', '.join(SCHEDULES)}.")
+
+
+def check_learning_rate(value: float | None) -> None:
+    """Refuse a learning rate that is not a finite number above 0."""
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"learning_rate is {value}; it must be a finite number above 0.")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came out: the epoch that was selected (from 1), its selection score, and a line an epoch."""
+
+    best_epoch: int
+    best_score: float
+    metrics: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How far a run is, given every few steps to `on_step`."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    classification: float
+    regularizer: float
+    images_per_second: float
+    seconds_left: float
+
+
+def make_fabric(config: FitConfig) -> Fabric:
+    """Fabric for these settings, launched.
+
+    Raises:
+        ValueError: the device that was asked for is not there.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but PyTorch sees no CUDA device here; use device 'cpu' or 'auto'.")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps', but PyTorch sees none here; use device 'cpu' or 'auto'.")
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
+    fabric = Fabric(
+        accelerator=config.device,
+        devices=config.devices,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    phases: Sequence[Phase],
+    config: FitConfig,
+    *,
+    selection: Attack | None = None,
+    run_dir: Path | None = None,
+    resume: bool = False,
+    on_step: Callable[[StepReport], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> FitResult:
+    """Minimise each phase's objective in turn; leave the selected epoch's weights in `model`.
+
+    After each epoch the accuracy on the validation split under `selection` is measured; the epoch with
+    the highest is selected (the paper: I-FGSM with 3 steps). With a `run_dir`, `model.safetensors` holds the
+    selected weights, `last.safetensors` the last ones, `metrics.jsonl` a line an epoch and `state.ckpt` all that
+    is needed to go on; each is written atomically after every epoch.
+
+    Args:
+        model: any module; trained in place.
+        dataset: `train` is fitted, `validation` selects the epoch; where it is empty, the last is selected.
+        phases: at least one.
+        config: how to train.
+        selection: the attack that selects the epoch; None selects by clean accuracy.
+        run_dir: where the run's files go; None keeps everything in memory.
+        resume: go on from `run_dir`'s `state.ckpt` where there is one, to the same weights as without a break
+            (bit-identical on a CPU with as many threads).
+        on_step: told the progress every few steps.
+        on_epoch: told the line of `metrics.jsonl` after each epoch.
+
+    Raises:
+        ValueError: a bad setting, or no phases.
+        CheckpointError: a state that is damaged, pickled, or of another run.
+        TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
+
+    Example:
+        >>> from surefoot.data import load
+        >>> from surefoot.models import build_model
+        >>> from surefoot.objectives import SatR3
+        >>> digits = load("digits")
+        >>> net = build_model("digits-net", num_classes=10, in_channels=1, image_size=8)
+        >>> phase = Phase(SatR3(eps=0.3, eps_low=0.1, lam=1.0, tau=0.4), epochs=1)
+        >>> fit(net, digits, [phase], FitConfig(device="cpu")).best_epoch
+        1
+    """
+    if not phases:
+        raise ValueError("phases is empty; give at least one Phase(objective, epochs).")
+    run = None if run_dir is None else Path(run_dir)
+    fabric = make_fabric(config)
+    device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
+
+    channels_last = any(parameter.dim() == 4 for parameter in model.parameters())
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = plain_module(model)
+    optimizer = torch.optim.SGD(
+        module.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=fabric.device.type != "mps",
+    )
+    wrapped, wrapped_optimizer = fabric.setup(module, optimizer)
+    average = None
+    if config.ema_decay:
+        average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    judged = module if average is None else average.module
+
+    batches = Batches(
+        dataset.train,
+        config.batch_size,
+        device=device,
+        shuffle=True,
+        seed=config.seed,
+        augment=config.augment,
+        channels_last=channels_last,
+    )
+    validation = Batches(dataset.validation, EVALUATION_BATCH, device=device, channels_last=channels_last)
+    schedule = [phase for phase in phases for _ in range(phase.epochs)]
+    factor = SCHEDULES[config.schedule]
+
+    metrics: list[dict[str, Any]] = []
+    best_epoch, best_score = 0, -1.0
+    best_weights: dict[str, Tensor] = {}
+    if resume and run is not None and (run / "state.ckpt").exists():
+        metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average)
+
+    started = time.perf_counter()
+    for epoch in range(len(metrics) + 1, len(schedule) + 1):
+        phase = schedule[epoch - 1]
+        base_rate = phase.learning_rate or config.learning_rate
+        torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + rank)  # so that resuming needs no generator state
+        history = torch.zeros(len(batches), 3, device=device)
+        epoch_started = time.perf_counter()
+        images = checked = 0
+        for step, (inputs, labels) in enumerate(batches.epoch(epoch)):
+            rate = base_rate * factor((epoch - 1 + step / len(batches)) / len(schedule))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            images += len(labels)
+            module.train()
+            with fabric.autocast():
+                terms = phase.objective(wrapped, inputs[rank::world], labels[rank::world])
+            optimizer.zero_grad()
+            fabric.backward(terms.loss)
+            wrapped_optimizer.step()
+            if average is not None:
+                average.update_parameters(module)
+            history[step] = torch.stack([terms.loss.detach(), terms.classification, terms.regularizer])
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(batches):
+                recent = history[checked : step + 1].cpu()
+                refuse_non_finite(recent, epoch, checked, rate, run)
+                checked = step + 1
+                if on_step is not None:
+                    speed = images / (time.perf_counter() - epoch_started)
+                    left = len(batches) * (len(schedule) - epoch + 1) - step - 1
+                    on_step(
+                        StepReport(
+                            epoch,
+                            len(schedule),
+                            step + 1,
+                            len(batches),
+                            *(float(value) for value in recent.mean(dim=0)),
+                            images_per_second=speed,
+                            seconds_left=left * config.batch_size / speed,
+                        )
+                    )
+        train_seconds = time.perf_counter() - epoch_started
+
+        clean = robust = math.nan
+        if len(dataset.validation.labels):
+            with fabric.autocast():
+                clean = accuracy(judged, validation)
+                robust = clean if selection is None else accuracy(judged, validation, selection)
+        score = float(epoch) if math.isnan(robust) else robust
+        means = history.mean(dim=0).tolist()
+        line = {
+            "epoch": epoch,
+            "objective": type(phase.objective).__name__,
+            "learning_rate": rate,
+            "loss": means[0],
+            "classification": means[1],
+            "regularizer": means[2],
+            "validation_clean_accuracy": None if math.isnan(clean) else clean,
+            "validation_robust_accuracy": None if math.isnan(robust) else robust,
+            "images_per_second": images / train_seconds,
+            "train_seconds": train_seconds,
+            "seconds": time.perf_counter() - epoch_started,
+            "selected": score > best_score,
+        }
+        metrics.append(line)
+        if score > best_score:
+            best_epoch, best_score = epoch, score
+            if run is None:
+                best_weights = {name: tensor.clone() for name, tensor in judged.state_dict().items()}
+            elif rank == 0:
+                save_weights(judged, run / "model.safetensors")
+        if run is not None and rank == 0:
+            save_weights(judged, run / "last.safetensors")
+            write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
+            save_state(run / "state.ckpt", module, optimizer, average, metrics, best_epoch, best_score)
+        if on_epoch is not None and rank == 0:
+            on_epoch(line)
+
+    fabric.barrier()
+    if run is not None:
+        load_weights(module, run / "model.safetensors")
+    else:
+        module.load_state_dict(best_weights)
+    return FitResult(best_epoch, best_score, metrics, time.perf_counter() - started)
+
+
+def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate: float, run: Path | None) -> None:
+    """Stop at the first loss in `history [steps, 3]` that is not finite.
+
+    Raises:
+        TrainingDiverged: naming the epoch, the step, the learning rate and the last good checkpoint.
+    """
+    bad = (~history[:, 0].isfinite()).nonzero()
+    if len(bad) == 0:
+        return
+    step = first_step + int(bad[0])
+    if run is None or epoch == 1:
+        back = "there is no checkpoint yet"
+    else:
+        back = f"the last good checkpoint is {run / 'state.ckpt'}, after epoch {epoch - 1}"
+    raise TrainingDiverged(
+        f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
+        f"{rate:.4g}; {back}. Train again with a smaller learning rate (or fewer bits less: precision fp32)."
+    )
+
+
+def training_tensors(module: nn.Module, optimizer: Optimizer, average: nn.Module | None) -> dict[str, Tensor]:
+    """Every tensor that training goes on from, under one name each; momentum buffers are made where missing."""
+    tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        state = optimizer.state[parameter]
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        tensors[f"momentum.{name}"] = state["momentum_buffer"]
+    if average is not None:
+        tensors.update({f"average.{name}": tensor for name, tensor in average.state_dict().items()})
+    return tensors
+
+
+def save_state(
+    path: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    average: nn.Module | None,
+    metrics: list[dict[str, Any]],
+    best_epoch: int,
+    best_score: float,
+) -> None:
+    """Write all that training goes on from, atomically."""
+    about = {"metrics": metrics, "best_epoch": best_epoch, "best_score": best_score}
+    save_tensors(path, training_tensors(module, optimizer, average), about)
+
+
+def load_state(
+    path: Path, module: nn.Module, optimizer: Optimizer, average: nn.Module | None
+) -> tuple[list[dict[str, Any]], int, float]:
+    """Put a saved state back in place; gives the lines so far, the best epoch and its score.
+
+    Raises:
+        CheckpointError: a damaged or pickled file, weights alone, or another model.
+    """
+    tensors, about = load_tensors(path)
+    if not {"metrics", "best_epoch", "best_score"} <= about.keys():
+        raise CheckpointError(f"{path} is no training state; give the state.ckpt of a run.")
+    wanted = training_tensors(module, optimizer, average)
+    check_fits(path, tensors, wanted)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(tensors[name])
+    return about["metrics"], about["best_epoch"], about["best_score"]

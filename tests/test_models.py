@@ -1,0 +1,533 @@
+"""Every network of the registry: its size, its shape, its gradients; and models from anywhere else."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from surefoot.models import MODELS, ModelSpec, Normalize, build_model, load_factory
+from surefoot.models.densenet import DenseLayer
+from surefoot.models.layers import Classifier
+from surefoot.models.resnet import PreActBlock
+
+ALL = sorted(MODELS)
+SMALL = ["lenet-plus", "mnist-a", "mnist-b", "mnist-c", "mnist-d", "digits-net"]
+EVERY_KIND = [*SMALL, "resnet-18", "preact-resnet-18", "vgg-11", "densenet-bc-100"]
+STEMMED = ["wrn-28-10", "resnet-18", "resnet-34", "resnet-50", "preact-resnet-18", "densenet-bc-100"]
+SIDE = 20  # above what mnist-b needs, small enough for the deep networks to take a moment only
+
+
+def on_meta(name: str, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> nn.Module:
+    """A network without memory for its weights: sizes and shapes at no cost."""
+    with torch.device("meta"):
+        return build_model(name, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def tiny(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(name, num_classes=7, in_channels=2, image_size=SIDE)
+
+
+def examples(count: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(count, 2, SIDE, SIDE, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+# Table 1, layer by layer: kernel height x width x input maps x output maps + biases.
+BY_HAND = {
+    "lenet-plus": (5 * 5 * 32 + 32) + (5 * 5 * 32 * 64 + 64) + (7 * 7 * 64 * 1024 + 1024) + (1024 * 10 + 10),
+    "mnist-a": (5 * 5 * 64 + 64) + (5 * 5 * 64 * 64 + 64) + (20 * 20 * 64 * 128 + 128) + (128 * 10 + 10),
+    "mnist-b": (8 * 8 * 64 + 64)
+    + (6 * 6 * 64 * 128 + 128)
+    + (5 * 5 * 128 * 128 + 128)
+    + (12 * 12 * 128 * 10 + 10),
+    "mnist-c": (3 * 3 * 128 + 128) + (3 * 3 * 128 * 64 + 64) + (5 * 5 * 64 * 128 + 128) + (128 * 10 + 10),
+    "mnist-d": (28 * 28 * 300 + 300) + 3 * (300 * 300 + 300) + (300 * 10 + 10),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_mnist_networks_have_the_size_of_table_1(name: str) -> None:
+    model = on_meta(name, in_channels=1, image_size=28)
+    assert size(model) == BY_HAND[name]
+
+
+def test_lenet_plus_has_the_published_size() -> None:
+    assert BY_HAND["lenet-plus"] == 3_274_634
+
+
+# With 10 classes. The exact numbers are held so that no change passes unseen; the published ones, in
+# millions, say that they are right.
+@pytest.mark.parametrize(
+    ("name", "exact", "published"),
+    [
+        ("wrn-28-10", 36_479_194, 36.5),
+        ("resnet-18", 11_173_962, 11.17),
+        ("resnet-34", 21_282_122, 21.28),
+        ("resnet-50", 23_520_842, 23.5),
+        ("preact-resnet-18", 11_172_170, 11.17),
+        ("vgg-11", 9_228_362, 9.2),
+        ("vgg-13", 9_413_066, 9.4),
+        ("vgg-19", 20_035_018, 20.0),
+        ("densenet-bc-100", 769_162, 0.77),
+    ],
+)
+def test_sizes_for_small_images(name: str, exact: int, published: float) -> None:
+    assert size(on_meta(name)) == exact
+    decimals = len(str(published).split(".")[1])
+    assert round(exact / 1e6, decimals) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("resnet-18", 11_689_512), ("resnet-34", 21_797_672), ("resnet-50", 25_557_032)]
+)
+def test_sizes_for_imagenet(name: str, published: int) -> None:
+    assert size(on_meta(name, num_classes=1000, image_size=224)) == published
+
+
+def described(layer: nn.Module) -> str:
+    match layer:
+        case nn.Conv2d():
+            return f"conv {layer.out_channels} {layer.kernel_size[0]} pad {layer.padding[0]}"
+        case nn.Dropout():
+            return f"dropout {layer.p}"
+        case nn.Linear():
+            return f"fc {layer.out_features}"
+        case nn.MaxPool2d():
+            return f"pool {layer.kernel_size}"
+    return type(layer).__name__.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        (
+            "lenet-plus",
+            "conv 32 5 pad 2, relu, pool 2, conv 64 5 pad 2, relu, pool 2, flatten, fc 1024, relu, fc 10",
+        ),
+        (
+            "mnist-a",
+            "conv 64 5 pad 0, relu, conv 64 5 pad 0, relu, dropout 0.25, flatten, fc 128, relu, dropout 0.5, "
+            "fc 10",
+        ),
+        (
+            "mnist-b",
+            "dropout 0.2, conv 64 8 pad 0, relu, conv 128 6 pad 0, relu, conv 128 5 pad 0, relu, "
+            "dropout 0.5, flatten, fc 10",
+        ),
+        (
+            "mnist-c",
+            "conv 128 3 pad 0, tanh, pool 2, conv 64 3 pad 0, tanh, pool 2, flatten, fc 128, relu, fc 10",
+        ),
+        ("mnist-d", "flatten, " + 4 * "fc 300, relu, dropout 0.5, " + "fc 10"),
+    ],
+)
+def test_layers_are_those_of_table_1(name: str, layers: str) -> None:
+    assert ", ".join(map(described, on_meta(name, in_channels=1, image_size=28).children())) == layers
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("wrn-28-10", 28 - 2),  # 28 counts the 3 projections, but not the last layer
+        ("resnet-18", 18),
+        ("resnet-34", 34),
+        ("resnet-50", 50),
+        ("preact-resnet-18", 18),
+        ("vgg-11", 11 - 2),  # one linear layer in place of three
+        ("vgg-13", 13 - 2),
+        ("vgg-19", 19 - 2),
+        ("densenet-bc-100", 100),
+    ],
+)
+def test_depth(name: str, depth: int) -> None:
+    layers = [
+        key
+        for key, module in on_meta(name).named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and "shortcut" not in key and "projection" not in key
+    ]
+    assert len(layers) == depth
+
+
+@pytest.mark.parametrize(
+    ("name", "maps", "sides"),
+    [
+        # sides of the last feature maps at 28, 32, 64 and 224 pixels
+        ("wrn-28-10", 640, (7, 8, 16, 14)),
+        ("resnet-18", 512, (4, 4, 8, 7)),
+        ("resnet-34", 512, (4, 4, 8, 7)),
+        ("resnet-50", 2048, (4, 4, 8, 7)),
+        ("preact-resnet-18", 512, (4, 4, 8, 7)),
+        ("vgg-11", 512, (1, 1, 2, 7)),
+        ("vgg-13", 512, (1, 1, 2, 7)),
+        ("vgg-19", 512, (1, 1, 2, 7)),
+        ("densenet-bc-100", 342, (7, 8, 16, 14)),
+    ],
+)
+def test_last_feature_maps(name: str, maps: int, sides: tuple[int, ...]) -> None:
+    seen: list[tuple[int, ...]] = []
+    for image_size in (28, 32, 64, 224):
+        model = on_meta(name, image_size=image_size).eval()
+        classifier = next(module for module in model.modules() if isinstance(module, Classifier))
+        classifier.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+        assert model(torch.empty(2, 3, image_size, image_size, device="meta")).shape == (2, 10)
+    assert seen == [(2, maps, side, side) for side in sides]
+
+
+@pytest.mark.parametrize("name", STEMMED)
+def test_imagenet_stem_above_64_pixels(name: str) -> None:
+    def first(image_size: int) -> nn.Conv2d:
+        modules = on_meta(name, image_size=image_size).modules()
+        return next(module for module in modules if isinstance(module, nn.Conv2d))
+
+    assert (first(64).kernel_size, first(64).stride) == ((3, 3), (1, 1))
+    assert (first(65).kernel_size, first(65).stride) == ((7, 7), (2, 2))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model, inputs = tiny(name), examples().requires_grad_()
+    logits = model(inputs)
+    assert logits.shape == (2, 7)
+    wanted = {"inputs": inputs, **dict(model.named_parameters())}
+    gradients = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([0, 1])), list(wanted.values()))
+    for key, gradient in zip(wanted, gradients, strict=True):
+        assert gradient.isfinite().all(), key
+        assert gradient.count_nonzero() > 0, key
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_input_gradient_alone_in_evaluation_mode(name: str) -> None:
+    model, inputs = tiny(name).eval(), examples().requires_grad_()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    (gradient,) = torch.autograd.grad(model(inputs)[:, 0].sum(), inputs)  # no loss that may saturate
+    assert gradient.isfinite().all()
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_example_by_example_equals_the_batch(name: str) -> None:
+    model, inputs = tiny(name).double().eval(), examples(3, torch.float64)
+    with torch.no_grad():
+        together, alone = model(inputs), torch.cat([model(one[None]) for one in inputs])
+    torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-10)
+    assert (together[0] - together[1]).abs().max() > 1e-6, "the logits do not depend on the input"
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_channels_last_and_bfloat16(name: str) -> None:
+    model, inputs = tiny(name).eval(), examples()
+    with torch.no_grad():
+        expected = model(inputs)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        last = model(inputs.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(last, expected, rtol=1e-3, atol=1e-4)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = model(inputs)
+    assert low.dtype == torch.bfloat16
+    assert F.cosine_similarity(low.float(), expected).min() > 0.98
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("image_size", [17, 29, 40])
+def test_small_networks_fit_other_sizes(name: str, image_size: int) -> None:
+    model = on_meta(name, num_classes=3, in_channels=4, image_size=image_size)
+    assert model(torch.empty(2, 4, image_size, image_size, device="meta")).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("lenet-plus", 4),
+        ("mnist-a", 9),
+        ("mnist-b", 17),
+        ("mnist-c", 10),
+        ("digits-net", 2),
+        ("densenet-bc-100", 4),
+    ],
+)
+def test_smallest_image(name: str, least: int) -> None:
+    model = on_meta(name, image_size=least).eval()
+    assert model(torch.empty(2, 3, least, least, device="meta")).shape == (2, 10)
+    with pytest.raises(
+        ValueError, match=f"{name} needs images of at least {least} pixels a side, got {least - 1}"
+    ):
+        on_meta(name, image_size=least - 1)
+
+
+@pytest.mark.parametrize("name", ["digits-net", "densenet-bc-100"])
+def test_weights_follow_the_seed(name: str) -> None:
+    first, again = tiny(name), tiny(name)
+    torch.manual_seed(1)
+    other = build_model(name, num_classes=7, in_channels=2, image_size=SIDE)
+    for one, same, different in zip(first.parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, same)
+        if one.ndim > 1:  # batch-norm always starts at 1 and 0
+            assert not torch.equal(one, different)
+
+
+def test_preact_block_activates_before_its_projection() -> None:
+    torch.manual_seed(0)
+    block, inputs = PreActBlock(3, 5, stride=2).eval(), torch.randn(2, 3, 6, 6)
+    active = F.relu(inputs / (1 + 1e-5) ** 0.5)  # batch-norm as it starts: mean 0, variance 1
+    first, second = (module.weight for module in block.body if isinstance(module, nn.Conv2d))
+    assert block.projection is not None
+    hidden = F.relu(F.conv2d(active, first, stride=2, padding=1) / (1 + 1e-5) ** 0.5)
+    expected = F.conv2d(hidden, second, padding=1) + F.conv2d(active, block.projection.weight, stride=2)
+    torch.testing.assert_close(block(inputs), expected)
+
+
+def test_preact_block_keeps_its_input_where_it_can() -> None:
+    block, inputs = PreActBlock(3, 3, stride=1).eval(), torch.randn(2, 3, 6, 6)
+    for parameter in block.body.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(block(inputs), inputs)
+
+
+def test_dense_layer_keeps_its_inputs() -> None:
+    inputs = torch.randn(2, 5, 4, 4)
+    outputs = DenseLayer(5, growth=3)(inputs)
+    assert outputs.shape == (2, 8, 4, 4)
+    assert torch.equal(outputs[:, :5], inputs)
+
+
+# --- normalisation ---
+
+
+def test_normalize_by_hand() -> None:
+    inputs = torch.rand(2, 3, 4, 4, requires_grad=True)
+    outputs = Normalize([0.1, 0.2, 0.3], [0.5, 0.25, 2.0])(inputs)
+    by_hand = torch.stack(
+        [(inputs[:, 0] - 0.1) / 0.5, (inputs[:, 1] - 0.2) / 0.25, (inputs[:, 2] - 0.3) / 2.0], dim=1
+    )
+    torch.testing.assert_close(outputs, by_hand)
+    (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
+    torch.testing.assert_close(gradient[0, :, 0, 0], torch.tensor([2.0, 4.0, 0.5]))
+
+
+def test_normalisation_lives_inside_the_model() -> None:
+    mean, std = [0.4, 0.5], [0.2, 0.3]
+    torch.manual_seed(0)
+    model = build_model("digits-net", num_classes=7, in_channels=2, image_size=SIDE, mean=mean, std=std)
+    network = tiny("digits-net")
+    inputs = examples()
+    by_hand = (inputs - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(model(inputs), network(by_hand))
+    assert model.double()(inputs.double()).dtype == torch.float64
+
+
+def test_normalisation_is_saved_with_the_weights() -> None:
+    def build(mean: float, std: float) -> nn.Module:
+        return build_model(
+            "digits-net", num_classes=7, in_channels=2, image_size=SIDE, mean=[mean], std=[std]
+        )
+
+    saved, other = build(0.4, 0.2), build(0.0, 1.0)
+    other.load_state_dict(saved.state_dict())
+    assert torch.equal(saved(examples()), other(examples()))
+
+
+def test_mean_or_std_alone() -> None:
+    for given, expected in (({"mean": [0.5]}, (0.5, 1.0)), ({"std": [0.5]}, (0.0, 0.5))):
+        model = build_model("digits-net", num_classes=7, in_channels=2, image_size=SIDE, **given)
+        layer = next(module for module in model.modules() if isinstance(module, Normalize))
+        assert (layer.mean.item(), layer.std.item()) == expected
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "words"),
+    [
+        ([0.1, 0.2], [1.0], "mean must hold 1 or 3 numbers for 3-channel images, got 2"),
+        ([0.1], [1.0, 1.0, 1.0, 1.0], "std must hold 1 or 3 numbers for 3-channel images, got 4"),
+        ([0.1], [1.0, 0.0, 1.0], "std must be above 0 in every channel"),
+        ([0.1], [-1.0], "std must be above 0 in every channel"),
+        ([float("nan")], [1.0], "mean must hold finite numbers"),
+        ([0.1], [float("inf")], "std must hold finite numbers"),
+    ],
+)
+def test_wrong_normalisation(mean: list[float], std: list[float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_model("digits-net", num_classes=7, in_channels=3, image_size=8, mean=mean, std=std)
+
+
+def test_normalize_refuses_an_empty_list() -> None:
+    with pytest.raises(ValueError, match="mean must hold finite numbers, one a channel"):
+        Normalize([], [1.0])
+
+
+# --- names ---
+
+
+def test_registry_keys_are_the_names() -> None:
+    assert [spec.name for spec in MODELS.values()] == list(MODELS)
+    assert all(spec.paper_name and spec.description and spec.source for spec in MODELS.values())
+
+
+def test_a_spec_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        MODELS["mnist-a"].name = "other"  # type: ignore[misc]
+    assert isinstance(MODELS["mnist-a"], ModelSpec)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("lenet", "no network is named 'lenet'; did you mean lenet-plus?"),
+        ("ResNet18", "did you mean resnet-18?"),
+        ("wrn_28_10", "did you mean wrn-28-10?"),
+        ("zzz", "the networks are lenet-plus, mnist-a"),
+        ("", "package.module:factory"),
+        ("my_model.make", "package.module:factory"),
+    ],
+)
+def test_unknown_name(name: str, words: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are compared below, signs and all
+        build_model(name, num_classes=10, in_channels=1, image_size=28)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("num_classes", 1, "num_classes must be at least 2, got 1"),
+        ("in_channels", 0, "in_channels must be at least 1, got 0"),
+        ("image_size", 0, "image_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_numbers(field: str, value: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        on_meta("digits-net", **{field: value})
+
+
+# --- factories of one's own ---
+
+USER_MODULE = """
+import torch
+from torch import nn
+
+def make(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, num_classes))
+
+def fixed():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 5))
+
+def forwards(**options):
+    return make(**options)
+
+def positional(num_classes=3, /):
+    return make(num_classes)
+
+def needy(num_classes, width):
+    return make(num_classes)
+
+def wrong(num_classes):
+    return [num_classes]
+
+def broken(num_classes):
+    raise ZeroDivisionError("a fault of the user's own")
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes: int = 10):
+        super().__init__(nn.Flatten(), nn.Linear(4, num_classes))
+
+    @classmethod
+    def wide(cls, num_classes):
+        return cls(num_classes)
+
+network = Net()
+number = 3
+"""
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Write modules into the current directory, as users do, and forget them afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(name: str, text: str) -> None:
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    yield write
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("factory", "classes"),
+    [("make", 6), ("fixed", 5), ("forwards", 6), ("positional", 3), ("Net", 6), ("Net.wide", 6)],
+)
+def test_factory_in_the_current_directory(
+    write_module: Callable[[str, str], None], factory: str, classes: int
+) -> None:
+    write_module("my_model", USER_MODULE)
+    model = build_model(f"my_model:{factory}", num_classes=6, in_channels=1, image_size=2)
+    assert model(torch.rand(2, 1, 2, 2)).shape == (2, classes)
+
+
+def test_factory_in_a_package_with_normalisation(write_module: Callable[[str, str], None]) -> None:
+    write_module("my_package/networks", USER_MODULE)
+    model = build_model(
+        "my_package.networks:make", num_classes=6, in_channels=1, image_size=2, mean=[0.5], std=[0.5]
+    )
+    assert isinstance(next(model.children()), Normalize)
+    assert load_factory("my_package.networks:make") is sys.modules["my_package.networks"].make
+
+
+def test_what_is_installed_goes_before_the_current_directory(
+    write_module: Callable[[str, str], None],
+) -> None:
+    write_module("colorsys", "def rgb_to_hsv(): return 'shadowed'")
+    assert load_factory("colorsys:rgb_to_hsv")(1, 1, 1) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("my_modle:make", "no module named my_modle is installed or lies in"),
+        ("my_model.deeper:make", "no module named my_model.deeper"),
+        ("my_model:mke", "has no attribute 'mke'; did you mean make?"),
+        ("my_model:zzzzzz", "has no attribute 'zzzzzz'; check its spelling"),
+        ("my_model:number", "is of type int, not a function or class that makes a model"),
+        ("my_model:network", "is of type Net, not a function or class that makes a model"),
+        ("my_model:wrong", "returned list, not a torch.nn.Module"),
+        ("my_model:needy", "missing a required argument: 'width'"),
+        ("my_model.py:make", "write my_model:make and run from the folder"),
+        ("./nets/my_model.py:make", "write nets.my_model:make and run from the folder"),
+        ("my_model:", "not of the form package.module:factory"),
+        (":make", "not of the form package.module:factory"),
+        ("my model:make", "not of the form package.module:factory"),
+        ("lacking:make", "module lacking imports surely_not_installed, which is not installed"),
+        ("faulty:make", "module faulty fails while it is imported, with KeyError: 'x'"),
+        ("unreadable:make", "module unreadable fails while it is imported, with SyntaxError"),
+    ],
+)
+def test_wrong_factory(write_module: Callable[[str, str], None], name: str, words: str) -> None:
+    write_module("my_model", USER_MODULE)
+    write_module("lacking", "import surely_not_installed")
+    write_module("faulty", "{}['x']")
+    write_module("unreadable", "def make(:")
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are compared below, signs and all
+        build_model(name, num_classes=6, in_channels=1, image_size=2)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fault_inside_the_factory_stays_the_users_own(write_module: Callable[[str, str], None]) -> None:
+    write_module("my_model", USER_MODULE)
+    with pytest.raises(ZeroDivisionError, match="a fault of the user's own"):
+        build_model("my_model:broken", num_classes=6, in_channels=1, image_size=2)
