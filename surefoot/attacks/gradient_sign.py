@@ -53,7 +53,9 @@ def ascend(
     if targets.is_inference():  # autograd saves them, which it refuses for tensors made under inference_mode
         targets = targets.clone()
     momentum = torch.zeros_like(inputs) if decay is not None else None
-    result, rows = (adv_inputs.clone(), torch.arange(len(inputs), device=inputs.device)) if stop_when_fooled else (None, None)
+    result, rows = (
+        (adv_inputs.clone(), torch.arange(len(inputs), device=inputs.device)) if stop_when_fooled else (None, None)
+    )
     for _ in range(steps):
         gradient, logits = input_gradient(model, adv_inputs, lambda z, t=targets: loss(z, t))  # type: ignore[misc]
         if momentum is not None:
@@ -307,7 +309,8 @@ class PGD:
             check_radius("start_radius", self.start_radius)
         if self.restarts > 1 and not self.random_start:
             raise ValueError(
-                f"restarts is {self.restarts} without a random start; every run would be the same, so give random_start=True."
+                f"restarts is {self.restarts} without a random start, so every run would be the same; "
+                "give random_start=True or restarts=1."
             )
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -318,14 +321,22 @@ class PGD:
                 return best
             fooled, losses = self._score(frozen, best, labels)
             for _ in range(self.restarts - 1):
-                rows = (~fooled).nonzero().squeeze(1) if self.stop_when_fooled else torch.arange(len(inputs), device=inputs.device)
+                rows = (
+                    (~fooled).nonzero().squeeze(1)
+                    if self.stop_when_fooled
+                    else torch.arange(len(inputs), device=inputs.device)
+                )
                 if len(rows) == 0:
                     break
                 adv_inputs = self._run(frozen, inputs[rows], labels[rows])
                 now_fooled, now_losses = self._score(frozen, adv_inputs, labels[rows])
                 better = torch.where(now_fooled == fooled[rows], now_losses > losses[rows], now_fooled)
                 rows = rows[better]
-                best[rows], fooled[rows], losses[rows] = adv_inputs[better], now_fooled[better], now_losses[better]
+                best[rows], fooled[rows], losses[rows] = (
+                    adv_inputs[better],
+                    now_fooled[better],
+                    now_losses[better],
+                )
             return best
 
     def _run(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

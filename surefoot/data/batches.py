@@ -59,9 +59,7 @@ class Batches:
     ) -> None:
         images, labels = split
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(
-                f"images must be uint8 [n, c, h, w], got {images.dtype} of shape {tuple(images.shape)}"
-            )
+            raise ValueError(f"images must be uint8 [n, c, h, w], got {images.dtype} of shape {tuple(images.shape)}")
         if labels.dtype != torch.int64 or labels.ndim != 1:
             raise ValueError(f"labels must be int64 [n], got {labels.dtype} of shape {tuple(labels.shape)}")
         if len(images) != len(labels):

@@ -68,8 +68,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         sizes = (
-            f"train={len(self.train.labels)}, validation={len(self.validation.labels)}, "
-            f"test={len(self.test.labels)}"
+            f"train={len(self.train.labels)}, validation={len(self.validation.labels)}, test={len(self.test.labels)}"
         )
         shape = f"{self.in_channels}x{self.image_size}x{self.image_size}"
         return f"Dataset({self.name!r}, {sizes}, {self.num_classes} classes, {shape})"
@@ -170,18 +169,14 @@ def load(
     else:
         near = get_close_matches(name.lower(), [*DATASETS, "imagefolder:PATH"], n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"unknown data set {name!r}: {hint}known are {', '.join(DATASETS)} and imagefolder:PATH"
-        )
+        raise ValueError(f"unknown data set {name!r}: {hint}known are {', '.join(DATASETS)} and imagefolder:PATH")
     contents = open_or_build(cache_root(cache_dir), plan.entry(), lambda staging: _build(plan, staging))
     train, validation, _ = contents.sizes
     ends = (0, train, train + validation, len(contents.labels))
     train_split, validation_split, test_split = (
         Split(contents.images[start:stop], contents.labels[start:stop]) for start, stop in pairwise(ends)
     )
-    return Dataset(
-        name, train_split, validation_split, test_split, len(contents.class_names), contents.class_names
-    )
+    return Dataset(name, train_split, validation_split, test_split, len(contents.class_names), contents.class_names)
 
 
 # Plans: what would be cached, found out without reading any image
@@ -283,14 +278,10 @@ def _find_shards(spec: DatasetSpec, data_dir: Path) -> tuple[list[Path], list[Pa
     return train, test
 
 
-def _list_images(
-    root: Path, num_classes: int | None, seed: int
-) -> tuple[tuple[str, ...], list[tuple[int, int, Path]]]:
+def _list_images(root: Path, num_classes: int | None, seed: int) -> tuple[tuple[str, ...], list[tuple[int, int, Path]]]:
     """The chosen classes, and part, label and path of each of their images."""
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"the image folder {root} does not exist: give a folder with a folder a class"
-        )
+        raise FileNotFoundError(f"the image folder {root} does not exist: give a folder with a folder a class")
     # A folder named train is a part if it holds class folders, and a class of its own if it holds images.
     if _folders(root / "train"):
         parts = {_TRAIN: root / "train"}
@@ -319,9 +310,7 @@ def _list_images(
         there = tuple(f.name for f in _folders(folder))
         if there != class_names:
             odd = ", ".join(sorted(set(there) ^ set(class_names))[:5])
-            raise ValueError(
-                f"{folder} and {parts[_TRAIN]} must have the same class folders, but differ in {odd}"
-            )
+            raise ValueError(f"{folder} and {parts[_TRAIN]} must have the same class folders, but differ in {odd}")
         for label, class_name in enumerate(class_names[i] for i in chosen):
             images = [
                 Path(place, name)
@@ -330,9 +319,7 @@ def _list_images(
                 if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
             ]
             if not images:
-                raise ValueError(
-                    f"the class folder {folder / class_name} has no images: add some or remove the folder"
-                )
+                raise ValueError(f"the class folder {folder / class_name} has no images: add some or remove the folder")
             files += [(part, label, path) for path in sorted(images)]
     return tuple(class_names[i] for i in chosen), files
 
@@ -369,9 +356,7 @@ def _open_parquet(spec: DatasetSpec, shards: tuple[list[Path], list[Path]], scra
     with _no_progress_bars():
         for paths in shards:
             try:
-                parts.append(
-                    datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(scratch))
-                )
+                parts.append(datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(scratch)))
             except Exception as error:
                 where = paths[0].parent
                 raise ValueError(
@@ -408,9 +393,7 @@ def _hub_source(spec: DatasetSpec, train: Any, test: Any) -> _Source:
                 )
     images = [part.select_columns([spec.image_column]) for part in (train, test)]
     together = datasets.concatenate_datasets(images)
-    labels = [
-        np.asarray(part.data.column(spec.label_column).to_numpy(), dtype=np.int64) for part in (train, test)
-    ]
+    labels = [np.asarray(part.data.column(spec.label_column).to_numpy(), dtype=np.int64) for part in (train, test)]
     named = getattr(train.features[spec.label_column], "names", None)
     class_names = named or [str(label) for label in range(int(max(part.max() for part in labels)) + 1)]
     return _Source(
@@ -426,9 +409,7 @@ def _hub_source(spec: DatasetSpec, train: Any, test: Any) -> _Source:
     )
 
 
-def _open_imagefolder(
-    class_names: tuple[str, ...], files: list[tuple[int, int, Path]], scratch: Path
-) -> _Source:
+def _open_imagefolder(class_names: tuple[str, ...], files: list[tuple[int, int, Path]], scratch: Path) -> _Source:
     import datasets
 
     decode = datasets.Image().decode_example
@@ -504,9 +485,7 @@ def _arrange(
 
     Each split is one run of the file, so that it can be a slice of the mapping.
     """
-    train, validation, test = (
-        np.flatnonzero((parts == part) & (labels >= 0)) for part in (_TRAIN, _VALIDATION, _TEST)
-    )
+    train, validation, test = (np.flatnonzero((parts == part) & (labels >= 0)) for part in (_TRAIN, _VALIDATION, _TEST))
     tenth = max(1, len(train) // 10)
     if not len(test):
         size = tenth if plan.test_size is None else plan.test_size
@@ -566,9 +545,7 @@ def _write(plan: _Plan, source: _Source, rows: NDArray[np.int64], path: Path) ->
     places = np.argsort(rows)
     # In threads: Pillow decodes and resizes without the GIL.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        decoding = [
-            pool.submit(decode, places[start : start + _BATCH]) for start in range(0, len(places), _BATCH)
-        ]
+        decoding = [pool.submit(decode, places[start : start + _BATCH]) for start in range(0, len(places), _BATCH)]
         try:
             for batch in decoding:
                 batch.result()

@@ -31,9 +31,7 @@ class DatasetSpec:
 DATASETS: dict[str, DatasetSpec] = {
     "digits": DatasetSpec("digits", 10, 1, 8, validation_size=240, test_size=360),
     "mnist": DatasetSpec("mnist", 10, 1, 28, validation_size=10_000, hub_id="ylecun/mnist"),
-    "cifar10": DatasetSpec(
-        "cifar10", 10, 3, 32, validation_size=10_000, hub_id="uoft-cs/cifar10", image_column="img"
-    ),
+    "cifar10": DatasetSpec("cifar10", 10, 3, 32, validation_size=10_000, hub_id="uoft-cs/cifar10", image_column="img"),
     # The hub's copy has 200 classes, of which num_classes are kept, and no labelled test images but "valid".
     "tiny-imagenet-100": DatasetSpec(
         "tiny-imagenet-100",

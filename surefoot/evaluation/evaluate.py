@@ -83,7 +83,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def fields_of(attack: Attack) -> dict[str, Any]:
+def fields_of(attack: Attack | None) -> dict[str, Any]:
     """An attack's settings as JSON values; a loss that is a function becomes its name."""
 
     def plain(value: Any) -> Any:
@@ -149,6 +149,7 @@ def evaluate(
     source: nn.Module | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    on_record: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Clean accuracy and accuracy under each attack, as records.
 
@@ -166,6 +167,7 @@ def evaluate(
         source: crafts the samples in the black-box setting; then every attack runs to its last step.
         about: further fields of `Record`: recipe, seed, dataset, split, source, precision, commit.
         progress: told what runs and how far it is.
+        on_record: given each record as soon as its attack is done.
 
     Returns:
         The clean record first, then one an attack, in order.
@@ -199,31 +201,28 @@ def evaluate(
         raise ValueError("there are no samples to evaluate on.")
     records: list[Record] = []
     clean_right: list[Tensor] = []
-    for attack in [None, *attacks]:
+    everybody = last_iterate or source is not None
+    for attack in [None, *(attack if everybody else stopping_early(attack) for attack in attacks)]:
         name = "clean" if attack is None else type(attack).__name__
         started = time.perf_counter()
-        survivors = done = fooled = 0
+        survivors = fooled = done = 0
         length = 0.0
-        device = torch.device("cpu")
         with seeded(seed), PassCounter(module) as counter:
             for number, (inputs, labels) in enumerate(batches):
-                device = inputs.device
                 if attack is None:
                     check_batch(inputs, labels)
-                    right = predictions(model, inputs) == labels
-                    clean_right.append(right)
-                    survivors += int(right.sum())
+                    clean_right.append(predictions(model, inputs) == labels)
+                    survivors += int(clean_right[-1].sum())
                 else:
-                    everybody = last_iterate or source is not None
-                    rows = torch.ones_like(labels, dtype=torch.bool) if everybody else clean_right[number]
+                    rows = torch.ones_like(clean_right[number]) if everybody else clean_right[number]
                     if rows.any():
-                        kept = attack if everybody else stopping_early(attack)
-                        adv_inputs = kept(source if source is not None else model, inputs[rows], labels[rows])
-                        right = predictions(model, adv_inputs) == labels[rows]
+                        kept, targets = inputs[rows], labels[rows]
+                        adv_inputs = attack(model if source is None else source, kept, targets)
+                        right = predictions(model, adv_inputs) == targets
                         newly_fooled = ~right & clean_right[number][rows]
                         survivors += int(right.sum())
                         fooled += int(newly_fooled.sum())
-                        length += float(l2_distance(adv_inputs, inputs[rows])[newly_fooled].sum())
+                        length += float(l2_distance(adv_inputs, kept)[newly_fooled].sum())
                 done += len(labels)
                 if progress is not None:
                     progress(name, done, total)
@@ -237,7 +236,7 @@ def evaluate(
                 **known,
                 num_examples=total,
                 attack=None if attack is None else name,
-                attack_fields={} if attack is None else fields_of(attack if everybody else stopping_early(attack)),
+                attack_fields=fields_of(attack),
                 clean_accuracy=sum(int(right.sum()) for right in clean_right) / total,
                 robust_accuracy=survivors / total,
                 robust_interval=wilson_interval(survivors, total),
@@ -245,9 +244,11 @@ def evaluate(
                 seconds=time.perf_counter() - started,
                 forwards=counter.forwards,
                 backwards=counter.backwards,
-                device=device_name(device),
+                device=device_name(clean_right[0].device),
             )
         )
+        if on_record is not None:
+            on_record(records[-1])
     return records
 
 

@@ -37,9 +37,7 @@ class Normalize(nn.Module):
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
             if len(values) == 0 or not all(math.isfinite(value) for value in values):
-                raise ValueError(
-                    f"{name} must hold finite numbers, one a channel or a single one, got {list(values)}"
-                )
+                raise ValueError(f"{name} must hold finite numbers, one a channel or a single one, got {list(values)}")
         if min(std) <= 0:
             raise ValueError(f"std must be above 0 in every channel, got {list(std)}")
         self.register_buffer("mean", torch.tensor(list(mean)).float().view(1, -1, 1, 1))

@@ -63,9 +63,7 @@ MODELS: dict[str, ModelSpec] = {
     "wrn-28-10": ModelSpec(
         "wrn-28-10", wrn_28_10, "WRN-28-10", "28 layers, 10 times as wide; the CIFAR-10 network", _WRN
     ),
-    "resnet-18": ModelSpec(
-        "resnet-18", resnet_18, "ResNet-18", "18 layers; the ImageNet-subset network", _RESNET
-    ),
+    "resnet-18": ModelSpec("resnet-18", resnet_18, "ResNet-18", "18 layers; the ImageNet-subset network", _RESNET),
     "resnet-34": ModelSpec("resnet-34", resnet_34, "ResNet-34", "34 layers", _RESNET),
     "resnet-50": ModelSpec("resnet-50", resnet_50, "ResNet-50", "50 layers, bottleneck blocks", _RESNET),
     "preact-resnet-18": ModelSpec(
@@ -131,21 +129,15 @@ def build_model(
     for field, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) not in (1, in_channels):
             expected = "1 number" if in_channels == 1 else f"1 or {in_channels} numbers"
-            raise ValueError(
-                f"{field} must hold {expected} for {in_channels}-channel images, got {len(values)}"
-            )
+            raise ValueError(f"{field} must hold {expected} for {in_channels}-channel images, got {len(values)}")
     if name in MODELS:
-        network = MODELS[name].factory(
-            num_classes=num_classes, in_channels=in_channels, image_size=image_size
-        )
+        network = MODELS[name].factory(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     elif ":" in name:
         network = _call(name, load_factory(name), num_classes)
     else:
         near = difflib.get_close_matches(name.lower().replace("_", "-"), MODELS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"the networks are {', '.join(MODELS)}"
-        raise ValueError(
-            f"no network is named {name!r}; {hint} (one of your own is written package.module:factory)"
-        )
+        raise ValueError(f"no network is named {name!r}; {hint} (one of your own is written package.module:factory)")
     if mean is None and std is None:
         return network
     normalize = Normalize([0.0] if mean is None else mean, [1.0] if std is None else std)
@@ -173,9 +165,7 @@ def load_factory(path: str) -> Callable[..., Any]:
             f"and run from the folder that holds it"
         )
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
-        raise ValueError(
-            f"{path!r} is not of the form package.module:factory; write for example my_model:make"
-        )
+        raise ValueError(f"{path!r} is not of the form package.module:factory; write for example my_model:make")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     importlib.invalidate_caches()
@@ -187,9 +177,7 @@ def load_factory(path: str) -> Callable[..., Any]:
                 f"no module named {error.name} is installed or lies in {os.getcwd()}; check the spelling of "
                 f"{path!r}, or run from the folder that holds it"
             ) from error
-        raise ValueError(
-            f"module {module_name} imports {error.name}, which is not installed; install it"
-        ) from error
+        raise ValueError(f"module {module_name} imports {error.name}, which is not installed; install it") from error
     except Exception as error:
         raise ValueError(
             f"module {module_name} fails while it is imported, with {type(error).__name__}: {error}; make "
@@ -198,9 +186,7 @@ def load_factory(path: str) -> Callable[..., Any]:
     origin = getattr(target, "__file__", None) or "built in"
     for part in attribute.split("."):
         if not hasattr(target, part):
-            near = difflib.get_close_matches(
-                part, [key for key in vars(target) if not key.startswith("_")], n=1
-            )
+            near = difflib.get_close_matches(part, [key for key in vars(target) if not key.startswith("_")], n=1)
             hint = f"did you mean {near[0]}?" if near else "check its spelling"
             raise ValueError(f"module {module_name} ({origin}) has no attribute {part!r}; {hint}")
         target = getattr(target, part)
@@ -221,9 +207,7 @@ def _call(path: str, factory: Callable[..., Any], num_classes: int) -> nn.Module
     else:
         parameters = signature.parameters.values()
         named = any(p.name == "num_classes" and p.kind is not p.POSITIONAL_ONLY for p in parameters)
-        arguments = (
-            {"num_classes": num_classes} if named or any(p.kind is p.VAR_KEYWORD for p in parameters) else {}
-        )
+        arguments = {"num_classes": num_classes} if named or any(p.kind is p.VAR_KEYWORD for p in parameters) else {}
         try:
             signature.bind(**arguments)
         except TypeError as error:
@@ -233,7 +217,5 @@ def _call(path: str, factory: Callable[..., Any], num_classes: int) -> nn.Module
             ) from error
     network = factory(**arguments)
     if not isinstance(network, nn.Module):
-        raise ValueError(
-            f"{path} returned {type(network).__name__}, not a torch.nn.Module; make it return the model"
-        )
+        raise ValueError(f"{path} returned {type(network).__name__}, not a torch.nn.Module; make it return the model")
     return network

@@ -43,10 +43,30 @@ def mnist(
 
 MNIST = (
     mnist("normal", "Table 3, NT: ordinary training of LeNet+", NormalTraining()),
-    mnist("normal-a", "Table 2: ordinary training of network A, a source for ensemble training", NormalTraining(), model="mnist-a"),
-    mnist("normal-b", "Table 2: ordinary training of network B, a source for ensemble training", NormalTraining(), model="mnist-b"),
-    mnist("normal-c", "Table 3: ordinary training of network C, a black-box source", NormalTraining(), model="mnist-c"),
-    mnist("normal-d", "Table 3: ordinary training of network D, a black-box source", NormalTraining(), model="mnist-d"),
+    mnist(
+        "normal-a",
+        "Table 2: ordinary training of network A, a source for ensemble training",
+        NormalTraining(),
+        model="mnist-a",
+    ),
+    mnist(
+        "normal-b",
+        "Table 2: ordinary training of network B, a source for ensemble training",
+        NormalTraining(),
+        model="mnist-b",
+    ),
+    mnist(
+        "normal-c",
+        "Table 3: ordinary training of network C, a black-box source",
+        NormalTraining(),
+        model="mnist-c",
+    ),
+    mnist(
+        "normal-d",
+        "Table 3: ordinary training of network D, a black-box source",
+        NormalTraining(),
+        model="mnist-d",
+    ),
     mnist("fgsm-at", "Table 3, FGSM-AT: half of each batch replaced by FGSM samples", FgsmAT(EPS)),
     mnist(
         "ensemble-at-a",

@@ -340,7 +340,7 @@ def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate: float,
         back = f"the last good checkpoint is {run / 'state.ckpt'}, after epoch {epoch - 1}"
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
-        f"{rate:.4g}; {back}. Train again with a smaller learning rate (or fewer bits less: precision fp32)."
+        f"{rate:.4g}; {back}. Train again with a smaller learning rate or, where precision is bf16, with fp32."
     )
 
 

@@ -1,0 +1,34 @@
+# On a fresh machine with Python >= 3.11 and git: `make demo`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+# Where a wheel for this machine is already at hand, pip's own settings find it.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup demo test check format clean
+
+setup: .venv/.demo
+demo: .venv/.demo
+	$(BIN)/surefoot demo
+test: .venv/.dev
+	$(BIN)/python -m pytest
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/.venv:
+	$(PYTHON) -c 'import sys; sys.exit("surefoot needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	touch $@
+.venv/.demo: .venv/.venv pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	touch $@
+.venv/.dev: .venv/.demo
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,74 @@
+"""Chooses the verb, and turns every expected error into one sentence and an exit code."""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+
+import surefoot
+
+VERBS = {
+    "demo": "train five models on embedded digits and see which are robust (two minutes, no network)",
+    "train": "train a recipe, from its name and any field you change",
+    "evaluate": "measure a model's accuracy on clean images and under attack",
+    "list": "show the recipes, networks, data sets, attacks and objectives",
+}
+
+OVERVIEW = """usage: surefoot VERB ...
+
+Single-step adversarial training that stays robust, and a check that a model is.
+
+{verbs}
+
+`surefoot VERB --help` tells more.  Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: without the program's name; None takes `sys.argv`.
+
+    Returns:
+        0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(OVERVIEW.format(verbs="\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())))
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"surefoot {surefoot.__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    # Notes of the libraries below to their own users; ours get ours.
+    warnings.filterwarnings("ignore")
+    try:
+        if verb not in VERBS:
+            from surefoot.cli.options import unknown
+
+            raise unknown("verb", verb, VERBS, "surefoot --help")
+        run: Callable[[list[str]], int] = import_module(f"surefoot.cli.{verb}").run
+        return run(rest)
+    except SystemExit as stop:  # tyro's --help and wrong options
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt as stop:
+        print(f"\nsurefoot: interrupted. {stop}".rstrip(), file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough (`surefoot list | head`); a second complaint at exit helps nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, FileNotFoundError) as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return 2
+    except (OSError, expected_failures()) as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return 1
+
+
+def expected_failures() -> type[Exception]:
+    """What may go wrong with good input; imported only where something did."""
+    from surefoot.training import TrainingDiverged
+
+    return TrainingDiverged

@@ -1,0 +1,89 @@
+"""How options are read: typed dataclasses through tyro, with radii written as 8/255."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import tyro
+from torch import nn
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+T = TypeVar("T")
+REGISTRY = ConstructorRegistry()
+
+
+def number(text: str) -> float:
+    """A decimal number or a fraction of two.
+
+    Example:
+        >>> number("8/255") == 8 / 255
+        True
+    """
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is no number; write 0.3 or 8/255") from None
+
+
+@REGISTRY.primitive_rule
+def _float_or_fraction(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if info.type is not float:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NUMBER",
+        instance_from_str=lambda texts: number(texts[0]),
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [f"{value:g}"],
+    )
+
+
+@REGISTRY.primitive_rule
+def _source_by_name(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    # On the command line a source model is the name of its recipe.
+    if info.type != nn.Module | str:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="RECIPE",
+        instance_from_str=lambda texts: texts[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+
+
+def parse(kind: type[T], args: list[str], *, prog: str, description: str, default: T | None = None) -> T:
+    """Read `args` into a dataclass; a wrong option ends the program with 2 and the nearest right ones."""
+    with REGISTRY:
+        return tyro.cli(
+            kind,
+            args=args,
+            prog=prog,
+            description=description,
+            default=default if default is not None else kind(),
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+
+
+def split_name(args: list[str]) -> tuple[str | None, list[str]]:
+    """The leading positional argument, where there is one, and the rest."""
+    return (args[0], args[1:]) if args and not args[0].startswith("-") else (None, args)
+
+
+def unknown(what: str, given: str, known: Iterable[str], where: str) -> ValueError:
+    """The error for a name that is none of `known`, with the nearest of them."""
+    near = difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"`{where}` shows them all."
+    return ValueError(f"there is no {what} {given!r}; {hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What every verb takes."""
+
+    json: bool = False
+    """Print one JSON object a line on standard output and nothing else there."""
+    threads: int | None = None
+    """CPU threads; None is PyTorch's own choice, one a core."""

@@ -1,0 +1,144 @@
+"""What is printed: results on standard output, progress and messages on standard error."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+import surefoot
+from surefoot.training.fit import StepReport
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """A message on standard error."""
+    stderr.print(text, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def commit() -> str | None:
+    """The commit of surefoot's own checkout, `+changes` behind it where files differ; None where installed."""
+    root = Path(surefoot.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "surefoot") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class TrainingProgress:
+    """A bar with the loss and its terms, and a line an epoch; plain lines where there is no terminal."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[terms]}"),
+            console=stderr,
+            transient=True,
+            disable=not stderr.is_terminal,
+        )
+        self.task = self.bar.add_task(title, total=1, terms="")
+
+    def __enter__(self) -> "TrainingProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def on_step(self, report: StepReport) -> None:
+        """Move the bar."""
+        self.bar.update(
+            self.task,
+            description=f"{self.title} epoch {report.epoch}/{report.epochs}",
+            completed=report.step,
+            total=report.steps,
+            terms=(
+                f"loss {report.loss:.3f} = {report.classification:.3f} + reg. {report.regularizer:.3g}"
+                f"  {report.images_per_second:.0f} images/s  {duration(report.seconds_left)} left"
+            ),
+        )
+
+    def on_epoch(self, line: dict[str, Any]) -> None:
+        """Print an epoch's line."""
+        parts = [
+            f"{self.title} epoch {line['epoch']:>3}",
+            f"loss {line['loss']:.4f}",
+            f"classification {line['classification']:.4f}",
+            f"regularizer {line['regularizer']:.4g}",
+        ]
+        if line["validation_clean_accuracy"] is not None:
+            parts.append(f"validation {100 * line['validation_clean_accuracy']:.2f} % clean")
+            parts.append(f"{100 * line['validation_robust_accuracy']:.2f} % attacked")
+        parts.append(f"{line['images_per_second']:.0f} images/s")
+        say("  ".join(parts) + ("  *" if line["selected"] else ""))
+
+
+class EvaluationProgress:
+    """A bar an attack, where there is a terminal."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=stderr,
+            transient=True,
+            disable=not stderr.is_terminal,
+        )
+        self.task = self.bar.add_task(title, total=1)
+        self.running = ""
+
+    def __enter__(self) -> "EvaluationProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        if name != self.running or done == 0:
+            self.running = name
+            self.bar.reset(self.task, total=total, description=f"{self.title} {name}")
+        self.bar.update(self.task, completed=done)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1:02:03` or `2:03`.
+
+    Example:
+        >>> duration(3723), duration(123)
+        ('1:02:03', '2:03')
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

@@ -1,0 +1,120 @@
+"""`surefoot train RECIPE`."""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from surefoot.cli.options import Common, parse, split_name, unknown
+from surefoot.cli.output import TrainingProgress, print_json, say
+from surefoot.recipes import RECIPES, Recipe, load_run, train
+
+RUNS = Path("runs")
+
+DESCRIPTION = """Train a recipe. Every field below can be changed: `surefoot train mnist/sat-r3 --epochs 5
+--objective.lam 0.5 --objective.eps 8/255`. The run goes to runs/RECIPE/SEED."""
+
+
+@dataclass(frozen=True)
+class Options(Common):
+    """What `surefoot train` takes beside the recipe's name."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=lambda: next(iter(RECIPES.values()))
+    )
+    out: Path | None = None
+    """The run's folder; None is runs/RECIPE/SEED."""
+    data_dir: Path | None = None
+    """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
+    resume: bool = False
+    """Go on with the unfinished run in the folder."""
+
+
+def recipe_named(name: str) -> Recipe:
+    """A recipe by its key.
+
+    Raises:
+        ValueError: there is none, with the nearest.
+    """
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES, "surefoot list recipes")
+    return RECIPES[name]
+
+
+def run(args: list[str]) -> int:
+    """Train; exit code 0."""
+    name, rest = split_name(args)
+    if name is None:
+        if {"-h", "--help"} & set(rest):
+            print(f"usage: surefoot train RECIPE [OPTIONS]\n\n{DESCRIPTION}\n")
+            print("\n".join(f"  {recipe.name:<28} {recipe.description}" for recipe in RECIPES.values()))
+            print("\n`surefoot train RECIPE --help` shows a recipe's fields and their values.")
+            return 0
+        raise ValueError(
+            "train needs a recipe, for example `surefoot train mnist/sat-r3`; `surefoot list recipes` shows them."
+        )
+    recipe = recipe_named(name)
+    options = parse(
+        Options, rest, prog=f"surefoot train {name}", description=DESCRIPTION, default=Options(recipe=recipe)
+    )
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    path = options.out or default_path(options.recipe)
+    command = "surefoot train " + shlex.join(args)
+    train_with_progress(options.recipe, path, options, resume=options.resume, command=command)
+    return 0
+
+
+def default_path(recipe: Recipe) -> Path:
+    """runs/RECIPE/SEED."""
+    return RUNS / recipe.name / str(recipe.training.seed)
+
+
+def train_with_progress(recipe: Recipe, path: Path, options: Options, *, resume: bool, command: str) -> None:
+    """Train one recipe and say how it goes; sources that it needs and that are missing are trained first."""
+
+    def find_source(name: str) -> Path:
+        source = recipe_named(name)
+        source = dataclasses.replace(
+            source,
+            dataset=recipe.dataset,
+            training=dataclasses.replace(
+                source.training,
+                seed=recipe.training.seed,
+                device=recipe.training.device,
+                precision=recipe.training.precision,
+            ),
+        )
+        folder = default_path(source)
+        started = (folder / "recipe.json").exists()
+        if not started or load_run(folder).epochs_done() < load_run(folder).epochs():
+            say(f"{recipe.name} crafts on {name}, which is trained first, in {folder}")
+            train_with_progress(source, folder, options, resume=started, command=command)
+        return folder
+
+    try:
+        with TrainingProgress(recipe.name) as progress:
+            result = train(
+                recipe,
+                path,
+                data_dir=options.data_dir,
+                resume=resume,
+                find_source=find_source,
+                on_step=progress.on_step,
+                on_epoch=(lambda line: print_json({"run": str(path), **line})) if options.json else progress.on_epoch,
+            )
+    except KeyboardInterrupt as stop:
+        if stop.args:  # a source's own message
+            raise
+        again = (
+            command if command.endswith("--resume") or not (path / "recipe.json").exists() else f"{command} --resume"
+        )
+        done = load_run(path).epochs_done() if (path / "recipe.json").exists() else 0
+        raise KeyboardInterrupt(f"{done} epochs of {recipe.name} are saved; go on with: {again}") from None
+    score = f"{100 * result.best_score:.2f} % on validation" if recipe.validation_size != 0 else "the last"
+    say(f"{recipe.name}: epoch {result.best_epoch} is selected ({score}); {path} holds the run.")
+    say(f"Measure it with: surefoot evaluate {path}")

@@ -1,0 +1,5 @@
+"""Records in, tables out; nothing here runs a model."""
+
+from surefoot.report.tables import attack_label, markdown_table, record_table
+
+__all__ = ["attack_label", "markdown_table", "record_table"]

@@ -1,0 +1,251 @@
+"""The floor that everything stands on: geometry, gradients, losses, each against values by hand."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from surefoot.attacks import FGSM
+from surefoot.core.geometry import check_batch, check_radius, l2_distance, linf_distance, project
+from surefoot.core.gradients import crafting, input_gradient, plain_module
+from surefoot.core.losses import MarginLoss, cross_entropy, full_precision, kl_divergence, squared_distance
+from surefoot.core.types import Attack, LossTerms, Objective
+from surefoot.objectives import NormalTraining
+from tests.tables import random_batch, random_net
+
+
+def a_tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# Geometry.
+
+
+def test_project_by_hand() -> None:
+    inputs = torch.tensor([0.5, 0.5, 0.5, 0.05, 0.95, 0.0, 1.0])
+    perturbed = torch.tensor([0.7, 0.3, 0.52, -0.3, 1.2, -1.0, 2.0])
+    expected = torch.tensor([0.6, 0.4, 0.52, 0.0, 1.0, 0.0, 1.0])
+    assert torch.allclose(project(perturbed, inputs, 0.1), expected)
+
+
+@given(seed=st.integers(0, 2**16), eps=st.floats(0, 1))
+def test_project_gives_the_nearest_point_of_the_ball_and_the_range(seed: int, eps: float) -> None:
+    inputs = random_batch(2, (1, 3, 3), seed, torch.float64)[0]
+    perturbed = inputs + a_tensor(2, 1, 3, 3, seed=seed)
+    result = project(perturbed, inputs, eps)
+    # each pixel alone: the candidate of a fine grid of the feasible interval that is nearest
+    low, high = (inputs - eps).clamp(min=0), (inputs + eps).clamp(max=1)
+    grid = low + (high - low) * torch.linspace(0, 1, 201, dtype=torch.float64).view(-1, 1, 1, 1, 1)
+    nearest = (grid - perturbed).abs().amin(dim=0)
+    assert bool(((result >= low) & (result <= high)).all())
+    assert bool(((result - perturbed).abs() <= nearest + 1e-12).all())
+    assert torch.equal(project(result, inputs, eps), result)
+
+
+def test_project_keeps_what_is_inside() -> None:
+    inputs = random_batch(dtype=torch.float64)[0]
+    assert torch.equal(project(inputs, inputs, 0.0), inputs)
+    assert torch.equal(project((inputs + 0.05).clamp(0, 1), inputs, 0.1), (inputs + 0.05).clamp(0, 1))
+
+
+def test_distances_by_hand() -> None:
+    inputs = torch.zeros(2, 1, 2, 2)
+    perturbed = torch.tensor([[[[0.3, 0.0], [-0.4, 0.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
+    assert torch.allclose(linf_distance(perturbed, inputs), torch.tensor([0.4, 0.0]))
+    assert torch.allclose(l2_distance(perturbed, inputs), torch.tensor([0.5, 0.0]))
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 8 / 255, 1, 1.0])
+def test_a_radius_in_range_passes(value: float) -> None:
+    check_radius("eps", value)
+
+
+@pytest.mark.parametrize("value", [-1e-9, -1, math.nan, math.inf, -math.inf])
+def test_a_radius_that_is_no_length_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=rf"^eps is {value}; it must be a finite number of at least 0\.$"):
+        check_radius("eps", value)
+
+
+def test_a_radius_in_bytes_is_refused_with_the_right_spelling() -> None:
+    with pytest.raises(ValueError, match=re.escape("eps is 8; pixels are in [0, 1], so write 8/255")):
+        check_radius("eps", 8)
+
+
+def test_a_step_must_not_be_zero() -> None:
+    check_radius("step_size", 1e-9, positive=True)
+    with pytest.raises(ValueError, match="step_size is 0; it must be a finite number above 0"):
+        check_radius("step_size", 0, positive=True)
+
+
+def test_a_good_batch_passes_also_flat_empty_and_at_the_ends_of_the_range() -> None:
+    check_batch(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
+    check_batch(torch.zeros(0, 3, 4, 4), torch.zeros(0).long())
+    check_batch(torch.rand(2, 3, 4, 4, dtype=torch.float16), torch.tensor([0, 1]))
+
+
+# Gradients.
+
+
+def test_input_gradient_is_the_gradient_of_the_sum_and_touches_nothing_else() -> None:
+    net = random_net().eval()
+    inputs, labels = random_batch()
+    gradient, logits = input_gradient(net, inputs, lambda z: cross_entropy(z, labels))
+    leaf = inputs.clone().requires_grad_()
+    loss = F.cross_entropy(net(leaf), labels, reduction="sum")
+    assert torch.allclose(gradient, torch.autograd.grad(loss, leaf)[0], atol=1e-7)
+    assert torch.equal(logits, net(inputs))
+    assert not logits.requires_grad
+    assert not inputs.requires_grad
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_input_gradient_agrees_with_finite_differences() -> None:
+    net = random_net(dtype=torch.float64).eval()
+    inputs, labels = random_batch(1, dtype=torch.float64)
+    gradient, _ = input_gradient(net, inputs, lambda z: cross_entropy(z, labels))
+    direction, h = a_tensor(*inputs.shape), 1e-5
+    with torch.no_grad():
+        up, down = (cross_entropy(net(inputs + s * h * direction), labels).sum() for s in (1, -1))
+    assert float((gradient * direction).sum()) == pytest.approx(float(up - down) / (2 * h), rel=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
+def test_detached_inputs_are_refused_whether_or_not_the_weights_learn(frozen: bool) -> None:
+    net = random_net(seed=1).requires_grad_(not frozen)
+    with pytest.raises(ValueError, match="carry no gradient"):
+        input_gradient(lambda x: net(x.detach()), random_batch()[0], lambda z: z.sum(1))
+
+
+def test_crafting_lends_evaluation_mode_and_puts_every_flag_back() -> None:
+    net = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2)))
+    net.train()
+    net[1].eval()
+    net[2].training = False  # a parent that is not training over a child that is
+    before = [part.training for part in net.modules()]
+    with crafting(net) as lent:
+        assert lent is net
+        assert not any(part.training for part in net.modules())
+        with crafting(net):  # an attack inside an attack
+            pass
+        assert not any(part.training for part in net.modules())
+    assert [part.training for part in net.modules()] == before
+
+
+def test_crafting_puts_the_flags_back_through_an_exception() -> None:
+    net = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
+    with pytest.raises(KeyError), crafting(net):
+        raise KeyError
+    assert all(part.training for part in net.modules())
+
+
+def test_crafting_turns_gradients_on_and_back_off() -> None:
+    net = nn.Linear(2, 2)
+    with torch.inference_mode():
+        with crafting(net):
+            assert torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+        assert torch.is_inference_mode_enabled()
+
+
+def test_a_shared_module_is_put_back_once() -> None:
+    shared = nn.Dropout()
+    net = nn.Sequential(shared, nn.Linear(2, 2), shared).train()
+    with crafting(net):
+        assert not shared.training
+    assert shared.training
+
+
+def test_a_plain_module_is_its_own_and_one_with_a_module_attribute_too() -> None:
+    net = nn.Linear(2, 2)
+    assert plain_module(net) is net
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = net
+
+    holder = Holder()
+    assert plain_module(holder) is holder  # a user's own network, not a wrapper
+    assert plain_module(nn.DataParallel(nn.DataParallel(net))) is net
+
+
+# Losses.
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    expected = [-math.log(math.exp(2) / (math.exp(2) + 1 + math.exp(-1))), math.log(3)]
+    assert cross_entropy(logits, torch.tensor([0, 2])).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "expected"),
+    [
+        (0.0, [-2.0, 0.0, 0.0, -0.5]),  # true minus best other: 2, -1.5, 0, 0.5; never above zero
+        (1.0, [-3.0, 0.0, -1.0, -1.5]),
+        (50.0, [-52.0, -48.5, -50.0, -50.5]),
+    ],
+)
+def test_the_margin_by_hand(confidence: float, expected: list[float]) -> None:
+    logits = torch.tensor([[3.0, 1.0, -1.0], [1.0, 2.5, 0.0], [1.0, 0.5, 1.0], [-2.0, -1.0, -0.5]])
+    labels = torch.tensor([0, 0, 2, 2])
+    assert MarginLoss(confidence)(logits, labels).tolist() == expected
+
+
+def test_the_margin_pulls_the_true_logit_down_and_the_best_other_up_until_the_gap_is_the_confidence() -> None:
+    logits = torch.tensor([[3.0, 1.0, -1.0], [0.0, 9.0, 1.0]], requires_grad=True)
+    loss = MarginLoss(5.0)(logits, torch.tensor([0, 0]))
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.tolist() == [[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_the_margin_needs_two_classes() -> None:
+    with pytest.raises(ValueError, match="one logit a sample"):
+        MarginLoss()(torch.zeros(2, 1), torch.tensor([0, 0]))
+
+
+def test_squared_distance_and_kl_by_hand() -> None:
+    one = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    two = torch.tensor([[0.0, 4.0, 3.0], [1.0, 1.0, 1.0]])
+    assert squared_distance(one, two).tolist() == [5.0, 3.0]
+    p, q = torch.tensor([[0.2, 0.8]], dtype=torch.float64), torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+    expected = 0.5 * math.log(0.5 / 0.2) + 0.5 * math.log(0.5 / 0.8)  # KL(q || p), q the reference
+    assert kl_divergence(p.log(), q.log()).tolist() == pytest.approx([expected])
+
+
+@given(seed=st.integers(0, 2**16), scale=st.floats(0.01, 50))
+def test_kl_agrees_with_torch_distributions_and_is_zero_only_with_itself(seed: int, scale: float) -> None:
+    logits, reference = scale * a_tensor(4, 5, seed=seed), scale * a_tensor(4, 5, seed=seed + 1)
+    expected = (reference.softmax(1) * (reference.log_softmax(1) - logits.log_softmax(1))).sum(1)
+    assert torch.allclose(kl_divergence(logits, reference), expected)
+    assert bool((kl_divergence(logits, reference) > 0).all())
+    assert float(kl_divergence(reference, reference).abs().max()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_losses_are_full_precision_whatever_the_network_is(dtype: torch.dtype) -> None:
+    logits = a_tensor(4, 3).to(dtype)
+    labels = torch.tensor([0, 1, 2, 0])
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert full_precision(logits).dtype == expected
+    for loss in (
+        cross_entropy(logits, labels),
+        MarginLoss()(logits, labels),
+        squared_distance(logits, logits.flip(0)),
+        kl_divergence(logits, logits.flip(0)),
+    ):
+        assert loss.dtype == expected
+        assert loss.shape == (4,)
+
+
+def test_the_protocols_know_their_own() -> None:
+    assert isinstance(FGSM(0.1), Attack)
+    assert isinstance(NormalTraining(), Objective)
+    assert LossTerms._fields == ("loss", "classification", "regularizer")

@@ -1,0 +1,543 @@
+"""Accuracy under attack as data: the right numbers, the right counts, and nothing changed on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning_fabric import Fabric
+from scipy.stats import binomtest  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
+from surefoot.core.types import Attack
+from surefoot.evaluation import Record, accuracy, append_records, evaluate, read_records, wilson_interval
+from surefoot.evaluation.evaluate import PassCounter, fields_of, predictions, seeded, weights_sha256
+from tests.tables import ATTACKS, EPS, AttackCase, random_batch, random_net, trained
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel is above a half: an image at m is fooled by |m - 0.5| and no less."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gap = 10 * (inputs.flatten(1).mean(dim=1) - 0.5)
+        return torch.stack([-gap, gap], dim=1)
+
+
+def grey(*levels: float) -> Tensor:
+    return torch.stack([torch.full((1, 2, 2), level) for level in levels])
+
+
+# distances to the threshold: 0.05, 0.15, 0.25 | 0.05 and 0.3 | wrong from the start, by 0.1
+LEVELS = grey(0.45, 0.35, 0.25, 0.55, 0.8, 0.6)
+LABELS = torch.tensor([0, 0, 0, 1, 1, 0])
+HAND: Batches = [(LEVELS[:4], LABELS[:4]), (LEVELS[4:], LABELS[4:])]
+
+
+def trained_batches() -> tuple[nn.Module, Batches]:
+    net, inputs, labels = trained()
+    return net, list(zip(torch.split(inputs, 20), torch.split(labels, 20), strict=True))
+
+
+# Accuracy.
+
+
+@pytest.mark.parametrize(
+    ("eps", "right"), [(0.0, 5), (0.04, 5), (0.06, 3), (0.16, 2), (0.26, 1), (0.31, 0), (1.0, 0)]
+)
+def test_accuracy_under_attack_by_hand(eps: float, right: int) -> None:
+    assert accuracy(Threshold(), HAND) == 5 / 6
+    assert accuracy(Threshold(), HAND, FGSM(eps)) == right / 6
+    clean, attacked = evaluate(Threshold(), HAND, [FGSM(eps)])
+    assert clean.attack is None
+    assert clean.clean_accuracy == clean.robust_accuracy == attacked.clean_accuracy == 5 / 6
+    assert attacked.robust_accuracy == right / 6
+    assert attacked.num_examples == clean.num_examples == 6
+    assert attacked.robust_interval == wilson_interval(right, 6)
+
+
+def test_the_mean_l2_is_over_the_samples_that_the_attack_fooled() -> None:
+    _, attacked, nothing = evaluate(Threshold(), HAND, [FGSM(0.16), FGSM(0.01)])
+    assert attacked.mean_l2 == pytest.approx(0.16 * 2)  # four pixels moved by 0.16 each
+    assert nothing.mean_l2 is None
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """Turns every image into its right one: what `last_iterate` lets count and the default does not."""
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return (labels.float() * 0.8 + 0.1).view(-1, 1, 1, 1).expand_as(inputs).clone()
+
+
+def test_a_sample_that_is_wrong_from_the_start_counts_as_fooled_unless_only_the_last_iterate_counts() -> None:
+    assert evaluate(Threshold(), HAND, [Rescue()])[1].robust_accuracy == 5 / 6
+    assert evaluate(Threshold(), HAND, [Rescue()], last_iterate=True)[1].robust_accuracy == 1.0
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Does nothing but remember whom it was asked to attack, on which model and how."""
+
+    seen: list[tuple[nn.Module, Tensor, bool]]
+    stop_when_fooled: bool = False
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        self.seen.append((model, inputs, self.stop_when_fooled))
+        return inputs
+
+
+def test_by_default_only_right_samples_are_attacked_and_let_go_once_fooled() -> None:
+    seen: list[tuple[nn.Module, Tensor, bool]] = []
+    evaluate(model := Threshold(), HAND, [Recorder(seen)])
+    assert [len(inputs) for _, inputs, _ in seen] == [4, 1]  # the sixth is wrong anyway
+    assert all(crafted_on is model and stop for crafted_on, _, stop in seen)
+
+
+def test_with_last_iterate_every_sample_is_attacked_to_the_end() -> None:
+    seen: list[tuple[nn.Module, Tensor, bool]] = []
+    evaluate(Threshold(), HAND, [Recorder(seen)], last_iterate=True)
+    assert [len(inputs) for _, inputs, _ in seen] == [4, 2]
+    assert not any(stop for _, _, stop in seen)
+
+
+def test_black_box_crafts_on_the_source_to_the_end_and_scores_on_the_model() -> None:
+    seen: list[tuple[nn.Module, Tensor, bool]] = []
+    source = Threshold()
+    _, record = evaluate(Threshold(), HAND, [Recorder(seen)], source=source)
+    assert [len(inputs) for _, inputs, _ in seen] == [4, 2]
+    assert all(crafted_on is source and not stop for crafted_on, _, stop in seen)
+    assert record.source == "model"
+    assert record.robust_accuracy == 5 / 6
+
+
+class Backwards(Threshold):
+    """Its gradient points the wrong way, so what it crafts helps the model that is scored."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return -super().forward(inputs)
+
+
+def test_a_source_that_points_the_wrong_way_helps() -> None:
+    _, white = evaluate(Threshold(), HAND, [FGSM(0.2)])
+    clean, black = evaluate(Threshold(), HAND, [FGSM(0.2)], source=Backwards(), about={"source": "lenet"})
+    assert white.robust_accuracy == 2 / 6
+    assert black.robust_accuracy == 1.0  # also the sixth, which was wrong
+    assert (clean.source, black.source, white.source) == ("lenet", "lenet", None)
+
+
+def test_a_source_with_a_trace_to_leave_is_left_alone() -> None:
+    net, batches = trained_batches()
+    source = random_net().train()
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    evaluate(net, batches, [PGD(EPS, 2, EPS / 2)], source=source)
+    assert source.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+
+
+def test_stopping_early_is_never_kinder_to_the_model_than_the_last_iterate() -> None:
+    net, batches = trained_batches()
+    attacks: list[Attack] = [IFGSM(EPS / 2, 5), PGD(EPS / 2, 5, EPS / 6)]
+    early, late = (evaluate(net, batches, attacks, last_iterate=last) for last in (False, True))
+    for one, other in zip(early[1:], late[1:], strict=True):
+        assert one.robust_accuracy <= other.robust_accuracy
+    assert late[1].robust_accuracy < 1
+
+
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_every_attack_can_be_evaluated(case: AttackCase) -> None:
+    net, batches = trained_batches()
+    clean, attacked = evaluate(net, batches, [case.build(EPS)])
+    assert attacked.robust_accuracy < clean.robust_accuracy
+    assert attacked.attack == type(case.build(EPS)).__name__
+    assert attacked.attack_fields == json.loads(json.dumps(attacked.attack_fields))
+    if case.bounded:
+        assert attacked.attack_fields["eps"] == EPS
+        assert attacked.mean_l2 is not None
+        assert 0 < attacked.mean_l2 <= EPS * math.sqrt(72) + 1e-5
+    with torch.no_grad():  # the same seed, the same attack, the last iterate: by hand
+        last = evaluate(net, batches, [case.build(EPS)], last_iterate=True, seed=5)[1]
+        torch.manual_seed(5)
+        attack = case.build(EPS)
+        right = sum(int((net(attack(net, x, y)).argmax(1) == y).sum()) for x, y in batches)
+        assert last.robust_accuracy == right / 48
+        assert accuracy(net, batches, attack, seed=5) == right / 48
+
+
+def test_accuracies_do_not_depend_on_the_size_of_the_batches() -> None:
+    net, inputs, labels = trained()
+    net, inputs = net.double(), inputs.double()
+    results = [
+        [
+            (record.robust_accuracy, record.mean_l2 and round(record.mean_l2, 9))
+            for record in evaluate(
+                net,
+                list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True)),
+                [IFGSM(EPS / 2, 3)],
+            )
+        ]
+        for size in (1, 7, 48)
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+# Counts.
+
+
+def test_passes_are_counted_by_the_sample() -> None:
+    net, batches = trained_batches()  # 48 samples, all of them right
+    clean, fgsm, pgd = evaluate(
+        net, batches, [FGSM(0.0), PGD(EPS, 5, EPS / 5, random_start=False)], last_iterate=True
+    )
+    assert (clean.forwards, clean.backwards) == (48, 0)
+    assert (fgsm.forwards, fgsm.backwards) == (48 * 2, 48)  # one to craft, one to score
+    assert (pgd.forwards, pgd.backwards) == (48 * 6, 48 * 5)
+
+
+def test_passes_of_restarts_are_counted_with_those_that_score_them() -> None:
+    net, batches = trained_batches()
+    _, pgd = evaluate(net, batches, [PGD(EPS, 3, EPS / 3, restarts=2)], last_iterate=True)
+    assert (pgd.forwards, pgd.backwards) == (48 * (2 * (3 + 1) + 1), 48 * 6)
+
+
+def test_letting_go_of_fooled_samples_saves_passes() -> None:
+    net, batches = trained_batches()
+    early, late = (evaluate(net, batches, [IFGSM(EPS, 8)], last_iterate=last)[1] for last in (False, True))
+    assert early.forwards < late.forwards
+    assert early.backwards < late.backwards
+
+
+def test_only_the_scoring_passes_of_a_black_box_attack_are_the_models() -> None:
+    net, batches = trained_batches()
+    _, record = evaluate(net, batches, [IFGSM(EPS, 8)], source=random_net())
+    assert (record.forwards, record.backwards) == (48, 0)
+
+
+def test_the_counter_lets_go_of_the_module_also_through_an_exception() -> None:
+    net = nn.Linear(2, 2)
+    with pytest.raises(KeyError), PassCounter(net):
+        raise KeyError
+    assert len(net._forward_hooks) == 0
+
+
+# Nothing changes.
+
+
+def test_evaluating_changes_neither_the_model_nor_any_generator() -> None:
+    net, batches = trained_batches()
+    net.train()
+    net.get_submodule("norm").eval()
+    weight = net.get_parameter("head.weight")
+    weight.grad = torch.full_like(weight, 7.0)
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    modes = [part.training for part in net.modules()]
+    torch.manual_seed(123)
+    before, python = torch.get_rng_state(), random.getstate()
+    attacks: list[Attack] = [PGD(EPS, 2, EPS / 2), RFGSM(EPS, EPS / 2)]
+    evaluate(net, batches, attacks, progress=lambda name, done, total: None)
+    accuracy(net, batches, attacks[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert random.getstate() == python
+    assert [part.training for part in net.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    assert torch.equal(weight.grad, torch.full_like(weight, 7.0))
+    assert all(p.grad is None for name, p in net.named_parameters() if name != "head.weight")
+    assert all(len(part._forward_hooks) == 0 for part in net.modules())
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_data_loader_works_and_its_own_draws_do_not_move_the_global_generator(shuffle: bool) -> None:
+    net, inputs, labels = trained()
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=16, shuffle=shuffle)
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    by_loader = evaluate(net, loader, [IFGSM(EPS / 2, 3)])
+    assert torch.equal(torch.get_rng_state(), before)
+    by_list = evaluate(net, [(inputs, labels)], [IFGSM(EPS / 2, 3)])
+    assert [r.robust_accuracy for r in by_loader] == [r.robust_accuracy for r in by_list]
+    accuracy(net, loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_generators_come_back_through_an_exception() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), seeded(7):
+        torch.rand(1 // 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def without_time(records: list[Record]) -> list[Record]:
+    return [replace(record, seconds=0.0) for record in records]
+
+
+def test_the_same_seed_gives_the_same_records_and_each_attack_its_own_start() -> None:
+    net, batches = trained_batches()
+    pgd, other = PGD(EPS / 2, 2, EPS / 4), IFGSM(EPS, 2)
+    alone = evaluate(net, batches, [pgd], seed=3)
+    assert without_time(evaluate(net, batches, [pgd], seed=3)) == without_time(alone)
+    # what runs before an attack does not change its result
+    after = evaluate(net, batches, [other, RFGSM(EPS, EPS / 2), pgd], seed=3)
+    assert without_time(after)[-1] == without_time(alone)[-1]
+
+
+def test_wrapped_models_give_the_same_records() -> None:
+    net, batches = trained_batches()
+    wrapped = Fabric(accelerator="cpu", devices=1).setup(net)
+    attacks: list[Attack] = [PGD(EPS, 2, EPS / 2)]
+    assert without_time(evaluate(wrapped, batches, attacks)) == without_time(evaluate(net, batches, attacks))
+
+
+def test_predictions_are_made_in_evaluation_mode() -> None:
+    net, (inputs, _) = random_net(), random_batch()
+    expected = net.eval()(inputs).argmax(1)
+    assert torch.equal(predictions(net.train(), inputs), expected)
+    assert net.training
+
+
+# Refusals.
+
+
+def test_no_samples_is_an_error_not_a_nan() -> None:
+    for nothing in ([], [(LEVELS[:0], LABELS[:0])]):
+        with pytest.raises(ValueError, match="no samples"):
+            evaluate(Threshold(), nothing, [])
+        with pytest.raises(ValueError, match="no samples"):
+            accuracy(Threshold(), nothing)
+
+
+@pytest.mark.parametrize("attacks", [[], [FGSM(0.1)]], ids=["clean", "attacked"])
+def test_pixels_outside_the_range_are_refused_also_for_clean_accuracy(attacks: list[Attack]) -> None:
+    with pytest.raises(ValueError, match=re.escape("pixels in [0, 1]")):
+        evaluate(Threshold(), [(LEVELS * 255, LABELS)], attacks)
+    with pytest.raises(ValueError, match=re.escape("pixels in [0, 1]")):
+        accuracy(Threshold(), [(LEVELS * 255, LABELS)])
+
+
+@pytest.mark.parametrize("attacks", [[], [FGSM(0.1)]], ids=["clean", "attacked"])
+def test_a_generator_that_can_be_read_once_is_refused_instead_of_scored_as_zero(
+    attacks: list[Attack],
+) -> None:
+    def once() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from HAND
+
+    with pytest.raises(ValueError, match="not a generator"):
+        evaluate(Threshold(), once(), attacks)
+    assert accuracy(Threshold(), once()) == 5 / 6  # reads them once
+
+
+def test_a_field_that_no_record_has_is_refused() -> None:
+    with pytest.raises(TypeError, match="colour"):
+        evaluate(Threshold(), HAND, [], about={"colour": "blue"})
+
+
+# Records.
+
+
+def a_record(**changes: Any) -> Record:
+    (record,) = evaluate(Threshold(), HAND, [], about={"recipe": "mnist-sat-r1", "seed": 0})
+    return replace(record, **changes)
+
+
+def test_a_record_says_what_was_run_on_what() -> None:
+    net, batches = trained_batches()
+    about = {
+        "recipe": "cifar10-sat-r3",
+        "seed": 4,
+        "dataset": "cifar10",
+        "split": "validation",
+        "precision": "bf16",
+        "commit": "abc",
+    }
+    clean, cw = evaluate(net, batches, [PGD(EPS, 2, 0.01, loss=MarginLoss(50.0))], about=about)
+    for record in (clean, cw):
+        assert {name: getattr(record, name) for name in about} == about
+        assert record.weights_sha256 == weights_sha256(net)
+        assert record.device == "cpu"
+        assert record.versions["torch"] == torch.__version__
+        assert record.seconds > 0
+    assert clean.attack_fields == {}
+    assert cw.attack_fields == {
+        "eps": EPS,
+        "steps": 2,
+        "step_size": 0.01,
+        "random_start": True,
+        "restarts": 1,
+        "loss": {"name": "MarginLoss", "confidence": 50.0},
+        "start_radius": None,
+        "stop_when_fooled": True,  # what was run, not what was asked for
+    }
+
+
+def test_the_fields_of_the_design_are_all_there() -> None:
+    assert {field.name for field in fields(Record)} == {
+        *("recipe", "seed", "weights_sha256", "dataset", "split", "num_examples"),
+        *("attack", "attack_fields", "source", "clean_accuracy", "robust_accuracy", "robust_interval"),
+        *("mean_l2", "seconds", "forwards", "backwards", "device", "precision", "versions", "commit"),
+    }
+
+
+def test_fields_of_an_attack_are_plain_json() -> None:
+    assert fields_of(FGSM(0.1)) == {"eps": 0.1, "loss": "cross_entropy"}
+    assert fields_of(Rescue()) == {}
+
+    def bare(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return inputs
+
+    assert fields_of(bare) == {}
+
+    @dataclass(frozen=True)
+    class Several:
+        attacks: tuple[Attack, ...]
+
+        def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+            return inputs
+
+    inner = [{"name": "FGSM", "eps": 0.1, "loss": "cross_entropy"}]
+    assert fields_of(Several((FGSM(0.1),))) == {"attacks": inner}
+
+
+def test_records_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
+    net, batches = trained_batches()
+    path = tmp_path / "runs" / "a" / "records.jsonl"  # its folder is made
+    records = evaluate(net, batches, [case.build(EPS) for case in ATTACKS], about={"recipe": "größe\u2028 ε"})
+    append_records(path, records[:3])
+    append_records(path, [])
+    append_records(path, records[3:])
+    assert read_records(path) == records
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        assert isinstance(json.loads(line)["robust_accuracy"], float)
+
+
+@given(cut=st.integers(1, 10_000))
+def test_a_last_line_that_was_cut_anywhere_is_left_out_and_written_over(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "records.jsonl"
+    first, second = a_record(recipe="ε" * 200), a_record(recipe="zweite ε" * 50)
+    append_records(path, [first, second])
+    whole = path.read_bytes()
+    length = len(second.to_json().encode()) + 1
+    path.write_bytes(whole[: len(whole) - 1 - cut % (length - 1)])  # ε is two bytes: some cuts split it
+    assert read_records(path) == [first]
+    append_records(path, [second])
+    assert path.read_bytes() == whole
+
+
+def test_a_file_of_nothing_but_a_cut_line_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b'{"recipe": "\xce')
+    assert read_records(path) == []
+    append_records(path, [a_record()])
+    assert len(read_records(path)) == 1
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "null", "3", '{"recipe": 1}', "", '{"robust_interval": 3}', "\udcff"]
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "records.jsonl"
+    text = a_record().to_json() + "\n" + line + "\n"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"line 2 of .*records\.jsonl is no record"):
+        read_records(path)
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_records(tmp_path / "records.jsonl")
+
+
+# The interval.
+
+
+def test_the_wilson_interval_by_known_values() -> None:
+    # Newcombe 1998, Table I, method 3, to its four places
+    for successes, trials, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(trials=st.integers(1, 10_000), share=st.floats(0, 1))
+def test_the_wilson_interval_is_scipys(trials: int, share: float) -> None:
+    successes = round(share * trials)
+    expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    low, high = wilson_interval(successes, trials)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert 0 <= low <= successes / trials + 1e-12
+    assert successes / trials - 1e-12 <= high <= 1
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (-1, 5), (6, 5), (1, -1)])
+def test_no_share_has_no_interval(successes: int, trials: int) -> None:
+    with pytest.raises(ValueError, match=f"{successes} of {trials} is no share"):
+        wilson_interval(successes, trials)
+
+
+# The fingerprint of the weights.
+
+
+def test_the_fingerprint_follows_names_types_shapes_and_values_and_nothing_else() -> None:
+    net = random_net()
+    expected = weights_sha256(net)
+    assert re.fullmatch("[0-9a-f]{64}", expected)
+    assert weights_sha256(random_net()) == expected
+    assert weights_sha256(net.eval().requires_grad_(False)) == expected
+    assert weights_sha256(Fabric(accelerator="cpu", devices=1).setup(random_net())) == expected
+    assert weights_sha256(random_net().to(memory_format=torch.channels_last)) == expected  # type: ignore[call-overload]
+    assert weights_sha256(random_net(seed=1)) != expected
+    assert weights_sha256(random_net(dtype=torch.float64)) != expected
+    nudged = random_net()
+    with torch.no_grad():
+        bias = nudged.get_parameter("head.bias")
+        bias[0] = torch.nextafter(bias[0], torch.tensor(1.0))
+    assert weights_sha256(nudged) != expected
+    buffer = random_net()
+    buffer.get_buffer("norm.num_batches_tracked").add_(1)
+    assert weights_sha256(buffer) != expected
+    assert weights_sha256(nn.Sequential(random_net())) != expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_fingerprint_takes_every_floating_type(dtype: torch.dtype) -> None:
+    assert weights_sha256(random_net(dtype=dtype)) == weights_sha256(random_net(dtype=dtype))
+
+
+# Progress.
+
+
+def test_progress_is_told_what_runs_and_how_far_it_is() -> None:
+    told: list[tuple[str, int, int]] = []
+    evaluate(Threshold(), HAND, [FGSM(0.1)], progress=lambda *step: told.append(step))
+    assert told == [("clean", 4, 6), ("clean", 6, 6), ("FGSM", 4, 6), ("FGSM", 6, 6)]
+
+
+def test_each_record_is_handed_on_as_soon_as_its_attack_is_done() -> None:
+    events: list[str] = []
+    records = evaluate(
+        Threshold(),
+        HAND,
+        [FGSM(0.1)],
+        progress=lambda name, done, total: events.append(f"{name} {done}"),
+        on_record=lambda record: events.append(str(record.attack)),
+    )
+    assert events == ["clean 4", "clean 6", "None", "FGSM 4", "FGSM 6", "FGSM"]
+    kept: list[Record] = []
+    assert without_time(evaluate(Threshold(), HAND, [FGSM(0.1)], on_record=kept.append)) == without_time(kept)
+    assert without_time(kept) == without_time(records)

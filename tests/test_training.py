@@ -1,0 +1,412 @@
+"""Training: what a run writes, what it survives, and what it refuses."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from surefoot.attacks import IFGSM
+from surefoot.core.gradients import plain_module
+from surefoot.data import Batches, Dataset, Split, load
+from surefoot.evaluation import accuracy
+from surefoot.models import build_model
+from surefoot.objectives import FgsmAT, LossTerms, NormalTraining, SatR1, SatR2, SatR3
+from surefoot.recipes import RECIPES, Recipe, load_run, train
+from surefoot.training import (
+    CheckpointError,
+    FitConfig,
+    Phase,
+    TrainingDiverged,
+    fit,
+    load_weights,
+    save_weights,
+)
+from surefoot.training.checkpoint import load_tensors, save_tensors
+from surefoot.training.schedules import SCHEDULES, one_cycle, steps
+
+QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """240 training, 60 validation and 60 test digits."""
+    whole = load("digits", cache_dir=tmp_path_factory.mktemp("cache"))
+
+    def first(split: Split, count: int) -> Split:
+        return Split(split.images[:count], split.labels[:count])
+
+    return dataclasses.replace(
+        whole,
+        train=first(whole.train, 240),
+        validation=first(whole.validation, 60),
+        test=first(whole.test, 60),
+    )
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_model("digits-net", num_classes=10, in_channels=1, image_size=8)
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """An objective that writes down how often it was called."""
+
+    calls: list[str]
+    name: str
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        self.calls.append(self.name)
+        return NormalTraining()(model, inputs, labels)
+
+
+def test_training_learns_and_selects_its_best_epoch(digits: Dataset) -> None:
+    model = network()
+    config = dataclasses.replace(QUICK, schedule="constant")
+    result = fit(model, digits, [Phase(FgsmAT(0.05), 12)], config, selection=IFGSM(0.1, 3))
+    scores = [line["validation_robust_accuracy"] for line in result.metrics]
+    assert result.best_score == max(scores)
+    assert result.best_epoch == scores.index(max(scores)) + 1
+    assert result.metrics[-1]["loss"] < result.metrics[0]["loss"]
+    assert accuracy(model, Batches(digits.validation, 500), IFGSM(0.1, 3)) == pytest.approx(result.best_score)
+    assert accuracy(model, Batches(digits.test, 60)) > 0.5
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(digits: Dataset) -> None:
+    def trained(seed: int) -> dict[str, Tensor]:
+        model = network()
+        torch.manual_seed(random.randrange(2**31))  # the state that fit finds must not matter
+        fit(model, digits, [Phase(SatR2(0.3, 0.01, 5.0), 1)], dataclasses.replace(QUICK, seed=seed))
+        return weights(model)
+
+    assert equal(trained(0), trained(0))
+    assert not equal(trained(0), trained(1))
+
+
+def test_phases_run_in_turn_for_their_epochs_at_their_rates(digits: Dataset) -> None:
+    calls: list[str] = []
+    phases = [Phase(Recording(calls, "first"), 1), Phase(Recording(calls, "second"), 2, learning_rate=0.01)]
+    result = fit(network(), digits, phases, dataclasses.replace(QUICK, schedule="constant"))
+    per_epoch = len(Batches(digits.train, 32))
+    assert calls == ["first"] * per_epoch + ["second"] * 2 * per_epoch
+    assert [line["learning_rate"] for line in result.metrics] == [0.05, 0.01, 0.01]
+
+
+def test_a_resumed_run_is_bit_identical_to_one_without_a_break(digits: Dataset, tmp_path: Path) -> None:
+    phases = [Phase(SatR2(0.3, 0.01, 5.0), 2), Phase(SatR3(0.3, 0.1, 1.0, 0.4), 2)]
+    config = dataclasses.replace(QUICK, ema_decay=0.9)
+    whole = network()
+    fit(whole, digits, phases, config, selection=IFGSM(0.3, 3), run_dir=tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_two(line: dict[str, object]) -> None:
+        if line["epoch"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(
+            network(),
+            digits,
+            phases,
+            config,
+            selection=IFGSM(0.3, 3),
+            run_dir=tmp_path / "cut",
+            on_epoch=stop_after_two,
+        )
+    resumed = network(seed=5)  # other initial weights: all must come from the checkpoint
+    fit(resumed, digits, phases, config, selection=IFGSM(0.3, 3), run_dir=tmp_path / "cut", resume=True)
+    assert equal(weights(whole), weights(resumed))
+    for name in ("model.safetensors", "last.safetensors"):
+        assert equal(load_file(tmp_path / "whole" / name), load_file(tmp_path / "cut" / name))
+    state, about = load_tensors(tmp_path / "whole" / "state.ckpt")
+    cut_state, cut_about = load_tensors(tmp_path / "cut" / "state.ckpt")
+    assert equal(state, cut_state)
+    assert about["best_epoch"] == cut_about["best_epoch"]
+
+
+TRAIN_IN_A_PROCESS = """
+import dataclasses, sys, torch
+from pathlib import Path
+from surefoot.recipes import Recipe, train
+import json
+torch.set_num_threads(1)
+recipe = Recipe.from_json(json.loads(sys.argv[1]))
+train(recipe, Path(sys.argv[2]), on_epoch=lambda line: print(line["epoch"], flush=True))
+"""
+
+
+def quick_recipe(name: str = "digits/sat-r2", epochs: int = 4) -> Recipe:
+    recipe = RECIPES[name]
+    return dataclasses.replace(recipe, epochs=epochs, training=dataclasses.replace(recipe.training, batch_size=128))
+
+
+def test_a_run_killed_at_a_random_moment_resumes_to_identical_weights(tmp_path: Path) -> None:
+    torch_threads = torch.get_num_threads()
+    recipe = quick_recipe(epochs=6)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TRAIN_IN_A_PROCESS, json.dumps(recipe.to_json()), str(tmp_path / "killed")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # the first epoch is saved
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    try:
+        torch.set_num_threads(1)
+        train(recipe, tmp_path / "whole")
+        if load_run(tmp_path / "killed").epochs_done() < 6:
+            train(recipe, tmp_path / "killed", resume=True)
+    finally:
+        torch.set_num_threads(torch_threads)
+    for name in ("model.safetensors", "last.safetensors"):
+        assert equal(load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name))
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert not list((tmp_path / "killed").glob("*.tmp.*"))
+
+
+def test_a_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
+    recipe = quick_recipe(epochs=1)
+    train(recipe, tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"recipe.json", "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt"}
+    run = load_run(tmp_path / "run")
+    assert run.recipe == recipe
+    assert run.epochs_done() == 1
+    dataset = run.load_data()
+    assert not run.load_model(dataset).training
+
+
+def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: Path) -> None:
+    recipe = quick_recipe(epochs=1)
+    train(recipe, tmp_path / "run")
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="finished run"):
+        train(recipe, tmp_path / "run")
+    (tmp_path / "run" / "state.ckpt").unlink()
+    with pytest.raises(ValueError, match="--resume"):
+        train(recipe, tmp_path / "run")
+    other = dataclasses.replace(recipe, epochs=2)
+    with pytest.raises(ValueError, match=r"other settings \(epochs\)"):
+        train(other, tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="no run to go on with"):
+        train(recipe, tmp_path / "nothing", resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+@dataclasses.dataclass(frozen=True)
+class Exploding:
+    """A loss that is not finite from a given call on."""
+
+    calls: list[int]
+    after: int
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        self.calls.append(1)
+        terms = NormalTraining()(model, inputs, labels)
+        return terms if len(self.calls) <= self.after else terms._replace(loss=terms.loss * float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_where_and_the_last_good_checkpoint(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    per_epoch = len(Batches(digits.train, 32))
+    with pytest.raises(
+        TrainingDiverged, match=r"nan in epoch 2, step 3, at learning rate 0.05.*state.ckpt, after epoch 1"
+    ):
+        fit(
+            network(),
+            digits,
+            [Phase(Exploding([], per_epoch + 2), 3)],
+            dataclasses.replace(QUICK, schedule="constant"),
+            run_dir=tmp_path,
+        )
+    assert len(load_tensors(tmp_path / "state.ckpt")[1]["metrics"]) == 1
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
+    with pytest.raises(TrainingDiverged, match="no checkpoint yet"):
+        fit(network(), digits, [Phase(Exploding([], 0), 1)], QUICK)
+
+
+def test_steps_are_the_papers_quarters() -> None:
+    assert [steps(epoch / 20) for epoch in (0, 4.99, 5, 10, 15, 19.99)] == [
+        1,
+        1,
+        1 / 5,
+        1 / 25,
+        1 / 125,
+        1 / 125,
+    ]
+
+
+def test_one_cycle_is_pytorchs() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=1001, cycle_momentum=False)
+    for step in range(1001):  # theirs peaks a step early and ends a step early
+        assert one_cycle(step / 1000) == pytest.approx(optimizer.param_groups[0]["lr"], abs=0.005)
+        optimizer.step()
+        theirs.step()
+    assert one_cycle(0.0) == pytest.approx(1 / 25)
+    assert one_cycle(1.0) == pytest.approx(1 / 250_000)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_stay_in_range(name: str) -> None:
+    assert all(0 < SCHEDULES[name](step / 1000) <= 1 for step in range(1000))
+
+
+@dataclasses.dataclass(frozen=True)
+class Watching:
+    """An objective that keeps the weights it is called with."""
+
+    seen: list[dict[str, Tensor]]
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        self.seen.append(weights(plain_module(model)))
+        return NormalTraining()(model, inputs, labels)
+
+
+def test_the_moving_average_follows_its_equation_and_is_what_is_kept(digits: Dataset, tmp_path: Path) -> None:
+    watching = Watching([])
+    model = network()
+    config = dataclasses.replace(QUICK, ema_decay=0.8, schedule="constant")
+    fit(model, digits, [Phase(watching, 1)], config, run_dir=tmp_path)
+    raw = load_tensors(tmp_path / "state.ckpt")[0]
+    for name, average in model.state_dict().items():
+        after_each_step = [*(seen[name] for seen in watching.seen[1:]), raw[f"model.{name}"]]
+        expected = after_each_step[0]
+        for value in after_each_step[1:]:
+            expected = 0.8 * expected + 0.2 * value
+        torch.testing.assert_close(average, expected)
+        assert not torch.equal(average, after_each_step[-1])
+
+
+def test_bf16_trains_to_about_the_same_accuracy(digits: Dataset) -> None:
+    reached = {}
+    for precision in ("fp32", "bf16"):
+        model = network()
+        config = dataclasses.replace(QUICK, precision=precision)  # type: ignore[arg-type]
+        fit(model, digits, [Phase(FgsmAT(0.1), 6)], config)
+        assert all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
+        reached[precision] = accuracy(model, Batches(digits.test, 60))
+    assert abs(reached["bf16"] - reached["fp32"]) < 0.15
+
+
+def test_objectives_work_in_a_fabric_loop_as_in_a_plain_one(digits: Dataset) -> None:
+    inputs, labels = next(iter(Batches(digits.train, 16)))
+    plain, wrapped = network(), network()
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module = fabric.setup(wrapped)
+    objective = SatR1(0.3, 0.2, 5, k=2)
+    one, other = objective(plain, inputs, labels), objective(module, inputs, labels)
+    assert torch.equal(one.loss, other.loss)
+
+
+def test_weights_of_another_model_truncated_or_pickled_are_refused(tmp_path: Path) -> None:
+    model = network()
+    save_weights(model, tmp_path / "good.safetensors")
+    load_weights(network(1), tmp_path / "good.safetensors")
+    other = build_model("digits-net", num_classes=7, in_channels=1, image_size=8)
+    with pytest.raises(CheckpointError, match=r"another model: .* has shape"):
+        load_weights(other, tmp_path / "good.safetensors")
+    with pytest.raises(CheckpointError, match="another model: it lacks"):
+        load_weights(nn.Linear(3, 3), tmp_path / "good.safetensors")
+    content = (tmp_path / "good.safetensors").read_bytes()
+    for length in (0, 5, 100, len(content) // 2, len(content) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="truncated or damaged"):
+            load_weights(model, tmp_path / "cut.safetensors")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_weights(model, tmp_path / "none.safetensors")
+
+
+class Bomb:
+    """Unpickling this would leave a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickled_checkpoint_is_refused_and_never_unpickled(tmp_path: Path, zipped: bool) -> None:
+    torch.save({"weight": Bomb(tmp_path / "exploded")}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="pickled code"):
+        load_weights(network(), tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="pickled code"):
+        load_tensors(tmp_path / "w.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset, tmp_path: Path) -> None:
+    save_tensors(tmp_path / "state.ckpt", {"model.weight": torch.zeros(2)}, {})
+    with pytest.raises(CheckpointError, match="no training state"):
+        fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path, resume=True)
+    about = {"metrics": [], "best_epoch": 0, "best_score": -1.0}
+    save_tensors(tmp_path / "state.ckpt", {"model.weight": torch.zeros(2)}, about)
+    with pytest.raises(CheckpointError, match="another model"):
+        fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("batch_size", 0, "batch_size is 0"),
+        ("devices", 0, "devices is 0"),
+        ("learning_rate", -1.0, "learning_rate is -1"),
+        ("learning_rate", float("nan"), "learning_rate is nan"),
+        ("momentum", 1.0, "momentum is 1"),
+        ("ema_decay", -0.1, "ema_decay is -0.1"),
+        ("weight_decay", -1.0, "weight_decay is -1"),
+        ("schedule", "cosine", "schedule is 'cosine'"),
+    ],
+)
+def test_bad_settings_are_refused(field: str, value: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        FitConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_no_phases_and_no_epochs_are_refused(digits: Dataset) -> None:
+    with pytest.raises(ValueError, match="phases is empty"):
+        fit(network(), digits, [], QUICK)
+    with pytest.raises(ValueError, match="epochs is 0"):
+        Phase(NormalTraining(), 0)
+
+
+def test_a_device_that_is_not_there_is_refused(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="no CUDA device"):
+        fit(network(), digits, [Phase(NormalTraining(), 1)], dataclasses.replace(QUICK, device="cuda"))
+
+
+def test_without_a_validation_split_the_last_epoch_is_kept(digits: Dataset) -> None:
+    empty = Split(digits.validation.images[:0], digits.validation.labels[:0])
+    result = fit(network(), dataclasses.replace(digits, validation=empty), [Phase(NormalTraining(), 2)], QUICK)
+    assert result.best_epoch == 2
+    assert result.metrics[-1]["validation_clean_accuracy"] is None
