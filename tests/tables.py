@@ -153,9 +153,7 @@ ATTACKS = [
     ),
     AttackCase("PGD-stop", lambda eps: PGD(eps, 5, step(eps), stop_when_fooled=True), random=True),
     AttackCase("PGD-CW", lambda eps: PGD(eps, 5, step(eps), loss=MarginLoss(50.0)), random=True),
-    AttackCase(
-        "PGD-CW-clean-start", lambda eps: PGD(eps, 5, step(eps), random_start=False, loss=MarginLoss())
-    ),
+    AttackCase("PGD-CW-clean-start", lambda eps: PGD(eps, 5, step(eps), random_start=False, loss=MarginLoss())),
 ]
 
 
@@ -188,9 +186,7 @@ OBJECTIVE_CASES = [
     ObjectiveCase("rfgsm-at", lambda _: RFgsmAT(EPS, random_step=EPS / 4), mixed_cost(1.0), random=True),
     ObjectiveCase("rfgsm-at-half", lambda _: RFgsmAT(EPS, EPS / 4, share=0.5), mixed_cost(0.5), random=True),
     ObjectiveCase("ensemble-at", lambda sources: EnsembleAT(EPS, sources), mixed_cost(0.5), random=True),
-    ObjectiveCase(
-        "pgd-at", lambda _: PgdAT(EPS, steps=3, step_size=EPS / 2), lambda m: 3 + 2 * 3, random=True
-    ),
+    ObjectiveCase("pgd-at", lambda _: PgdAT(EPS, steps=3, step_size=EPS / 2), lambda m: 3 + 2 * 3, random=True),
     ObjectiveCase(
         "trades",
         lambda _: Trades(EPS, steps=3, step_size=EPS / 2, beta=2.0),
@@ -203,13 +199,9 @@ OBJECTIVE_CASES = [
         lambda _: SatR1(EPS, lam=0.2, steps=3, k=3, pair="last", label_smoothing=0.1),
         lambda m: 5 + 3 * (2 * 3 + 1) / m,
     ),
-    ObjectiveCase(
-        "sat-r1-one-step", lambda _: SatR1(EPS, lam=0.2, steps=1, k=2), lambda m: 5 + 2 * (2 + 1) / m
-    ),
+    ObjectiveCase("sat-r1-one-step", lambda _: SatR1(EPS, lam=0.2, steps=1, k=2), lambda m: 5 + 2 * (2 + 1) / m),
     ObjectiveCase("sat-r2", lambda _: SatR2(EPS, random_step=EPS / 4, lam=5.0), lambda m: 10, random=True),
-    ObjectiveCase(
-        "sat-r2-full", lambda _: SatR2(EPS, EPS / 4, lam=5.0, rfgsm_step="full"), lambda m: 10, random=True
-    ),
+    ObjectiveCase("sat-r2-full", lambda _: SatR2(EPS, EPS / 4, lam=5.0, rfgsm_step="full"), lambda m: 10, random=True),
     ObjectiveCase("sat-r3", lambda _: SatR3(EPS, eps_low=EPS / 4, lam=1.0, tau=0.6), lambda m: 8),
     ObjectiveCase(
         "sat-r3-random",

@@ -675,9 +675,7 @@ def test_a_model_without_gradient_is_refused(case: AttackCase, how: str) -> None
 @pytest.mark.parametrize("stop", [False, True])
 def test_restarts_are_never_weaker_than_the_first_run(loss: Callable[..., Tensor], stop: bool) -> None:
     def per_sample(logits: Tensor, labels: Tensor) -> Tensor:
-        return (
-            loss(logits, labels) if isinstance(loss, MarginLoss) else loss(logits, labels, reduction="none")
-        )
+        return loss(logits, labels) if isinstance(loss, MarginLoss) else loss(logits, labels, reduction="none")
 
     net, inputs, labels = trained()
     gained = 0
@@ -730,9 +728,7 @@ def test_a_sample_that_is_wrong_from_the_start_is_left_as_it_is_when_stopping_ea
     wrong = (net(inputs).argmax(1) + 1) % 3
     assert torch.equal(IFGSM(EPS, 3, stop_when_fooled=True)(net, inputs, wrong), inputs)
     assert torch.equal(MIFGSM(EPS, 3, stop_when_fooled=True)(net, inputs, wrong), inputs)
-    assert torch.equal(
-        PGD(EPS, 3, EPS, random_start=False, stop_when_fooled=True)(net, inputs, wrong), inputs
-    )
+    assert torch.equal(PGD(EPS, 3, EPS, random_start=False, stop_when_fooled=True)(net, inputs, wrong), inputs)
 
 
 def test_stopping_early_spends_no_pass_on_a_fooled_sample() -> None:

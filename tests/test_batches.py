@@ -166,8 +166,7 @@ def test_crop_flip_augments_every_batch_anew() -> None:
     batches = Batches(split, 8, augment="crop-flip", seed=3)
     generator = batches._generator("augment", 2)
     expected = [
-        flip_slowly(pad_crop_slowly(images, generator, 4), generator)
-        for images in (split.images[:8], split.images[8:])
+        flip_slowly(pad_crop_slowly(images, generator, 4), generator) for images in (split.images[:8], split.images[8:])
     ]
     inputs, _ = collect(batches, 2)
     assert inputs.equal(torch.cat(expected).float() / 255)

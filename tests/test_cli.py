@@ -107,7 +107,7 @@ def test_fields_given_on_the_command_line_reach_the_run(capsys: pytest.CaptureFi
     assert main(["train", "digits/sat-r3", *given]) == 0
     recipe = load_run(Path("here")).recipe
     assert recipe.objective.lam == 0.5  # type: ignore[union-attr]
-    assert recipe.objective.eps == 51 / 255
+    assert recipe.objective.eps == 51 / 255  # type: ignore[union-attr]
     assert (recipe.epochs, recipe.training.seed, recipe.training.batch_size) == (1, 7, 256)
 
 

@@ -100,9 +100,7 @@ def places_of(images: Tensor, pixels: Pixels) -> list[int]:
 
 
 def same(one: Dataset, other: Dataset) -> bool:
-    splits = zip(
-        (one.train, one.validation, one.test), (other.train, other.validation, other.test), strict=True
-    )
+    splits = zip((one.train, one.validation, one.test), (other.train, other.validation, other.test), strict=True)
     return one.class_names == other.class_names and all(
         a.images.equal(b.images) and a.labels.equal(b.labels) for a, b in splits
     )
@@ -267,9 +265,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, own_
         raise RuntimeError("no route to host")
 
     fake_hub(monkeypatch, answer)
-    with pytest.raises(
-        ConnectionError, match=r"ylecun/mnist \(no route to host\): .*data_dir or \$SUREFOOT_DATA"
-    ):
+    with pytest.raises(ConnectionError, match=r"ylecun/mnist \(no route to host\): .*data_dir or \$SUREFOOT_DATA"):
         load("mnist")
     assert list(own_cache.iterdir()) == []
 
@@ -307,9 +303,7 @@ def test_starting_imports_no_library_that_decodes() -> None:
                 assert not roots & {"datasets", "sklearn", "pandas", "pyarrow", "PIL"}, file
 
 
-def test_other_content_or_settings_are_another_entry(
-    mnist_shards: Path, tmp_path: Path, own_cache: Path
-) -> None:
+def test_other_content_or_settings_are_another_entry(mnist_shards: Path, tmp_path: Path, own_cache: Path) -> None:
     load_tiny_mnist(mnist_shards)
     load_tiny_mnist(mnist_shards, validation_size=10)
     load_tiny_mnist(mnist_shards, image_size=7)
@@ -379,9 +373,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_cache_is_built_again(
-    damage: str, own_cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_cache_is_built_again(damage: str, own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     digits = load("digits")
     kept = replace(
         digits,
@@ -478,9 +470,7 @@ def test_of_two_builds_at_once_the_first_one_wins(
 @pytest.mark.slow
 def test_two_processes_at_once(own_cache: Path) -> None:
     code = "from surefoot.data import load; print(int(load('digits').train.images.sum()))"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     answers = {process.communicate(timeout=120)[0] for process in processes}
     assert answers == {f"{int(load('digits').train.images.sum())}\n"}
     assert len(list(own_cache.iterdir())) == 1
@@ -646,9 +636,7 @@ def test_a_changed_image_folder_is_read_again(tmp_path: Path, monkeypatch: pytes
         ),
     ],
 )
-def test_wrong_arguments(
-    arguments: dict[str, Any], error: type[Exception], words: str, own_cache: Path
-) -> None:
+def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], words: str, own_cache: Path) -> None:
     with pytest.raises(error, match=words) as caught:
         load(**arguments)
     assert "\n" not in str(caught.value)
@@ -674,16 +662,12 @@ def test_wrong_shards(mnist_shards: Path, tmp_path: Path, own_cache: Path) -> No
     shutil.rmtree(own_cache)
 
     shutil.copytree(folder, tmp_path / "cifar10")
-    refused(
-        "cifar10", ValueError, "cifar10 needs the columns 'img' and 'label', but the shards have image, label"
-    )
+    refused("cifar10", ValueError, "cifar10 needs the columns 'img' and 'label', but the shards have image, label")
     shutil.copytree(folder, tmp_path / "tiny-imagenet-100")
     refused("tiny-imagenet-100", ValueError, "has 10 classes here, but 100 are asked for")
     test = folder / "test-00000-of-00001.parquet"
     write_shard(test, "image", random_images(30, 28, 27), MNIST_LABELS[60:])
-    refused(
-        "mnist", ValueError, "image 0 of mnist's test images has 27x28 pixels, but those of mnist have 28x28"
-    )
+    refused("mnist", ValueError, "image 0 of mnist's test images has 27x28 pixels, but those of mnist have 28x28")
     write_shard(test, "image", MNIST_PIXELS[60:], [-1] * 30)
     refused("mnist", ValueError, "mnist has 10 classes, but an image with the label -1")
 
@@ -732,9 +716,7 @@ def test_wrong_image_folders(tmp_path: Path, own_cache: Path) -> None:
         ("tiny-imagenet-100", [45_000, 5_000, 5_000], None),
     ],
 )
-def test_the_real_sets(
-    name: str, sizes: list[int], mean: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_real_sets(name: str, sizes: list[int], mean: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(name, SHARED)
     forbid_decoding(monkeypatch)
     started = time.process_time()  # a busy machine is no fault

@@ -55,9 +55,7 @@ def trained_batches() -> tuple[nn.Module, Batches]:
 # Accuracy.
 
 
-@pytest.mark.parametrize(
-    ("eps", "right"), [(0.0, 5), (0.04, 5), (0.06, 3), (0.16, 2), (0.26, 1), (0.31, 0), (1.0, 0)]
-)
+@pytest.mark.parametrize(("eps", "right"), [(0.0, 5), (0.04, 5), (0.06, 3), (0.16, 2), (0.26, 1), (0.31, 0), (1.0, 0)])
 def test_accuracy_under_attack_by_hand(eps: float, right: int) -> None:
     assert accuracy(Threshold(), HAND) == 5 / 6
     assert accuracy(Threshold(), HAND, FGSM(eps)) == right / 6
@@ -199,9 +197,7 @@ def test_accuracies_do_not_depend_on_the_size_of_the_batches() -> None:
 
 def test_passes_are_counted_by_the_sample() -> None:
     net, batches = trained_batches()  # 48 samples, all of them right
-    clean, fgsm, pgd = evaluate(
-        net, batches, [FGSM(0.0), PGD(EPS, 5, EPS / 5, random_start=False)], last_iterate=True
-    )
+    clean, fgsm, pgd = evaluate(net, batches, [FGSM(0.0), PGD(EPS, 5, EPS / 5, random_start=False)], last_iterate=True)
     assert (clean.forwards, clean.backwards) == (48, 0)
     assert (fgsm.forwards, fgsm.backwards) == (48 * 2, 48)  # one to craft, one to score
     assert (pgd.forwards, pgd.backwards) == (48 * 6, 48 * 5)
@@ -444,9 +440,7 @@ def test_a_file_of_nothing_but_a_cut_line_is_empty(tmp_path: Path) -> None:
     assert len(read_records(path)) == 1
 
 
-@pytest.mark.parametrize(
-    "line", ["{", "[]", "null", "3", '{"recipe": 1}', "", '{"robust_interval": 3}', "\udcff"]
-)
+@pytest.mark.parametrize("line", ["{", "[]", "null", "3", '{"recipe": 1}', "", '{"robust_interval": 3}', "\udcff"])
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "records.jsonl"
     text = a_record().to_json() + "\n" + line + "\n"

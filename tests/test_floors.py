@@ -80,10 +80,7 @@ def faults(package: Path) -> list[str]:
 
 def circles(package: Path) -> list[str]:
     """Files of one room that import each other, at the top of the file, in a circle."""
-    files = {
-        path: [package.name, *path.relative_to(package).with_suffix("").parts]
-        for path in package.rglob("*.py")
-    }
+    files = {path: [package.name, *path.relative_to(package).with_suffix("").parts] for path in package.rglob("*.py")}
     names = {path: ".".join(parts).removesuffix(".__init__") for path, parts in files.items()}
     edges: dict[str, set[str]] = {name: set() for name in names.values()}
     for path, parts in files.items():
@@ -93,9 +90,7 @@ def circles(package: Path) -> list[str]:
                 base = parts[: len(parts) - node.level] if node.level else []
                 stem = ".".join([*base, *([node.module] if node.module else [])])
                 # `from room import file` needs the file, `from room import name` what the room's __init__ has
-                modules |= {
-                    name if (name := f"{stem}.{alias.name}") in edges else stem for alias in node.names
-                }
+                modules |= {name if (name := f"{stem}.{alias.name}") in edges else stem for alias in node.names}
             elif isinstance(node, ast.Import):
                 modules |= {alias.name for alias in node.names}
         edges[names[path]] |= modules & edges.keys()

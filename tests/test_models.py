@@ -45,10 +45,7 @@ def examples(count: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
 BY_HAND = {
     "lenet-plus": (5 * 5 * 32 + 32) + (5 * 5 * 32 * 64 + 64) + (7 * 7 * 64 * 1024 + 1024) + (1024 * 10 + 10),
     "mnist-a": (5 * 5 * 64 + 64) + (5 * 5 * 64 * 64 + 64) + (20 * 20 * 64 * 128 + 128) + (128 * 10 + 10),
-    "mnist-b": (8 * 8 * 64 + 64)
-    + (6 * 6 * 64 * 128 + 128)
-    + (5 * 5 * 128 * 128 + 128)
-    + (12 * 12 * 128 * 10 + 10),
+    "mnist-b": (8 * 8 * 64 + 64) + (6 * 6 * 64 * 128 + 128) + (5 * 5 * 128 * 128 + 128) + (12 * 12 * 128 * 10 + 10),
     "mnist-c": (3 * 3 * 128 + 128) + (3 * 3 * 128 * 64 + 64) + (5 * 5 * 64 * 128 + 128) + (128 * 10 + 10),
     "mnist-d": (28 * 28 * 300 + 300) + 3 * (300 * 300 + 300) + (300 * 10 + 10),
 }
@@ -115,8 +112,7 @@ def described(layer: nn.Module) -> str:
         ),
         (
             "mnist-a",
-            "conv 64 5 pad 0, relu, conv 64 5 pad 0, relu, dropout 0.25, flatten, fc 128, relu, dropout 0.5, "
-            "fc 10",
+            "conv 64 5 pad 0, relu, conv 64 5 pad 0, relu, dropout 0.25, flatten, fc 128, relu, dropout 0.5, fc 10",
         ),
         (
             "mnist-b",
@@ -259,9 +255,7 @@ def test_small_networks_fit_other_sizes(name: str, image_size: int) -> None:
 def test_smallest_image(name: str, least: int) -> None:
     model = on_meta(name, image_size=least).eval()
     assert model(torch.empty(2, 3, least, least, device="meta")).shape == (2, 10)
-    with pytest.raises(
-        ValueError, match=f"{name} needs images of at least {least} pixels a side, got {least - 1}"
-    ):
+    with pytest.raises(ValueError, match=f"{name} needs images of at least {least} pixels a side, got {least - 1}"):
         on_meta(name, image_size=least - 1)
 
 
@@ -307,9 +301,7 @@ def test_dense_layer_keeps_its_inputs() -> None:
 def test_normalize_by_hand() -> None:
     inputs = torch.rand(2, 3, 4, 4, requires_grad=True)
     outputs = Normalize([0.1, 0.2, 0.3], [0.5, 0.25, 2.0])(inputs)
-    by_hand = torch.stack(
-        [(inputs[:, 0] - 0.1) / 0.5, (inputs[:, 1] - 0.2) / 0.25, (inputs[:, 2] - 0.3) / 2.0], dim=1
-    )
+    by_hand = torch.stack([(inputs[:, 0] - 0.1) / 0.5, (inputs[:, 1] - 0.2) / 0.25, (inputs[:, 2] - 0.3) / 2.0], dim=1)
     torch.testing.assert_close(outputs, by_hand)
     (gradient,) = torch.autograd.grad(outputs.sum(), inputs)
     torch.testing.assert_close(gradient[0, :, 0, 0], torch.tensor([2.0, 4.0, 0.5]))
@@ -328,9 +320,7 @@ def test_normalisation_lives_inside_the_model() -> None:
 
 def test_normalisation_is_saved_with_the_weights() -> None:
     def build(mean: float, std: float) -> nn.Module:
-        return build_model(
-            "digits-net", num_classes=7, in_channels=2, image_size=SIDE, mean=[mean], std=[std]
-        )
+        return build_model("digits-net", num_classes=7, in_channels=2, image_size=SIDE, mean=[mean], std=[std])
 
     saved, other = build(0.4, 0.2), build(0.0, 1.0)
     other.load_state_dict(saved.state_dict())
@@ -471,9 +461,7 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     ("factory", "classes"),
     [("make", 6), ("fixed", 5), ("forwards", 6), ("positional", 3), ("Net", 6), ("Net.wide", 6)],
 )
-def test_factory_in_the_current_directory(
-    write_module: Callable[[str, str], None], factory: str, classes: int
-) -> None:
+def test_factory_in_the_current_directory(write_module: Callable[[str, str], None], factory: str, classes: int) -> None:
     write_module("my_model", USER_MODULE)
     model = build_model(f"my_model:{factory}", num_classes=6, in_channels=1, image_size=2)
     assert model(torch.rand(2, 1, 2, 2)).shape == (2, classes)
@@ -481,9 +469,7 @@ def test_factory_in_the_current_directory(
 
 def test_factory_in_a_package_with_normalisation(write_module: Callable[[str, str], None]) -> None:
     write_module("my_package/networks", USER_MODULE)
-    model = build_model(
-        "my_package.networks:make", num_classes=6, in_channels=1, image_size=2, mean=[0.5], std=[0.5]
-    )
+    model = build_model("my_package.networks:make", num_classes=6, in_channels=1, image_size=2, mean=[0.5], std=[0.5])
     assert isinstance(next(model.children()), Normalize)
     assert load_factory("my_package.networks:make") is sys.modules["my_package.networks"].make
 

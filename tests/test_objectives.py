@@ -53,9 +53,7 @@ def backward(loss: Tensor) -> None:
     torch.autograd.backward(loss)
 
 
-def terms_of(
-    objective: Objective, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int = 0
-) -> LossTerms:
+def terms_of(objective: Objective, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int = 0) -> LossTerms:
     torch.manual_seed(seed)
     return objective(model, inputs, labels)
 
@@ -447,9 +445,7 @@ def iterate(model: nn.Module, point: Tensor, labels: Tensor, steps: int, eps: fl
 
 def distance(model: nn.Module, one: Tensor, other: Tensor) -> Tensor:
     """(1/k) sum_j ||g(x^j) - g(x'^j)||_2^2."""
-    return torch.stack(
-        [(model(a[None]) - model(b[None])).pow(2).sum() for a, b in zip(one, other, strict=True)]
-    ).mean()
+    return torch.stack([(model(a[None]) - model(b[None])).pow(2).sum() for a, b in zip(one, other, strict=True)]).mean()
 
 
 def assert_same_terms(
@@ -597,9 +593,7 @@ def test_batch_norm_sees_the_fgsm_and_the_paired_samples_together(pair: Literal[
     fgsm, ifgsm = sign_step(frozen, x, y, EPS), iterate(frozen, x[rows], y[rows], 4, EPS)
     logits = deepcopy(net)(torch.cat([fgsm, ifgsm]))
     terms = SatR1(EPS, lam=0.5, steps=4, k=3, pair=pair)(net, x, y)
-    assert float(terms.classification) == pytest.approx(
-        float(F.cross_entropy(logits[:8], y).detach()), rel=1e-10
-    )
+    assert float(terms.classification) == pytest.approx(float(F.cross_entropy(logits[:8], y).detach()), rel=1e-10)
     expected = (logits[:8][rows] - logits[8:]).pow(2).sum(1).mean().detach()
     assert float(terms.regularizer) == pytest.approx(float(expected), rel=1e-9)
 

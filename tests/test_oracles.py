@@ -123,9 +123,7 @@ def test_mifgsm_accumulates_gradients_of_length_one_not_signs() -> None:
     ours = MIFGSM(0.2, STEPS)(net, inputs, labels)
     point, momentum = inputs, torch.zeros_like(inputs)
     for _ in range(STEPS):  # what foolbox does
-        momentum = momentum + torch.stack(
-            [slope(net, p, y).sign() for p, y in zip(point, labels, strict=True)]
-        )
+        momentum = momentum + torch.stack([slope(net, p, y).sign() for p, y in zip(point, labels, strict=True)])
         point = in_set(point + 0.2 / STEPS * momentum.sign(), inputs, 0.2)
     assert not torch.allclose(ours, point, atol=1e-3)
 

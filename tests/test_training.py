@@ -309,7 +309,7 @@ def test_bf16_trains_to_about_the_same_accuracy(digits: Dataset) -> None:
     reached = {}
     for precision in ("fp32", "bf16"):
         model = network()
-        config = dataclasses.replace(QUICK, precision=precision)  # type: ignore[arg-type]
+        config = dataclasses.replace(QUICK, precision=precision)
         fit(model, digits, [Phase(FgsmAT(0.1), 6)], config)
         assert all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
         reached[precision] = accuracy(model, Batches(digits.test, 60))

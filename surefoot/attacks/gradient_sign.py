@@ -52,16 +52,15 @@ def ascend(
     inputs, adv_inputs = inputs.detach(), start.detach()
     if targets.is_inference():  # autograd saves them, which it refuses for tensors made under inference_mode
         targets = targets.clone()
-    momentum = torch.zeros_like(inputs) if decay is not None else None
-    result, rows = (
-        (adv_inputs.clone(), torch.arange(len(inputs), device=inputs.device)) if stop_when_fooled else (None, None)
-    )
+    momentum: Tensor | None = None
+    result = adv_inputs.clone() if stop_when_fooled else None
+    rows = torch.arange(len(inputs), device=inputs.device)  # where in `result` the samples still in play belong
     for _ in range(steps):
         gradient, logits = input_gradient(model, adv_inputs, lambda z, t=targets: loss(z, t))  # type: ignore[misc]
-        if momentum is not None:
+        if decay is not None:
             length = gradient.abs().flatten(1).sum(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-            momentum = decay * momentum + gradient / length.view(-1, *[1] * (gradient.dim() - 1))
-            gradient = momentum
+            gradient = gradient / length.view(-1, *[1] * (gradient.dim() - 1))
+            gradient = momentum = gradient if momentum is None else decay * momentum + gradient
         if result is not None:
             alive = logits.argmax(dim=1) == targets
             if not alive.all():

@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import surefoot
-from surefoot.training.fit import StepReport
+from surefoot.training.fit import StepReport, is_first_process
 
 stderr = Console(stderr=True, highlight=False)
 stdout = Console(highlight=False)
 
 
 def say(text: str) -> None:
-    """A message on standard error."""
-    stderr.print(text, markup=False, soft_wrap=True)
+    """A message on standard error, from the first of several processes only."""
+    if is_first_process():
+        stderr.print(text, markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -56,7 +57,7 @@ class TrainingProgress:
             TextColumn("{task.fields[terms]}"),
             console=stderr,
             transient=True,
-            disable=not stderr.is_terminal,
+            disable=not (stderr.is_terminal and is_first_process()),
         )
         self.task = self.bar.add_task(title, total=1, terms="")
 

@@ -67,4 +67,4 @@ def linf_distance(perturbed: Tensor, inputs: Tensor) -> Tensor:
 
 def l2_distance(perturbed: Tensor, inputs: Tensor) -> Tensor:
     """The Euclidean length of each sample's perturbation, `[batch]`."""
-    return (perturbed - inputs).flatten(1).norm(dim=1)
+    return (perturbed - inputs).flatten(1).square().sum(dim=1).sqrt()

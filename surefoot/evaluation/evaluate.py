@@ -61,7 +61,7 @@ class PassCounter:
             def count_backward(gradient: Tensor) -> None:
                 self.backwards += samples
 
-            output.register_hook(count_backward)
+            output.register_hook(count_backward)  # type: ignore[no-untyped-call]
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -83,12 +83,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def fields_of(attack: Attack | None) -> dict[str, Any]:
+def fields_of(attack: Any) -> dict[str, Any]:
     """An attack's settings as JSON values; a loss that is a function becomes its name."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {"name": type(value).__name__, **fields_of(value)}  # type: ignore[arg-type]
+            return {"name": type(value).__name__, **fields_of(value)}
         if callable(value):
             return getattr(value, "__name__", repr(value))
         return [plain(part) for part in value] if isinstance(value, tuple | list) else value
@@ -254,6 +254,7 @@ def evaluate(
 
 def stopping_early(attack: Attack) -> Attack:
     """The same attack that lets go of a sample once it is fooled, where it can."""
-    if dataclasses.is_dataclass(attack) and hasattr(attack, "stop_when_fooled"):
-        return dataclasses.replace(attack, stop_when_fooled=True)  # type: ignore[return-value]
-    return attack
+    settings: Any = attack
+    if dataclasses.is_dataclass(settings) and hasattr(settings, "stop_when_fooled"):
+        settings = dataclasses.replace(settings, stop_when_fooled=True)  # type: ignore[type-var]
+    return settings  # type: ignore[no-any-return]

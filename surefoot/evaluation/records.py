@@ -27,7 +27,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     Example:
         >>> low, high = wilson_interval(900, 1000)
         >>> round(low, 4), round(high, 4)
-        (0.8799, 0.9171)
+        (0.8798, 0.9171)
 
     Source:
         Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.

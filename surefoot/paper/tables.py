@@ -1,10 +1,11 @@
 """Our records beside the paper's tables, as Markdown.
 
-`python -m surefoot.paper.tables results/mnist/records.jsonl` prints Table 3's white-box half.
+`python -m surefoot.paper.tables results/mnist` prints Table 3's white-box half.
 """
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from surefoot.evaluation import Record, read_records
@@ -34,11 +35,15 @@ WHITE_BOX = {
 """Our label of an attack, and the paper's column."""
 
 
-def table_3(records: Sequence[Record]) -> str:
+def table_3(records: Sequence[Record], minutes: Mapping[str, float]) -> str:
     """Table 3's white-box half: a cell is our accuracy in percent, and the paper's in brackets.
 
     Only rows that have records are there; a cell without one is a dash. Of several records of one attack
     on one recipe the last one counts. Only white-box records on all 10,000 MNIST test images count.
+
+    Args:
+        records: of any models.
+        minutes: the time that a recipe's training took, selection of the epoch included.
     """
     measured = {
         (record.recipe, attack_label(record)): record
@@ -55,8 +60,8 @@ def table_3(records: Sequence[Record]) -> str:
             record = measured.get((recipe, label))
             ours = percent(record.robust_accuracy) if record else "-"
             cells.append(f"{ours} ({printed(TABLE_3[printed_name][TABLE_3_COLUMNS.index(column)])})")
-        rows.append([printed_name, *cells])
-    return markdown_table(["trained by", *WHITE_BOX], rows)
+        rows.append([printed_name, *cells, f"{minutes[recipe]:.0f}" if recipe in minutes else "-"])
+    return markdown_table(["trained by", *WHITE_BOX, "minutes"], rows)
 
 
 def printed(value: Printed) -> str:
@@ -64,14 +69,32 @@ def printed(value: Printed) -> str:
     return f"{value[0]:.2f} ± {value[1]:.2f}" if isinstance(value, tuple) else f"{value:.2f}"
 
 
+def read_runs(root: Path) -> tuple[list[Record], dict[str, float]]:
+    """All records of the runs below a folder, and how many minutes each recipe's training took.
+
+    Raises:
+        ValueError: there are none, or a file is damaged.
+    """
+    files = sorted(root.rglob("records.jsonl"))
+    if not files:
+        raise ValueError(f"there is no records.jsonl below {root}; give a folder of runs.")
+    records = [record for file in files for record in read_records(file)]
+    minutes = {}
+    for file in sorted(root.rglob("metrics.jsonl")):
+        recipe = json.loads((file.parent / "recipe.json").read_text(encoding="utf-8"))["name"]
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        minutes[recipe] = sum(line["seconds"] for line in lines) / 60
+    return records, minutes
+
+
 def main(argv: Sequence[str]) -> int:
-    """Print Table 3 from the record files named in `argv`."""
-    if not argv:
-        print("usage: python -m surefoot.paper.tables RECORDS.jsonl ...", file=sys.stderr)
+    """Print Table 3 from the runs below the folder named in `argv`."""
+    if len(argv) != 1:
+        print("usage: python -m surefoot.paper.tables FOLDER", file=sys.stderr)
         return 2
     try:
-        print(table_3([record for path in argv for record in read_records(Path(path))]))
-    except (OSError, ValueError) as error:
+        print(table_3(*read_runs(Path(argv[0]))))
+    except (OSError, ValueError, KeyError) as error:
         print(f"surefoot: {error}", file=sys.stderr)
         return 2
     return 0

@@ -15,7 +15,7 @@ from surefoot.models import build_model
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, fit, load_weights
 from surefoot.training.checkpoint import load_tensors, write_text
-from surefoot.training.fit import StepReport, make_fabric
+from surefoot.training.fit import StepReport, is_first_process, make_fabric
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,18 @@ def train(
         ValueError: `path` holds another or a finished run, or a bad setting.
         CheckpointError, TrainingDiverged: as in `training.fit`.
     """
-    check_folder(recipe, path, resume)
+    if is_first_process():  # the others start when the first has begun to write
+        check_folder(recipe, path, resume)
+    names = source_names(recipe)
+    if names and find_source is None:
+        raise ValueError(f"{recipe.name} crafts on {', '.join(names)}; say where their runs are with find_source.")
+    found = {name: load_run(find_source(name)) for name in names if find_source is not None}
+    fabric = make_fabric(recipe.training)
     dataset = load_recipe_data(recipe, data_dir)
     model = build_recipe_model(recipe, dataset)
-    device = make_fabric(recipe.training).device
-    sources: dict[str, nn.Module] = {}
-    for name in source_names(recipe):
-        if find_source is None:
-            raise ValueError(f"{recipe.name} needs the model of {name}; train it first.")
-        sources[name] = load_run(find_source(name)).load_model(dataset).requires_grad_(False).to(device)
-    write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
+    sources = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
+    if is_first_process():
+        write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
     return fit(
         model,
         dataset,
@@ -129,6 +131,7 @@ def train(
         selection=recipe.selection(),
         run_dir=path,
         resume=resume,
+        fabric=fabric,
         on_step=on_step,
         on_epoch=on_epoch,
     )

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ class StepReport:
     seconds_left: float
 
 
+def is_first_process() -> bool:
+    """Is this the process that writes and speaks, where `devices` above 1 or torchrun start several?"""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
 def make_fabric(config: FitConfig) -> Fabric:
     """Fabric for these settings, launched.
 
@@ -160,6 +166,7 @@ def fit(
     selection: Attack | None = None,
     run_dir: Path | None = None,
     resume: bool = False,
+    fabric: Fabric | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
@@ -179,6 +186,7 @@ def fit(
         run_dir: where the run's files go; None keeps everything in memory.
         resume: go on from `run_dir`'s `state.ckpt` where there is one, to the same weights as without a break
             (bit-identical on a CPU with as many threads).
+        fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.
         on_step: told the progress every few steps.
         on_epoch: told the line of `metrics.jsonl` after each epoch.
 
@@ -200,7 +208,7 @@ def fit(
     if not phases:
         raise ValueError("phases is empty; give at least one Phase(objective, epochs).")
     run = None if run_dir is None else Path(run_dir)
-    fabric = make_fabric(config)
+    fabric = fabric or make_fabric(config)
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
 
     channels_last = any(parameter.dim() == 4 for parameter in model.parameters())
@@ -217,7 +225,7 @@ def fit(
     wrapped, wrapped_optimizer = fabric.setup(module, optimizer)
     average = None
     if config.ema_decay:
-        average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
     judged = module if average is None else average.module
 
     batches = Batches(
@@ -227,6 +235,7 @@ def fit(
         shuffle=True,
         seed=config.seed,
         augment=config.augment,
+        drop_last=0 < len(dataset.train.labels) % config.batch_size < world,  # no device goes without samples
         channels_last=channels_last,
     )
     validation = Batches(dataset.validation, EVALUATION_BATCH, device=device, channels_last=channels_last)
@@ -266,6 +275,7 @@ def fit(
                 refuse_non_finite(recent, epoch, checked, rate, run)
                 checked = step + 1
                 if on_step is not None:
+                    loss, classification, regularizer = recent.mean(dim=0).tolist()
                     speed = images / (time.perf_counter() - epoch_started)
                     left = len(batches) * (len(schedule) - epoch + 1) - step - 1
                     on_step(
@@ -274,9 +284,11 @@ def fit(
                             len(schedule),
                             step + 1,
                             len(batches),
-                            *(float(value) for value in recent.mean(dim=0)),
-                            images_per_second=speed,
-                            seconds_left=left * config.batch_size / speed,
+                            loss,
+                            classification,
+                            regularizer,
+                            speed,
+                            left * config.batch_size / speed,
                         )
                     )
         train_seconds = time.perf_counter() - epoch_started

@@ -1,0 +1,124 @@
+"""The README keeps its word: its code runs, its table is that of the records, its commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from surefoot.cli.train import recipe_named
+from surefoot.evaluation import Record, read_records
+from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
+from surefoot.paper.tables import main, read_runs, table_3
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "results" / "mnist"
+PAPER = ROOT.parent / "shared" / "paper" / "regularizers-for-single-step-adversarial-training.md"
+
+
+def test_the_tours_python_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 2
+    torch.manual_seed(0)
+    space: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), space)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["clean", "FGSM", "PGD"]
+    clean, fgsm, pgd = (float(line[1]) for line in lines)
+    assert clean > 0.5  # it has learned
+    assert clean >= fgsm >= pgd > 0
+
+
+def test_the_loop_of_the_tour_is_ten_lines() -> None:
+    block = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
+    code = [line for line in block.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(code) <= 10
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    recipes = re.findall(r"surefoot train (\S+)", README)
+    assert recipes
+    for name in recipes:
+        recipe_named(name)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^    make (\w+)$", README, flags=re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    assert "make check" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_table_is_the_one_of_the_committed_records() -> None:
+    assert table_3(*read_runs(RESULTS)) in README
+
+
+def test_the_committed_records_are_of_one_model_a_run() -> None:
+    for file in RESULTS.rglob("records.jsonl"):
+        records = read_records(file)
+        assert len({record.weights_sha256 for record in records}) == 1
+        assert {record.split for record in records} == {"test"}
+        assert all(record.precision == "fp32" for record in records)
+        for record in records:
+            low, high = record.robust_interval
+            assert low <= record.robust_accuracy <= high
+            assert record.robust_accuracy <= record.clean_accuracy
+
+
+def record(attack: str | None, accuracy: float, fields: dict[str, object]) -> Record:
+    return Record(
+        recipe="mnist/sat-r1",
+        seed=0,
+        weights_sha256="",
+        dataset="mnist",
+        split="test",
+        num_examples=10_000,
+        attack=attack,
+        attack_fields=fields,
+        source=None,
+        clean_accuracy=0.98,
+        robust_accuracy=accuracy,
+        robust_interval=(0.0, 1.0),
+        mean_l2=None,
+        seconds=0.0,
+        forwards=0,
+        backwards=0,
+        device="cpu",
+        precision="fp32",
+        versions={},
+        commit=None,
+    )
+
+
+def test_a_table_shows_each_record_in_its_cell_and_a_dash_where_there_is_none() -> None:
+    cw = {"steps": 100, "loss": {"name": "MarginLoss", "confidence": 50.0}}
+    records = [record(None, 0.9812, {}), record("PGD", 0.8877, {"steps": 100}), record("PGD", 0.8866, cw)]
+    row = table_3(records, {"mnist/sat-r1": 12.4}).splitlines()[-1]
+    assert row == (
+        "| SAT-R1 | 98.12 (98.15 ± 0.05) | - (93.42 ± 0.07) | - (91.45 ± 0.26) "
+        "| 88.77 (88.76 ± 0.26) | 88.66 (88.63 ± 0.27) | 12 |"
+    )
+
+
+def test_a_folder_without_records_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no records.jsonl" in capsys.readouterr().err
+    assert main([]) == 2
+
+
+def test_table_3_is_complete() -> None:
+    assert len(TABLE_3) == 10
+    assert all(len(row) == len(TABLE_3_COLUMNS) == 9 for row in TABLE_3.values())
+    paired = [name for name, row in TABLE_3.items() if all(isinstance(cell, tuple) for cell in row)]
+    assert paired == ["SAT-R1", "SAT-R2", "SAT-R3"]
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not beside this checkout")
+def test_table_3_is_the_papers() -> None:
+    text = PAPER.read_text(encoding="utf-8")
+    rows = text[text.index("TABLE 3") : text.index("TABLE 4")].splitlines()
+    for name, row in TABLE_3.items():
+        line = next(line for line in rows if line.startswith(f"{name}\t"))
+        numbers = [float(number) for number in re.findall(r"\d+\.\d+", line)]
+        ours = [part for cell in row for part in (cell if isinstance(cell, tuple) else (cell,))]
+        assert numbers == ours
