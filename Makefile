@@ -28,6 +28,7 @@ format: .venv/.dev
 	touch $@
 .venv/.dev: .venv/.demo
 	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps torchattacks  # an oracle; its pins on torchvision and an old requests are not needed
 	touch $@
 
 clean:
