@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, where, and how it ends."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from surefoot.cli import main
 from surefoot.cli.demo import what_it_means
 from surefoot.cli.options import number
 from surefoot.evaluation import Record, read_records
+from surefoot.objectives import EnsembleAT
 from surefoot.recipes import RECIPES, load_run
 from surefoot.training import save_weights
 
@@ -112,7 +114,7 @@ def test_fields_given_on_the_command_line_reach_the_run(capsys: pytest.CaptureFi
 
 
 def test_a_later_phase_can_be_changed() -> None:
-    args = ["--dataset", "digits", "--model", "digits-net", "--validation-size", "200", "--epochs", "1"]
+    args = ["--dataset", "digits", "--model", "digits-net", "--epochs", "1"]
     assert main(["train", "mnist/sat-r1-r3", *args, "--then.0.epochs", "1", "--then.0.objective.tau", "0.5"]) == 0
     run = load_run(Path("runs/mnist/sat-r1-r3/0"))
     assert [phase.epochs for phase in run.recipe.phases()] == [1, 1]
@@ -120,17 +122,22 @@ def test_a_later_phase_can_be_changed() -> None:
     assert run.epochs_done() == 2
 
 
-def test_ensemble_training_trains_its_missing_sources_first(capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["--dataset", "digits", "--model", "digits-net", "--validation-size", "200", *QUICK]
-    for source in ("digits/normal", "digits/fgsm-at"):
-        assert main(["train", source, *QUICK]) == 0
-    before = Path("runs/digits/normal/0/model.safetensors").stat().st_mtime_ns
-    sources = ["--objective.sources", "digits/normal", "digits/trades"]
-    monkeypatched = RECIPES["digits/trades"]
-    assert monkeypatched.epochs > 1
-    assert main(["train", "mnist/ensemble-at-a", *args, *sources[:2]]) == 0
-    assert Path("runs/digits/normal/0/model.safetensors").stat().st_mtime_ns == before
-    assert load_run(Path("runs/mnist/ensemble-at-a/0")).recipe.objective.sources == ("digits/normal",)  # type: ignore[union-attr]
+def test_ensemble_training_trains_a_missing_source_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = dataclasses.replace(RECIPES["digits/normal"], epochs=1)
+    monkeypatch.setitem(RECIPES, "digits/normal", quick)
+    args = ["--dataset", "digits", "--model", "digits-net", "--objective.sources", "digits/normal", *QUICK]
+    assert main(["train", "mnist/ensemble-at-a", *args]) == 0
+    assert "mnist/ensemble-at-a crafts on digits/normal, which is trained first" in capsys.readouterr().err
+    source = Path("runs/digits/normal/0/model.safetensors")
+    before = source.stat().st_mtime_ns
+    assert main(["train", "mnist/ensemble-at-a", *args, "--out", "again"]) == 0
+    assert "trained first" not in capsys.readouterr().err
+    assert source.stat().st_mtime_ns == before
+    objective = load_run(Path("again")).recipe.objective
+    assert isinstance(objective, EnsembleAT)
+    assert objective.sources == ("digits/normal",)
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "list"])

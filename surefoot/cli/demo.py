@@ -120,7 +120,7 @@ def demo_table(measured: dict[str, list[Record]]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("trained by")
     for record in first:
-        table.add_column(attack_label(record), justify="right")
+        table.add_column(attack_label(record.attack, record.attack_fields), justify="right")
     for method, records in measured.items():
         table.add_row(METHODS[method], *(percent(record.robust_accuracy) for record in records))
     return table

@@ -65,6 +65,10 @@ class Options(Common):
     """For package.module:factory: subtracted from each channel inside the model."""
     std: tuple[float, ...] | None = None
     """For package.module:factory: divides each channel inside the model, after the mean."""
+    num_classes: int | None = None
+    """For package.module:factory: keep that many classes of the data set, chosen at random; None is all."""
+    image_size: int | None = None
+    """For package.module:factory: pixels a side that images are resized to; None is the data set's own."""
     records: Path | None = None
     """A file to append the records to as well."""
 
@@ -120,9 +124,9 @@ Opened = tuple[nn.Module, Dataset, list[Attack], dict[str, Any], list[Path]]
 
 def open_run(name: str, options: Options) -> Opened:
     """A run's model, data, attacks, what its records say of it, and where they go."""
-    for field in ("weights", "mean", "std"):
+    for field in ("weights", "mean", "std", "num_classes", "image_size"):
         if getattr(options, field) is not None:
-            raise ValueError(f"--{field} is for package.module:factory; a run has its own.")
+            raise ValueError(f"--{field.replace('_', '-')} is for package.module:factory; a run has its own.")
     trained = load_run(Path(name))
     recipe = trained.recipe
     if options.dataset is not None:
@@ -155,7 +159,7 @@ def open_factory(name: str, options: Options) -> Opened:
     assert options.eps is not None
     assert options.steps is not None
     assert options.step_size is not None
-    dataset = load(options.dataset, options.data_dir)
+    dataset = load(options.dataset, options.data_dir, num_classes=options.num_classes, image_size=options.image_size)
     model = build_model(
         name,
         num_classes=dataset.num_classes,

@@ -12,6 +12,8 @@ import tyro
 from surefoot.cli.options import Common, parse, split_name, unknown
 from surefoot.cli.output import TrainingProgress, print_json, say
 from surefoot.recipes import RECIPES, Recipe, load_run, train
+from surefoot.recipes.recipe import source_names
+from surefoot.recipes.run import check_folder
 
 RUNS = Path("runs")
 
@@ -65,7 +67,12 @@ def run(args: list[str]) -> int:
         torch.set_num_threads(options.threads)
     path = options.out or default_path(options.recipe)
     command = "surefoot train " + shlex.join(args)
-    train_with_progress(options.recipe, path, options, resume=options.resume, command=command)
+    check_folder(options.recipe, path, options.resume)
+    sources = {
+        source: trained_source(source, options.recipe, options, command) for source in source_names(options.recipe)
+    }
+    again = command if options.resume else f"{command} --resume"
+    train_with_progress(options.recipe, path, options, sources, resume=options.resume, again=again)
     return 0
 
 
@@ -74,28 +81,28 @@ def default_path(recipe: Recipe) -> Path:
     return RUNS / recipe.name / str(recipe.training.seed)
 
 
-def train_with_progress(recipe: Recipe, path: Path, options: Options, *, resume: bool, command: str) -> None:
-    """Train one recipe and say how it goes; sources that it needs and that are missing are trained first."""
+def trained_source(name: str, recipe: Recipe, options: Options, command: str) -> Path:
+    """The run of a source that `recipe` crafts on, with its seed and data; trained now where it is missing."""
+    source = recipe_named(name)
+    training = dataclasses.replace(
+        source.training,
+        seed=recipe.training.seed,
+        device=recipe.training.device,
+        precision=recipe.training.precision,
+    )
+    source = dataclasses.replace(source, dataset=recipe.dataset, training=training)
+    folder = default_path(source)
+    started = (folder / "recipe.json").exists()
+    if not started or load_run(folder).epochs_done() < load_run(folder).epochs():
+        say(f"{recipe.name} crafts on {name}, which is trained first, in {folder}")
+        train_with_progress(source, folder, options, {}, resume=started, again=command)
+    return folder
 
-    def find_source(name: str) -> Path:
-        source = recipe_named(name)
-        source = dataclasses.replace(
-            source,
-            dataset=recipe.dataset,
-            training=dataclasses.replace(
-                source.training,
-                seed=recipe.training.seed,
-                device=recipe.training.device,
-                precision=recipe.training.precision,
-            ),
-        )
-        folder = default_path(source)
-        started = (folder / "recipe.json").exists()
-        if not started or load_run(folder).epochs_done() < load_run(folder).epochs():
-            say(f"{recipe.name} crafts on {name}, which is trained first, in {folder}")
-            train_with_progress(source, folder, options, resume=started, command=command)
-        return folder
 
+def train_with_progress(
+    recipe: Recipe, path: Path, options: Options, sources: dict[str, Path], *, resume: bool, again: str
+) -> None:
+    """Train one recipe and say how it goes, and when it is interrupted what to type to go on: `again`."""
     try:
         with TrainingProgress(recipe.name) as progress:
             result = train(
@@ -103,18 +110,17 @@ def train_with_progress(recipe: Recipe, path: Path, options: Options, *, resume:
                 path,
                 data_dir=options.data_dir,
                 resume=resume,
-                find_source=find_source,
+                sources=sources,
                 on_step=progress.on_step,
                 on_epoch=(lambda line: print_json({"run": str(path), **line})) if options.json else progress.on_epoch,
             )
-    except KeyboardInterrupt as stop:
-        if stop.args:  # a source's own message
-            raise
-        again = (
-            command if command.endswith("--resume") or not (path / "recipe.json").exists() else f"{command} --resume"
-        )
-        done = load_run(path).epochs_done() if (path / "recipe.json").exists() else 0
+    except KeyboardInterrupt:
+        if not (path / "recipe.json").exists():
+            again = again.removesuffix(" --resume")
+            raise KeyboardInterrupt(f"Nothing of {recipe.name} is saved yet; start again with: {again}") from None
+        done = load_run(path).epochs_done()
         raise KeyboardInterrupt(f"{done} epochs of {recipe.name} are saved; go on with: {again}") from None
-    score = f"{100 * result.best_score:.2f} % on validation" if recipe.validation_size != 0 else "the last"
+    best = result.metrics[result.best_epoch - 1]["validation_robust_accuracy"]
+    score = "the last" if best is None else f"{100 * best:.2f} % on validation"
     say(f"{recipe.name}: epoch {result.best_epoch} is selected ({score}); {path} holds the run.")
     say(f"Measure it with: surefoot evaluate {path}")

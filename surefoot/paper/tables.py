@@ -46,7 +46,7 @@ def table_3(records: Sequence[Record], minutes: Mapping[str, float]) -> str:
         minutes: the time that a recipe's training took, selection of the epoch included.
     """
     measured = {
-        (record.recipe, attack_label(record)): record
+        (record.recipe, attack_label(record.attack, record.attack_fields)): record
         for record in records
         if record.dataset == "mnist" and record.split == "test" and record.num_examples == 10_000 and not record.source
     }

@@ -24,7 +24,6 @@ def cifar10(method: str, description: str, objective: AnyObjective, *, model: st
         attack_step_size=2 / 255,
         training=FitConfig(batch_size=64, learning_rate=0.1, augment="crop-flip"),
         selection_steps=0 if isinstance(objective, NormalTraining) else 3,
-        validation_size=10_000,
     )
 
 

@@ -37,7 +37,6 @@ def mnist(
         training=FitConfig(batch_size=32, learning_rate=learning_rate),
         then=then,
         selection_steps=0 if isinstance(objective, NormalTraining) else 3,
-        validation_size=10_000,
     )
 
 

@@ -58,11 +58,13 @@ class Recipe:
     selection_steps: int = 3
     """I-FGSM steps that select the epoch on the validation split; 0 selects by clean accuracy."""
     validation_size: int | None = None
-    """Training images held out for the selection; None is the data set's own."""
+    """Training images held out for the selection; None is the data set's own (MNIST and CIFAR-10: 10,000)."""
     num_classes: int | None = None
-    """For imagefolder: that many classes, chosen at random; None is all."""
+    """Keep that many classes, chosen at random; None is all."""
     image_size: int | None = None
-    """For imagefolder: pixels a side that images are resized to; None is 64."""
+    """Pixels a side that images are resized to; None is the data set's own, 64 for imagefolder."""
+    data_seed: int = 0
+    """Of the choice of classes and the split of an imagefolder, apart from the seed of the training."""
     mean: tuple[float, ...] | None = None
     """Subtracted from each channel inside the model."""
     std: tuple[float, ...] | None = None

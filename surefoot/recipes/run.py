@@ -1,7 +1,7 @@
 """A run: the folder that a recipe is trained in, and the model that comes out of it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,15 @@ def load_run(path: Path) -> Run:
 
 
 def load_recipe_data(recipe: Recipe, data_dir: Path | None) -> Dataset:
-    """The recipe's data set, its seeded choices made by a fixed seed."""
-    extra: dict[str, Any] = {}
-    if recipe.num_classes is not None and recipe.dataset.startswith("imagefolder:"):
-        extra["num_classes"] = recipe.num_classes
-    if recipe.image_size is not None:
-        extra["image_size"] = recipe.image_size
-    return load_dataset(recipe.dataset, data_dir, validation_size=recipe.validation_size, **extra)
+    """The recipe's data set, its random choices made by the recipe's `data_seed`."""
+    return load_dataset(
+        recipe.dataset,
+        data_dir,
+        validation_size=recipe.validation_size,
+        image_size=recipe.image_size,
+        num_classes=recipe.num_classes,
+        seed=recipe.data_seed,
+    )
 
 
 def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
@@ -93,7 +95,7 @@ def train(
     *,
     data_dir: Path | None = None,
     resume: bool = False,
-    find_source: Callable[[str], Path] | None = None,
+    sources: Mapping[str, Path] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
@@ -104,7 +106,7 @@ def train(
         path: the run's folder; made where missing.
         data_dir: a folder of parquet shards; None takes $SUREFOOT_DATA or the hub.
         resume: go on with the unfinished run in `path`.
-        find_source: gives the finished run of a source's recipe, for ensemble adversarial training.
+        sources: the finished run of each recipe that the objectives craft on, for ensemble adversarial training.
         on_step, on_epoch: told the progress, as in `training.fit`.
 
     Raises:
@@ -113,20 +115,20 @@ def train(
     """
     if is_first_process():  # the others start when the first has begun to write
         check_folder(recipe, path, resume)
-    names = source_names(recipe)
-    if names and find_source is None:
-        raise ValueError(f"{recipe.name} crafts on {', '.join(names)}; say where their runs are with find_source.")
-    found = {name: load_run(find_source(name)) for name in names if find_source is not None}
+    missing = [name for name in source_names(recipe) if name not in (sources or {})]
+    if missing:
+        raise ValueError(f"{recipe.name} crafts on {', '.join(missing)}; train them and give their runs as sources.")
+    found = {name: load_run(folder) for name, folder in (sources or {}).items()}
     fabric = make_fabric(recipe.training)
     dataset = load_recipe_data(recipe, data_dir)
     model = build_recipe_model(recipe, dataset)
-    sources = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
+    models = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
     if is_first_process():
         write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
     return fit(
         model,
         dataset,
-        [with_sources(phase, sources) for phase in recipe.phases()],
+        [with_sources(phase, models) for phase in recipe.phases()],
         recipe.training,
         selection=recipe.selection(),
         run_dir=path,

@@ -1,6 +1,7 @@
 """Tables of records, for a terminal and for Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -9,21 +10,24 @@ from surefoot.evaluation import Record
 ON_PAPER = {"FGSM": "FGSM", "RFGSM": "R-FGSM", "IFGSM": "I-FGSM", "MIFGSM": "MI-FGSM", "PGD": "PGD"}
 
 
-def attack_label(record: Record) -> str:
-    """A record's attack as a paper writes it, with its steps: `clean`, `FGSM`, `PGD-CW-100`.
+def attack_label(attack: str | None, fields: Mapping[str, Any]) -> str:
+    """A record's attack as a paper writes it, with its steps: `clean`, `FGSM`, `PGD-100`.
+
+    Args:
+        attack: its class name; None is clean.
+        fields: its settings, as in `Record.attack_fields`.
 
     Example:
-        >>> from surefoot.evaluation import read_records
-        >>> attack_label.__name__
-        'attack_label'
+        >>> attack_label("PGD", {"steps": 100, "loss": {"name": "MarginLoss", "confidence": 50.0}})
+        'PGD-CW-100'
     """
-    if record.attack is None:
+    if attack is None:
         return "clean"
-    label = ON_PAPER.get(record.attack, record.attack)
-    loss = record.attack_fields.get("loss")
+    label = ON_PAPER.get(attack, attack)
+    loss = fields.get("loss")
     if isinstance(loss, dict) and loss.get("name") == "MarginLoss":
         label += "-CW"
-    steps = record.attack_fields.get("steps")
+    steps = fields.get("steps")
     return f"{label}-{steps}" if steps is not None else label
 
 
@@ -40,7 +44,7 @@ def record_table(records: Sequence[Record], title: str) -> Table:
     for record in records:
         low, high = record.robust_interval
         table.add_row(
-            attack_label(record),
+            attack_label(record.attack, record.attack_fields),
             percent(record.robust_accuracy),
             f"{percent(low)} - {percent(high)}",
             f"{record.seconds:.1f}",
