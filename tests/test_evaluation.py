@@ -73,6 +73,13 @@ def test_the_mean_l2_is_over_the_samples_that_the_attack_fooled() -> None:
     assert nothing.mean_l2 is None
 
 
+def test_the_mean_l2_leaves_out_samples_that_were_wrong_before() -> None:
+    batches = [(grey(0.45, 0.95), torch.tensor([0, 0]))]  # the second is wrong, and can move by 0.05 only
+    for last_iterate in (False, True):
+        _, attacked = evaluate(Threshold(), batches, [FGSM(0.16)], last_iterate=last_iterate)
+        assert attacked.mean_l2 == pytest.approx(0.16 * 2)
+
+
 @dataclass(frozen=True)
 class Rescue:
     """Turns every image into its right one: what `last_iterate` lets count and the default does not."""

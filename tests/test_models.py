@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.models import MODELS, ModelSpec, Normalize, build_model, load_factory
 from surefoot.models.densenet import DenseLayer
-from surefoot.models.layers import Classifier
+from surefoot.models.layers import Classifier, ImageConv2d
 from surefoot.models.resnet import PreActBlock
 
 ALL = sorted(MODELS)
@@ -517,3 +519,54 @@ def test_a_fault_inside_the_factory_stays_the_users_own(write_module: Callable[[
     write_module("my_model", USER_MODULE)
     with pytest.raises(ZeroDivisionError, match="a fault of the user's own"):
         build_model("my_model:broken", num_classes=6, in_channels=1, image_size=2)
+
+
+@pytest.mark.parametrize(("channels", "padding"), [(1, 2), (3, 0), (2, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_fast_input_gradient_is_the_librarys(channels: int, padding: int, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    fast = ImageConv2d(channels, 6, 5, padding=padding).double()
+    plain = nn.Conv2d(channels, 6, 5, padding=padding).double()
+    plain.load_state_dict(fast.state_dict())
+    inputs = torch.rand(3, channels, 9, 8, dtype=torch.float64).to(memory_format=layout)
+    found = []
+    for layer in (fast, plain):
+        with crafting(nn.Sequential(layer, nn.Tanh())) as frozen:
+            found.append(input_gradient(frozen, inputs, lambda z: z.flatten(1).square().sum(dim=1)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_fast_input_gradient_is_close_in_bf16() -> None:
+    torch.manual_seed(0)
+    layer = ImageConv2d(1, 32, 5, padding=2)
+    inputs = torch.rand(4, 1, 12, 12)
+    with crafting(layer) as frozen:
+        exact, _ = input_gradient(frozen, inputs, lambda z: z.flatten(1).square().sum(dim=1))
+        with torch.autocast("cpu", torch.bfloat16):
+            half, logits = input_gradient(frozen, inputs, lambda z: z.float().flatten(1).square().sum(dim=1))
+    assert logits.dtype == torch.bfloat16
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
+
+
+def test_the_first_convolution_learns_as_any_other() -> None:
+    torch.manual_seed(0)
+    layer = ImageConv2d(1, 4, 3)
+    inputs = torch.rand(2, 1, 6, 6, requires_grad=True)
+    layer(inputs).square().sum().backward()
+    plain = nn.Conv2d(1, 4, 3)
+    plain.load_state_dict(layer.state_dict())
+    twin = inputs.detach().clone().requires_grad_()
+    plain(twin).square().sum().backward()
+    assert layer.weight.grad is not None
+    assert plain.weight.grad is not None
+    assert inputs.grad is not None
+    assert torch.equal(layer.weight.grad, plain.weight.grad)
+    torch.testing.assert_close(inputs.grad, twin.grad)
+
+
+def test_another_thread_learns_while_this_one_crafts() -> None:
+    layer = ImageConv2d(1, 4, 3)
+    with crafting(layer), ThreadPoolExecutor(1) as pool:
+        assert is_crafting()
+        assert pool.submit(is_crafting).result() is False

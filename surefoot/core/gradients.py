@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+
+_crafting = ContextVar("crafting", default=False)
 
 NO_GRADIENT = (
     "the model's logits carry no gradient to its inputs (a torch.no_grad or detach in its forward?); "
@@ -50,12 +53,25 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
     was_training = [part for part in module.modules() if part.training]
     for part in was_training:
         part.training = False
+    token = _crafting.set(True)
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield module
     finally:
+        _crafting.reset(token)
         for part in was_training:
             part.training = True
+
+
+def is_crafting() -> bool:
+    """Is this thread inside `crafting`? There gradients are of inputs alone, and a layer may leave the others out.
+
+    Example:
+        >>> with crafting(nn.Linear(2, 2)):
+        ...     is_crafting()
+        True
+    """
+    return _crafting.get()
 
 
 def input_gradient(

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from surefoot.core.gradients import is_crafting
 
 SMALL_IMAGE = 64
 """Up to this many pixels a side a network keeps the full resolution in its first layers."""
@@ -48,6 +52,46 @@ class Normalize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+class ImageConv2d(nn.Conv2d):
+    """A first convolution over few channels, whose input gradient is fast on a CPU.
+
+    The library's input gradient of a one-channel convolution takes as long on a CPU as that of a layer with
+    sixteen times the arithmetic. While an attack crafts, the same gradient is computed here as one matrix
+    product and a fold: W^T g, its patches added up where they overlap. Everywhere else this is `nn.Conv2d`.
+
+    Args: those of `nn.Conv2d`. Stride, dilation and groups must be 1 and padding a number for the fast way.
+
+    >>> layer = ImageConv2d(1, 32, 5, padding=2)
+    >>> layer(torch.rand(4, 1, 28, 28)).shape
+    torch.Size([4, 32, 28, 28])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[batch, in_channels, height, width] to [batch, out_channels, height', width']."""
+        if is_crafting() and input.requires_grad and input.device.type == "cpu":
+            bias = None if self.bias is None else self.bias.detach()
+            return _FoldedGradient.apply(input, self.weight.detach(), bias, self.padding)  # type: ignore[no-any-return]
+        return super().forward(input)
+
+
+class _FoldedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: Any) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.size, ctx.dtype, ctx.padding = inputs.shape[2:], inputs.dtype, padding
+        return F.conv2d(inputs, weight, bias, padding=padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,), (weight,) = gradients, ctx.saved_tensors
+        # [batch, positions, out] is a view where the gradient is channels_last.
+        rows = gradient.permute(0, 2, 3, 1).flatten(1, 2)
+        patches = weight.to(rows.dtype).flatten(1).t() @ rows.transpose(1, 2)
+        # The overlaps are added up in full precision, half would lose them.
+        folded = F.fold(patches.to(ctx.dtype), ctx.size, weight.shape[2:], padding=ctx.padding)
+        return folded, None, None, None
 
 
 def require_size(network: str, image_size: int, at_least: int) -> None:

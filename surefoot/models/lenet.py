@@ -12,7 +12,7 @@ gradient, on a quarter of the values.
 
 from torch import nn
 
-from surefoot.models.layers import require_size
+from surefoot.models.layers import ImageConv2d, require_size
 
 
 def lenet_plus(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Module:
@@ -26,7 +26,7 @@ def lenet_plus(*, num_classes: int = 10, in_channels: int = 1, image_size: int =
     require_size("lenet-plus", image_size, 4)
     side = image_size // 2 // 2
     return nn.Sequential(
-        nn.Conv2d(in_channels, 32, 5, padding=2),
+        ImageConv2d(in_channels, 32, 5, padding=2),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(32, 64, 5, padding=2),
@@ -50,7 +50,7 @@ def mnist_a(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28
     require_size("mnist-a", image_size, 9)
     side = image_size - 4 - 4
     return nn.Sequential(
-        nn.Conv2d(in_channels, 64, 5),
+        ImageConv2d(in_channels, 64, 5),
         nn.ReLU(),
         nn.Conv2d(64, 64, 5),
         nn.ReLU(),
@@ -75,7 +75,7 @@ def mnist_b(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28
     side = image_size - 7 - 5 - 4
     return nn.Sequential(
         nn.Dropout(0.2),
-        nn.Conv2d(in_channels, 64, 8),
+        ImageConv2d(in_channels, 64, 8),
         nn.ReLU(),
         nn.Conv2d(64, 128, 6),
         nn.ReLU(),
@@ -98,7 +98,7 @@ def mnist_c(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28
     require_size("mnist-c", image_size, 10)
     side = ((image_size - 2) // 2 - 2) // 2
     return nn.Sequential(
-        nn.Conv2d(in_channels, 128, 3),
+        ImageConv2d(in_channels, 128, 3),
         nn.MaxPool2d(2),
         nn.Tanh(),
         nn.Conv2d(128, 64, 3),
@@ -137,7 +137,7 @@ def digits_net(*, num_classes: int = 10, in_channels: int = 1, image_size: int =
     require_size("digits-net", image_size, 2)
     side = image_size // 2
     return nn.Sequential(
-        nn.Conv2d(in_channels, 32, 3, padding=1),
+        ImageConv2d(in_channels, 32, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3, padding=1),
         nn.MaxPool2d(2),
