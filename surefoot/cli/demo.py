@@ -48,8 +48,7 @@ class Options(Common):
 def run(args: list[str]) -> int:
     """Train what is missing, attack, print one table and what it means; exit code 0."""
     options = parse(Options, args, prog="surefoot demo", description=DESCRIPTION)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or 1)  # the network is too small to share out
     started = time.perf_counter()
     measured = {}
     for number, method in enumerate(METHODS, start=1):
