@@ -1,6 +1,10 @@
 """What every test file needs before it is read."""
 
+import atexit
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -10,6 +14,11 @@ from hypothesis import HealthCheck, settings
 ROOT = str(Path(__file__).resolve().parents[1])
 if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
+
+# Decoded data sets go to a folder of this run, never to the user's cache.
+CACHE = tempfile.mkdtemp(prefix="surefoot-cache-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["SUREFOOT_CACHE"] = CACHE
 
 # The same examples each time, and no clock: a busy machine must not turn a test red.
 settings.register_profile(

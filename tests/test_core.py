@@ -249,3 +249,9 @@ def test_the_protocols_know_their_own() -> None:
     assert isinstance(FGSM(0.1), Attack)
     assert isinstance(NormalTraining(), Objective)
     assert LossTerms._fields == ("loss", "classification", "regularizer")
+
+
+def test_a_negative_label_is_refused() -> None:
+    # cross_entropy would leave a sample labelled -100 out, so that no attack touched it.
+    with pytest.raises(ValueError, match="a label is -100"):
+        check_batch(torch.rand(2, 1, 2, 2), torch.tensor([0, -100]))

@@ -110,7 +110,7 @@ def described(layer: nn.Module) -> str:
     [
         (
             "lenet-plus",
-            "conv 32 5 pad 2, relu, pool 2, conv 64 5 pad 2, relu, pool 2, flatten, fc 1024, relu, fc 10",
+            "conv 32 5 pad 2, pool 2, relu, conv 64 5 pad 2, pool 2, relu, flatten, fc 1024, relu, fc 10",
         ),
         (
             "mnist-a",
@@ -123,13 +123,32 @@ def described(layer: nn.Module) -> str:
         ),
         (
             "mnist-c",
-            "conv 128 3 pad 0, tanh, pool 2, conv 64 3 pad 0, tanh, pool 2, flatten, fc 128, relu, fc 10",
+            "conv 128 3 pad 0, pool 2, tanh, conv 64 3 pad 0, pool 2, tanh, flatten, fc 128, relu, fc 10",
         ),
         ("mnist-d", "flatten, " + 4 * "fc 300, relu, dropout 0.5, " + "fc 10"),
     ],
 )
 def test_layers_are_those_of_table_1(name: str, layers: str) -> None:
+    # But for the pooling, which comes before the activation: the same function, as the next test shows.
     assert ", ".join(map(described, on_meta(name, in_channels=1, image_size=28).children())) == layers
+
+
+@pytest.mark.parametrize("name", ["lenet-plus", "mnist-c"])
+def test_pooling_before_the_activation_is_table_1s_function_and_gradient(name: str) -> None:
+    model = build_model(name, num_classes=10, in_channels=1, image_size=28).double().eval()
+    layers = list(model.children())
+    for number in [number for number, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]:
+        layers[number], layers[number + 1] = layers[number + 1], layers[number]
+    as_printed = nn.Sequential(*layers)
+    assert isinstance(layers[1], nn.ReLU | nn.Tanh)
+    assert isinstance(layers[2], nn.MaxPool2d)
+    torch.manual_seed(0)
+    gradients = []
+    inputs = torch.rand(3, 1, 28, 28, dtype=torch.float64, requires_grad=True)
+    for network in (model, as_printed):
+        logits = network(inputs)
+        gradients.append((logits.detach(), *torch.autograd.grad(logits.square().sum(), inputs)))
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from surefoot.attacks import FGSM
 from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import plain_module
 from surefoot.core.types import LossTerms, Objective
@@ -32,6 +33,7 @@ from surefoot.objectives import (
     SatR3,
     Trades,
 )
+from surefoot.objectives.single_step import replace_share
 from tests.tables import (
     BATCH,
     EPS,
@@ -774,3 +776,11 @@ def test_shapes_other_than_images_work() -> None:
 def test_the_small_net_has_what_the_promises_look_for() -> None:
     kinds = {type(part) for part in SmallNet().modules()}
     assert {nn.BatchNorm2d, nn.Dropout} <= kinds
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.07, 7), (0.5, 50), (0.501, 51), (1.0, 100)])
+def test_the_replaced_share_is_rounded_up_from_its_exact_value(share: float, count: int) -> None:
+    inputs = torch.full((100, 1, 2, 2), 0.5)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    mixed = replace_share(FGSM(0.1), net, inputs, torch.zeros(100, dtype=torch.int64), share)
+    assert int((mixed != inputs).flatten(1).any(dim=1).sum()) == count

@@ -27,7 +27,7 @@ def check_batch(inputs: Tensor, labels: Tensor) -> None:
 
     Raises:
         TypeError: inputs that are not floating, labels that are not int64.
-        ValueError: shapes that do not fit, or pixels outside [0, 1] (or NaN).
+        ValueError: shapes that do not fit, a negative label, or pixels outside [0, 1] (or NaN).
     """
     if not inputs.is_floating_point():
         raise TypeError(f"inputs are {inputs.dtype}; give floats in [0, 1], for example images.float() / 255.")
@@ -40,6 +40,8 @@ def check_batch(inputs: Tensor, labels: Tensor) -> None:
         )
     if inputs.numel() == 0:
         return
+    if labels.min() < 0:
+        raise ValueError(f"a label is {int(labels.min())}; labels are class indices from 0.")
     low, high = torch.aminmax(inputs.detach())
     if not (low >= 0 and high <= 1):
         raise ValueError(

@@ -20,7 +20,7 @@ def check_share(value: float) -> None:
 
 def replace_share(attack: Attack, source: nn.Module, inputs: Tensor, labels: Tensor, share: float) -> Tensor:
     """The batch with its first `share` (rounded up) replaced by adversarial samples crafted on `source`."""
-    count = math.ceil(share * len(inputs))
+    count = math.ceil(share * len(inputs) - 1e-9)  # 0.07 of 100 is 7, whatever its float product
     adv_inputs = attack(source, inputs[:count], labels[:count])
     return adv_inputs if count == len(inputs) else torch.cat([adv_inputs, inputs[count:]])
 
