@@ -283,7 +283,7 @@ def test_the_demos_sentence_follows_the_numbers() -> None:
     assert "SAT-R2 (70.00 -> 10.00) only looked robust" in turned
     nothing = what_it_means({"normal": demo_records(0.1, 0.0)})
     assert "no model only looked robust" in nothing
-    assert "no model stands" in nothing
+    assert "no model holds" in nothing
 
 
 def test_the_demo_runs_and_a_second_one_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:

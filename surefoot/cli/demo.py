@@ -128,8 +128,8 @@ def demo_table(measured: dict[str, list[Record]]) -> Table:
 def what_it_means(measured: dict[str, list[Record]]) -> str:
     """One sentence on which models are robust, drawn from the numbers alone.
 
-    A model that keeps `LOOKS_ROBUST` under FGSM and loses `MASKED_GAP` of that to PGD masks its gradients;
-    one that keeps it under both stands.
+    A model that keeps `LOOKS_ROBUST` under FGSM and loses more than `MASKED_GAP` of that to PGD masks its
+    gradients; one that keeps more holds.
     """
     masked: list[tuple[str, Record, Record]] = []
     standing: list[tuple[str, Record, Record]] = []
@@ -151,5 +151,5 @@ def what_it_means(measured: dict[str, list[Record]]) -> str:
         if masked
         else "no model only looked robust this time"
     )
-    stands = f"{tell(standing)} stand against both" if standing else "no model stands against both"
+    stands = f"{tell(standing)} hold against PGD too" if standing else "no model holds against PGD"
     return f"From FGSM to PGD: {looks}; {stands}."
