@@ -78,7 +78,8 @@ class TrainingProgress:
             completed=report.step,
             total=report.steps,
             terms=(
-                f"loss {report.loss:.3f}  classification {report.classification:.3f}  regularizer {report.regularizer:.3g}"
+                f"loss {report.loss:.3f}  classification {report.classification:.3f}"
+                f"  regularizer {report.regularizer:.3g}"
                 f"  {report.images_per_second:.0f} images/s  {duration(report.seconds_left)} left"
             ),
         )
