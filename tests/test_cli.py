@@ -212,7 +212,14 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on() -> None:
     args = ["train", "digits/sat-r2", "--epochs", "400", "--batch-size", "256", "--threads", "1"]
     command = [sys.executable, "-m", "surefoot", *args]
     metrics = Path("runs/digits/sat-r2/0/metrics.jsonl")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # A job that a shell started in the background has SIGINT ignored, and its children inherit that.
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         while not metrics.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
