@@ -26,7 +26,7 @@ METHODS = {
 }
 
 DESCRIPTION = """Train normal, FGSM-AT, SAT-R1, SAT-R2 and SAT-R3 models on scikit-learn's embedded 8 x 8 digits and
-attack them with FGSM (one step) and PGD (many). Two minutes on two CPU cores, no network. Models that an earlier demo
+attack them with FGSM (one step) and PGD (many). About a minute on a CPU core, no network. Models that an earlier demo
 finished are taken as they are."""
 
 LOOKS_ROBUST = 0.3  # of the images survive FGSM

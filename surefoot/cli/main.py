@@ -9,7 +9,7 @@ from importlib import import_module
 import surefoot
 
 VERBS = {
-    "demo": "train five models on embedded digits and see which are robust (two minutes, no network)",
+    "demo": "train five models on embedded digits and see which are robust (about a minute, no network)",
     "train": "train a recipe, from its name and any field you change",
     "evaluate": "measure a model's accuracy on clean images and under attack",
     "list": "show the recipes, networks, data sets, attacks and objectives",
