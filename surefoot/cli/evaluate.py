@@ -18,6 +18,7 @@ from surefoot.models import build_model
 from surefoot.recipes import load_run
 from surefoot.report import record_table
 from surefoot.training import load_weights
+from surefoot.training.fit import check_device
 
 DESCRIPTION = """Measure a model's accuracy on clean images and under attack. MODEL is a run's folder, or
 package.module:factory with --weights, --dataset, --eps, --steps and --step-size. The attacks run in fp32, from
@@ -200,8 +201,5 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.accelerator.current_accelerator() or torch.device("cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but PyTorch sees no CUDA device here; use cpu or auto.")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device is 'mps', but PyTorch sees none here; use cpu or auto.")
+    check_device(name)
     return torch.device(name)

@@ -136,16 +136,25 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
+def check_device(name: str) -> None:
+    """Refuse an accelerator that is not there.
+
+    Raises:
+        ValueError: with what to use instead.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but PyTorch sees no CUDA device here; use device 'cpu' or 'auto'.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is 'mps', but PyTorch sees none here; use device 'cpu' or 'auto'.")
+
+
 def make_fabric(config: FitConfig) -> Fabric:
     """Fabric for these settings, launched.
 
     Raises:
         ValueError: the device that was asked for is not there.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', but PyTorch sees no CUDA device here; use device 'cpu' or 'auto'.")
-    if config.device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device is 'mps', but PyTorch sees none here; use device 'cpu' or 'auto'.")
+    check_device(config.device)
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
     fabric = Fabric(
