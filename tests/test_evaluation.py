@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, accuracy, append_records, evaluate, read_records, wilson_interval
-from surefoot.evaluation.evaluate import PassCounter, fields_of, predictions, seeded, weights_sha256
+from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
+from surefoot.evaluation.worker import fields_of, predictions
 from tests.tables import ATTACKS, EPS, AttackCase, random_batch, random_net, trained
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -175,10 +176,14 @@ def test_every_attack_can_be_evaluated(case: AttackCase) -> None:
         assert 0 < attacked.mean_l2 <= EPS * math.sqrt(72) + 1e-5
     with torch.no_grad():  # the same seed, the same attack, the last iterate: by hand
         last = evaluate(net, batches, [case.build(EPS)], last_iterate=True, seed=5)[1]
-        torch.manual_seed(5)
         attack = case.build(EPS)
-        right = sum(int((net(attack(net, x, y)).argmax(1) == y).sum()) for x, y in batches)
+        right = 0
+        for number, (x, y) in enumerate(batches):  # each batch from a seed of its own
+            torch.manual_seed(5 * 1_000_003 + number)
+            right += int((net(attack(net, x, y)).argmax(1) == y).sum())
         assert last.robust_accuracy == right / 48
+        torch.manual_seed(5)
+        right = sum(int((net(attack(net, x, y)).argmax(1) == y).sum()) for x, y in batches)
         assert accuracy(net, batches, attack, seed=5) == right / 48
 
 
@@ -223,10 +228,10 @@ def test_letting_go_of_fooled_samples_saves_passes() -> None:
     assert early.backwards < late.backwards
 
 
-def test_only_the_scoring_passes_of_a_black_box_attack_are_the_models() -> None:
+def test_the_passes_of_a_black_box_attack_are_its_sources_and_the_scoring_ones() -> None:
     net, batches = trained_batches()
     _, record = evaluate(net, batches, [IFGSM(EPS, 8)], source=random_net())
-    assert (record.forwards, record.backwards) == (48, 0)
+    assert (record.forwards, record.backwards) == (48 * (8 + 1), 48 * 8)
 
 
 def test_the_counter_lets_go_of_the_module_also_through_an_exception() -> None:
@@ -361,7 +366,6 @@ def test_a_record_says_what_was_run_on_what() -> None:
         "seed": 4,
         "dataset": "cifar10",
         "split": "validation",
-        "precision": "bf16",
         "commit": "abc",
     }
     clean, cw = evaluate(net, batches, [PGD(EPS, 2, 0.01, loss=MarginLoss(50.0))], about=about)
@@ -389,6 +393,7 @@ def test_the_fields_of_the_design_are_all_there() -> None:
         *("recipe", "seed", "weights_sha256", "dataset", "split", "num_examples"),
         *("attack", "attack_fields", "source", "clean_accuracy", "robust_accuracy", "robust_interval"),
         *("mean_l2", "seconds", "forwards", "backwards", "device", "precision", "versions", "commit"),
+        *("eight_bit", "parts"),
     }
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
+from surefoot.core.files import load_tensors, save_tensors
 from surefoot.core.gradients import plain_module
 from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import accuracy
@@ -32,7 +33,6 @@ from surefoot.training import (
     load_weights,
     save_weights,
 )
-from surefoot.training.checkpoint import load_tensors, save_tensors
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")

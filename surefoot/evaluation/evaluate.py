@@ -1,76 +1,26 @@
 """Accuracy of a model on clean and adversarial samples, one record an attack."""
 
 import dataclasses
-import hashlib
 import platform
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import surefoot
-from surefoot.core.geometry import check_batch, l2_distance
-from surefoot.core.gradients import crafting, plain_module
+from surefoot.core.files import save_tensors
+from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.types import Attack
+from surefoot.evaluation.outcomes import Cost, Outcome, Store
+from surefoot.evaluation.passes import seeded, weights_sha256
 from surefoot.evaluation.records import Record, wilson_interval
+from surefoot.evaluation.worker import Precision, Settings, Stage, Worker, fields_of, predictions
 
 Progress = Callable[[str, int, int], None]
 """Told `(what is running, samples done, samples in all)`."""
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run with torch's global generators at `seed`, and put them back as they were after."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-class PassCounter:
-    """Counts the samples that go forward and backward through a module while it is entered.
-
-    Example:
-        >>> net = nn.Linear(2, 2)
-        >>> with PassCounter(net) as counter:
-        ...     net(torch.rand(3, 2)).sum().backward()
-        >>> counter.forwards, counter.backwards
-        (3, 3)
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.forwards = 0
-        self.backwards = 0
-
-    def __enter__(self) -> "PassCounter":
-        self._handle = self.module.register_forward_hook(self._count)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._handle.remove()
-
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        samples = len(inputs[0])
-        self.forwards += samples
-        if isinstance(output, Tensor) and output.requires_grad:
-
-            def count_backward(gradient: Tensor) -> None:
-                self.backwards += samples
-
-            output.register_hook(count_backward)  # type: ignore[no-untyped-call]
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """The SHA-256 of a model's names, types, shapes and values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(plain_module(model).state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -81,27 +31,6 @@ def versions() -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """`cpu`, or the accelerator's own name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def fields_of(attack: Any) -> dict[str, Any]:
-    """An attack's settings as JSON values; a loss that is a function becomes its name."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {"name": type(value).__name__, **fields_of(value)}
-        if callable(value):
-            return getattr(value, "__name__", repr(value))
-        return [plain(part) for part in value] if isinstance(value, tuple | list) else value
-
-    if not dataclasses.is_dataclass(attack):
-        return {}
-    return {field.name: plain(getattr(attack, field.name)) for field in dataclasses.fields(attack)}
-
-
-def predictions(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The class that `model`, in evaluation mode, gives each sample, `[batch]`."""
-    with crafting(model) as frozen, torch.no_grad():
-        return torch.as_tensor(frozen(inputs)).argmax(dim=1)
 
 
 def accuracy(
@@ -145,35 +74,57 @@ def evaluate(
     attacks: Sequence[Attack],
     *,
     last_iterate: bool = False,
+    precision: Precision = "strict",
+    eight_bit: bool = False,
+    worst_case: bool = False,
     seed: int = 0,
     source: nn.Module | None = None,
     about: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     on_record: Callable[[Record], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    unfinished: Path | None = None,
+    samples: Path | None = None,
 ) -> list[Record]:
     """Clean accuracy and accuracy under each attack, as records.
 
     By default an accuracy is the share of samples that survive: a sample that is misclassified to begin
-    with is not attacked, and an iterative attack lets go of a sample once it is fooled. With
-    `last_iterate` every sample is attacked to the last step and only that step counts, as in the paper.
+    with is not attacked, and an attack lets go of a sample once it is fooled. With `last_iterate` every sample
+    is attacked to the last step and only that step counts, as in the paper.
+
+    `strict` precision runs each attack in float32 on the model as it is. An attack of 20 steps or more is
+    preceded by a screening, the same attack in 5 long steps (in bfloat16 where the hardware has it); what
+    float32 confirms as fooled there is fooled, the rest meets the attack itself, so that the result is never
+    above that of the attack alone. `fast` crafts in bfloat16 and scores in float32.
+
+    Where memory runs out, the batch is halved and the evaluation goes on.
 
     Args:
         model: any module; it is scored, and crafts where no `source` does.
         batches: of inputs `[batch, channels, height, width]` in [0, 1] and labels `[batch]`, on the model's
             device; read once an attack.
-        attacks: run in turn, each from the same seed.
+        attacks: run in turn, each batch from a seed of its own. One with a field `attacks` (`WorstCase`,
+            `AutoAttack`) runs part by part, each on what survived the ones before.
         last_iterate: count the last iterate of every sample, as the paper does.
+        precision: `strict` or `fast`.
+        eight_bit: count only perturbations that still fool after rounding to 8-bit pixels (inside the ball
+            where the attack has one).
+        worst_case: add a record of the samples that survive every one of the attacks.
         seed: of torch's global generators, which are put back after.
         source: crafts the samples in the black-box setting; then every attack runs to its last step.
-        about: further fields of `Record`: recipe, seed, dataset, split, source, precision, commit.
+        about: further fields of `Record`: recipe, seed, dataset, split, source, commit.
         progress: told what runs and how far it is.
         on_record: given each record as soon as its attack is done.
+        on_note: told in a sentence what a user should know, as that a batch was halved.
+        unfinished: a folder that keeps finished batches until all is done: the same call goes on from there.
+        samples: a folder to write each attack's per-sample outcomes to, as safetensors.
 
     Returns:
-        The clean record first, then one an attack, in order.
+        The clean record first, then one an attack, in order, then the worst case.
 
     Raises:
-        ValueError: there are no samples, inputs outside [0, 1], or batches that can be read only once.
+        ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be
+            read only once.
 
     Example:
         >>> from surefoot.attacks import FGSM
@@ -182,79 +133,246 @@ def evaluate(
         >>> fgsm.attack, fgsm.robust_accuracy <= clean.clean_accuracy
         ('FGSM', True)
     """
-    module = plain_module(model)
-    known: dict[str, Any] = {
-        "recipe": None,
-        "seed": None,
-        "dataset": None,
-        "split": "test",
-        "source": None if source is None else "model",
-        "precision": "fp32",
-        "commit": None,
-        "weights_sha256": weights_sha256(model),
-        "versions": versions(),
-        **(about or {}),
-    }
-    with seeded(seed):  # a shuffling DataLoader draws from the global generator when it is read
+    settings = Settings(last_iterate, precision, eight_bit, worst_case, seed)
+    tell = Listeners(progress, on_record, on_note)
+    return _evaluate([model], source, batches, attacks, settings, [about or {}], tell, unfinished, samples)[0]
+
+
+def evaluate_transfer(
+    source: nn.Module,
+    models: Sequence[nn.Module],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attacks: Sequence[Attack],
+    *,
+    eight_bit: bool = False,
+    worst_case: bool = False,
+    seed: int = 0,
+    about: Sequence[Mapping[str, Any]] | None = None,
+    progress: Progress | None = None,
+    on_record: Callable[[Record], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    unfinished: Path | None = None,
+) -> list[list[Record]]:
+    """The black-box setting for several models at once: what `source` crafts is crafted once and scored on each.
+
+    Args, errors and records are those of `evaluate(model, ..., source=source)`; `about` holds one mapping a model.
+
+    Returns:
+        A list a model, as `evaluate` gives it. Each record's seconds and passes include the shared crafting.
+
+    Example:
+        >>> from surefoot.attacks import FGSM
+        >>> batches = [(torch.rand(8, 4), torch.randint(3, (8,)))]
+        >>> rows = evaluate_transfer(nn.Linear(4, 3), [nn.Linear(4, 3), nn.Linear(4, 3)], batches, [FGSM(eps=0.1)])
+        >>> [len(row) for row in rows]
+        [2, 2]
+    """
+    settings = Settings(False, "strict", eight_bit, worst_case, seed)
+    tell = Listeners(progress, on_record, on_note)
+    return _evaluate(models, source, batches, attacks, settings, about or [{}] * len(models), tell, unfinished, None)
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who is told what while an evaluation runs."""
+
+    progress: Progress | None
+    on_record: Callable[[Record], None] | None
+    on_note: Callable[[str], None] | None
+
+
+def _evaluate(
+    models: Sequence[nn.Module],
+    source: nn.Module | None,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    attacks: Sequence[Attack],
+    settings: Settings,
+    abouts: Sequence[Mapping[str, Any]],
+    tell: Listeners,
+    unfinished: Path | None,
+    samples: Path | None,
+) -> list[list[Record]]:
+    for given in attacks:
+        if getattr(given, "targeted", False):
+            raise ValueError(
+                f"{type(given).__name__} is targeted: it would need the classes to reach, and an evaluation has "
+                "the true ones; give it untargeted, or call it yourself."
+            )
+    with seeded(settings.seed):  # a shuffling DataLoader draws from the global generator when it is read
         total = sum(len(labels) for _, labels in batches)
     if total == 0:
         raise ValueError("there are no samples to evaluate on.")
-    records: list[Record] = []
-    clean_right: list[Tensor] = []
-    everybody = last_iterate or source is not None
-    for attack in [None, *(attack if everybody else stopping_early(attack) for attack in attacks)]:
-        name = "clean" if attack is None else type(attack).__name__
-        started = time.perf_counter()
-        survivors = fooled = done = 0
-        length = 0.0
-        with seeded(seed), PassCounter(module) as counter:
-            for number, (inputs, labels) in enumerate(batches):
-                if attack is None:
-                    check_batch(inputs, labels)
-                    clean_right.append(predictions(model, inputs) == labels)
-                    survivors += int(clean_right[-1].sum())
-                else:
-                    rows = torch.ones_like(clean_right[number]) if everybody else clean_right[number]
-                    if rows.any():
-                        kept, targets = inputs[rows], labels[rows]
-                        adv_inputs = attack(model if source is None else source, kept, targets)
-                        right = predictions(model, adv_inputs) == targets
-                        newly_fooled = ~right & clean_right[number][rows]
-                        survivors += int(right.sum())
-                        fooled += int(newly_fooled.sum())
-                        length += float(l2_distance(adv_inputs, kept)[newly_fooled].sum())
-                done += len(labels)
-                if progress is not None:
-                    progress(name, done, total)
-        if done != total:
-            raise ValueError(
-                f"batches gave {total} samples at first and {done} the next time; they are read once an attack, "
-                "so give a list or a DataLoader, not a generator."
-            )
-        records.append(
-            Record(
-                **known,
-                num_examples=total,
-                attack=None if attack is None else name,
-                attack_fields=fields_of(attack),
-                clean_accuracy=sum(int(right.sum()) for right in clean_right) / total,
-                robust_accuracy=survivors / total,
-                robust_interval=wilson_interval(survivors, total),
-                mean_l2=length / fooled if fooled else None,
-                seconds=time.perf_counter() - started,
-                forwards=counter.forwards,
-                backwards=counter.backwards,
-                device=device_name(clean_right[0].device),
-            )
-        )
-        if on_record is not None:
-            on_record(records[-1])
+    known: list[dict[str, Any]] = [
+        {
+            "recipe": None,
+            "seed": None,
+            "dataset": None,
+            "split": "test",
+            "source": None if source is None else "model",
+            "commit": None,
+            **about,
+            "weights_sha256": weights_sha256(model),
+            "versions": versions(),
+            "num_examples": total,
+            "eight_bit": settings.eight_bit,
+        }
+        for model, about in zip(models, abouts, strict=True)
+    ]
+    store = Store(unfinished)
+    identity = {
+        "weights": [each["weights_sha256"] for each in known],
+        "source": None if source is None else weights_sha256(source),
+        "settings": [settings.last_iterate, settings.precision, settings.eight_bit, settings.seed],
+        "samples": samples is not None,
+    }
+    worker = Worker(models, source, settings, samples is not None, tell.on_note)
+    clean: list[list[Outcome]] = []  # [batch][model]
+    finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
+    records: list[list[Record]] = [[] for _ in models]
+    for attack in [None, *attacks]:
+        stages: Sequence[Stage | None] = [None] if attack is None else worker.stages(attack)
+        state: list[list[Outcome]] = [] if attack is None else [worker.start(outcomes) for outcomes in clean]
+        storable = attack is None or dataclasses.is_dataclass(attack)  # a function has no settings to know it by
+        cost = Cost(0.0, 0, 0)
+        parts: list[list[dict[str, Any]]] = [[] for _ in models]
+        for index, stage in enumerate(stages):
+            name = "clean" if stage is None else stage.name
+            what = {**identity, "stage": [index, None if stage is None else stage.about(), fields_of(attack)]}
+            after: list[list[Outcome]] = []
+            done = 0
+            with seeded(settings.seed):
+                for number, (inputs, labels) in enumerate(batches):
+                    if stage is None:
+                        check_batch(inputs, labels)
+                    elif number == len(state):
+                        done += len(labels)
+                        break
+                    file = store.file(what, number, inputs, labels) if storable else None
+                    kept = store.load(file, labels.device)
+                    if kept is None:
+                        kept = worker.run(stage, number, inputs, labels, state[number] if stage else None, clean)
+                        store.save(file, *kept)
+                    after.append(kept[0])
+                    cost = Cost(*(a + b for a, b in zip(vars(cost).values(), vars(kept[1]).values(), strict=True)))
+                    done += len(labels)
+                    if tell.progress is not None:
+                        tell.progress(name, done, total)
+            if done != total:
+                raise ValueError(
+                    f"batches gave {total} samples at first and {done} the next time; they are read once an attack, "
+                    "so give a list or a DataLoader, not a generator."
+                )
+            state = after
+            if stage is not None and len(stages) > 1:
+                for each, column in zip(parts, zip(*state, strict=True), strict=True):
+                    each.append({**stage.about(), "robust_accuracy": survivors(column) / total})
+        if attack is None:
+            clean = state
+        else:
+            finals.append(state)
+            if samples is not None:
+                with seeded(settings.seed):
+                    file = samples / f"{len(finals)}-{type(attack).__name__}.safetensors"
+                    save_samples(file, batches, clean, state)
+        for about, list_of, own_parts, column, clean_column in zip(
+            known, records, parts, zip(*state, strict=True), zip(*clean, strict=True), strict=True
+        ):
+            record = make_record(about, attack, column, clean_column, cost, own_parts, worker)
+            list_of.append(record)
+            if tell.on_record is not None:
+                tell.on_record(record)
+    if settings.worst_case and finals:
+        for index, (about, list_of) in enumerate(zip(known, records, strict=True)):
+            columns = [[outcomes[index] for outcomes in each] for each in finals]
+            record = worst_case_record(about, attacks, columns, [outcomes[index] for outcomes in clean], list_of)
+            list_of.append(record)
+            if tell.on_record is not None:
+                tell.on_record(record)
+    store.clear()
     return records
 
 
-def stopping_early(attack: Attack) -> Attack:
-    """The same attack that lets go of a sample once it is fooled, where it can."""
-    settings: Any = attack
-    if dataclasses.is_dataclass(settings) and hasattr(settings, "stop_when_fooled"):
-        settings = dataclasses.replace(settings, stop_when_fooled=True)  # type: ignore[type-var]
-    return settings  # type: ignore[no-any-return]
+def survivors(outcomes: Sequence[Outcome]) -> int:
+    return sum(int(outcome.robust.sum()) for outcome in outcomes)
+
+
+def make_record(
+    about: Mapping[str, Any],
+    attack: Attack | None,
+    outcomes: Sequence[Outcome],
+    clean: Sequence[Outcome],
+    cost: Cost,
+    parts: list[dict[str, Any]],
+    worker: Worker,
+) -> Record:
+    """The record of one attack on one model."""
+    total, left = about["num_examples"], survivors(outcomes)
+    lengths = torch.cat([outcome.l2 for outcome in outcomes])
+    lengths = lengths[~lengths.isnan()]
+    return Record(
+        **about,
+        attack=None if attack is None else type(attack).__name__,
+        attack_fields={} if attack is None else fields_of(worker.prepared(attack)),
+        clean_accuracy=survivors(clean) / total,
+        robust_accuracy=left / total,
+        robust_interval=wilson_interval(left, total),
+        mean_l2=float(lengths.double().mean()) if len(lengths) else None,
+        seconds=cost.seconds,
+        forwards=cost.forwards,
+        backwards=cost.backwards,
+        device=device_name(outcomes[0].robust.device),
+        precision="fast" if attack is not None and worker.half(attack) else "strict",
+        parts=parts,
+    )
+
+
+def worst_case_record(
+    about: Mapping[str, Any],
+    attacks: Sequence[Attack],
+    columns: Sequence[Sequence[Outcome]],
+    clean: Sequence[Outcome],
+    records: Sequence[Record],
+) -> Record:
+    """The record of what survives all attacks, from their outcomes alone; its passes and seconds are their sums."""
+    total = about["num_examples"]
+    every = list(zip(*columns, strict=True))  # [batch][attack]
+    left = sum(int(torch.stack([each.robust for each in batch]).all(dim=0).sum()) for batch in every)
+    lengths = torch.cat([torch.stack([each.l2 for each in batch]).nan_to_num(torch.inf).amin(dim=0) for batch in every])
+    lengths = lengths[lengths.isfinite()]
+    own = records[1:]
+    return Record(
+        **about,
+        attack="WorstCase",
+        attack_fields={"attacks": [{"name": record.attack, **record.attack_fields} for record in own]},
+        clean_accuracy=survivors(clean) / total,
+        robust_accuracy=left / total,
+        robust_interval=wilson_interval(left, total),
+        mean_l2=float(lengths.double().mean()) if len(lengths) else None,
+        seconds=sum(record.seconds for record in own),
+        forwards=sum(record.forwards for record in own),
+        backwards=sum(record.backwards for record in own),
+        device=own[0].device,
+        precision=own[0].precision if len({record.precision for record in own}) == 1 else "mixed",
+        parts=[],
+    )
+
+
+def save_samples(
+    path: Path,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    clean: Sequence[Sequence[Outcome]],
+    state: Sequence[Sequence[Outcome]],
+) -> None:
+    """Write what one attack did to each sample.
+
+    `adv_inputs`, `labels`, `clean_prediction`, `prediction`, `robust`, `l2` and `linf`, in the batches' order.
+    """
+    images, labels = zip(*((inputs.cpu(), labels.cpu()) for inputs, labels in batches), strict=True)
+    tensors = {
+        name: torch.cat([outcomes[0].tensors()[name].cpu() for outcomes in state]) for name in state[0][0].tensors()
+    }
+    tensors["l2"] = l2_distance(tensors["adv_inputs"], torch.cat(images))
+    tensors["linf"] = linf_distance(tensors["adv_inputs"], torch.cat(images))
+    tensors["labels"] = torch.cat(labels)
+    tensors["clean_prediction"] = torch.cat([outcomes[0].prediction.cpu() for outcomes in clean])
+    save_tensors(path, tensors, {})

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,11 @@ class Record:
 
     Accuracies are fractions in [0, 1]. `attack` is the attack's class name, None for clean accuracy;
     `source` names the model that crafted, None for white-box. `mean_l2` is over the samples that the
-    attack fooled, None where there are none. `forwards` and `backwards` count samples through the network.
+    attack fooled, None where there are none. `forwards` and `backwards` count samples through the networks,
+    a black-box attack's source among them. `precision` is `strict` or `fast`, as `evaluate` has them (`fp32` in
+    records from before there were two). `eight_bit`: only what survives rounding to 8-bit pixels counts as
+    fooled. `parts` lists what was run in turn, where that is more than one attack: a screening, or the parts of
+    `AutoAttack` and `WorstCase`, each with `attack`, `attack_fields`, `precision` and the accuracy after it.
     """
 
     recipe: str | None
@@ -71,6 +75,8 @@ class Record:
     precision: str
     versions: dict[str, str]
     commit: str | None
+    eight_bit: bool = False
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The record as one line of JSON."""

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from surefoot.core.files import load_tensors, write_text
 from surefoot.data import Dataset
 from surefoot.data import load as load_dataset
 from surefoot.models import build_model
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, fit, load_weights
-from surefoot.training.checkpoint import load_tensors, write_text
 from surefoot.training.fit import StepReport, is_first_process, make_fabric
 
 

@@ -1,6 +1,7 @@
 """How an objective is minimised: `fit`, its phases and settings, checkpoints that are never unpickled."""
 
-from surefoot.training.checkpoint import CheckpointError, load_weights, save_weights
+from surefoot.core.files import CheckpointError
+from surefoot.training.checkpoint import load_weights, save_weights
 from surefoot.training.fit import FitConfig, FitResult, Phase, TrainingDiverged, fit
 
 __all__ = [

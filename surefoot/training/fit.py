@@ -16,19 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.types import Attack, Objective
 from surefoot.data import Batches, Dataset
 from surefoot.evaluation import accuracy
-from surefoot.training.checkpoint import (
-    CheckpointError,
-    check_fits,
-    load_tensors,
-    load_weights,
-    save_tensors,
-    save_weights,
-    write_text,
-)
+from surefoot.training.checkpoint import check_fits, load_weights, save_weights
 from surefoot.training.schedules import SCHEDULES
 
 EVALUATION_BATCH = 500

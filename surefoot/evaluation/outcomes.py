@@ -1,0 +1,97 @@
+"""What an attack did to each sample of a batch, kept on disk so that an interrupted evaluation can go on."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surefoot.core.files import CheckpointError, load_tensors, save_tensors
+
+
+@dataclass
+class Outcome:
+    """One model's samples of one batch, after what was run so far.
+
+    - `robust [batch]` bool: not fooled so far.
+    - `prediction [batch]` int64: the class given to the sample as it was left.
+    - `l2 [batch]` float32: length of the perturbation that fooled; NaN where none did, or where the sample was
+      wrong to begin with.
+    - `adv_inputs [batch, ...]`: the sample as it was left; None where samples are not kept.
+    """
+
+    robust: Tensor
+    prediction: Tensor
+    l2: Tensor
+    adv_inputs: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        named = {"robust": self.robust, "prediction": self.prediction, "l2": self.l2, "adv_inputs": self.adv_inputs}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a batch took: seconds, and samples through the networks."""
+
+    seconds: float
+    forwards: int
+    backwards: int
+
+
+class Store:
+    """Finished batches of a running evaluation: a folder for what was run, a file a batch.
+
+    A file's name holds a hash of the batch's own pixels and labels, so other data are never taken for these.
+
+    Args:
+        root: the folder of all evaluations; None keeps nothing.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self.used: set[Path] = set()
+
+    def file(self, what: Mapping[str, Any], number: int, inputs: Tensor, labels: Tensor) -> Path | None:
+        """Where this batch of this piece of work belongs."""
+        if self.root is None:
+            return None
+        folder = self.root / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+        self.used.add(folder)
+        digest = hashlib.sha256(str((inputs.dtype, inputs.shape)).encode())
+        for tensor in (inputs, labels):
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return folder / f"{number}-{digest.hexdigest()[:24]}.safetensors"
+
+    def load(self, file: Path | None, device: torch.device) -> tuple[list[Outcome], Cost] | None:
+        """What was kept, one outcome a model; None where nothing usable was."""
+        if file is None or not file.exists():
+            return None
+        try:
+            tensors, about = load_tensors(file)
+        except CheckpointError:  # cut short by a full disk or a crash: the batch is run again
+            return None
+        outcomes = [
+            Outcome(**{name: tensors[f"{index}.{name}"].to(device) for name in names})
+            for index, names in enumerate(about["names"])
+        ]
+        return outcomes, Cost(**about["cost"])
+
+    def save(self, file: Path | None, outcomes: Sequence[Outcome], cost: Cost) -> None:
+        """Keep a finished batch, atomically."""
+        if file is None:
+            return
+        named = [outcome.tensors() for outcome in outcomes]
+        tensors = {f"{index}.{name}": tensor for index, each in enumerate(named) for name, tensor in each.items()}
+        save_tensors(file, tensors, {"names": [list(each) for each in named], "cost": vars(cost)})
+
+    def clear(self) -> None:
+        """Forget what this evaluation kept; it is done."""
+        for folder in self.used:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,303 @@
+"""How an attack is run on a batch: in stages, confirmed, in halves where memory is short, counted."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.core.geometry import l2_distance
+from surefoot.core.gradients import crafting, plain_module
+from surefoot.core.types import Attack
+from surefoot.evaluation.outcomes import Cost, Outcome
+from surefoot.evaluation.passes import PassCounter
+
+Precision = Literal["strict", "fast"]
+
+SCREENING_STEPS = 5
+"""Steps of the screening that comes before an attack of at least four times as many."""
+
+
+def fields_of(attack: Any) -> dict[str, Any]:
+    """An attack's settings as JSON values; a loss that is a function becomes its name."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {"name": type(value).__name__, **fields_of(value)}
+        if callable(value):
+            return getattr(value, "__name__", repr(value))
+        return [plain(part) for part in value] if isinstance(value, tuple | list) else value
+
+    if not dataclasses.is_dataclass(attack):
+        return {}
+    return {field.name: plain(getattr(attack, field.name)) for field in dataclasses.fields(attack)}
+
+
+def predictions(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The class that `model`, in evaluation mode, gives each sample, `[batch]`."""
+    with crafting(model) as frozen, torch.no_grad():
+        return torch.as_tensor(frozen(inputs)).argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How samples are counted; see `evaluate`."""
+
+    last_iterate: bool
+    precision: Precision
+    eight_bit: bool
+    worst_case: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("strict", "fast"):
+            raise ValueError(f"precision is {self.precision!r}; it is 'strict' or 'fast'.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run through the samples that are left: the attack, or its screening, or a part of it."""
+
+    name: str
+    attack: Attack
+    half: bool
+    last: bool
+
+    def about(self) -> dict[str, Any]:
+        """As a record's `parts` has it."""
+        return {
+            "attack": type(self.attack).__name__,
+            "attack_fields": fields_of(self.attack),
+            "precision": "bf16" if self.half else "fp32",
+        }
+
+
+class Worker:
+    """Runs stages on batches: crafts, confirms, halves where memory is short, counts."""
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        source: nn.Module | None,
+        settings: Settings,
+        keep_inputs: bool,
+        on_note: Callable[[str], None] | None,
+    ) -> None:
+        self.models = models
+        self.crafter = models[0] if source is None else source
+        self.white_box = source is None
+        self.settings = settings
+        self.everybody = settings.last_iterate or source is not None
+        self.keep_inputs = keep_inputs
+        self.on_note = on_note
+        self.limit: int | None = None  # the largest batch that memory was enough for
+
+    def stages(self, attack: Attack) -> list[Stage]:
+        """What is run for an attack, in turn."""
+        name = type(attack).__name__
+        parts = getattr(attack, "attacks", None)
+        half = self.half(attack)
+        if parts is not None:
+            return [
+                Stage(f"{name}: {type(part).__name__}", self.prepared(part), half and self.half(part), last=True)
+                for part in parts
+            ]
+        main = Stage(name, self.prepared(attack), half, last=True)
+        screening = None if self.everybody or self.settings.precision == "fast" else screening_of(main.attack)
+        if screening is None:
+            return [main]
+        return [Stage(f"{name}: screening", screening, half=fast_in_half(self.crafter), last=False), main]
+
+    def prepared(self, attack: Attack) -> Attack:
+        """The attack as it is run: letting go of fooled samples, unless all must be attacked to the end."""
+        return attack if self.everybody else stopping_early(attack)
+
+    def half(self, attack: Attack) -> bool:
+        """Is this attack crafted in bfloat16?"""
+        return self.settings.precision == "fast" and not getattr(attack, "full_precision", False)
+
+    def start(self, clean: Sequence[Outcome]) -> list[Outcome]:
+        """Where an attack starts from: the right samples, or all."""
+        return [
+            dataclasses.replace(outcome, robust=torch.ones_like(outcome.robust) if self.everybody else outcome.robust)
+            for outcome in clean
+        ]
+
+    def run(
+        self,
+        stage: Stage | None,
+        number: int,
+        inputs: Tensor,
+        labels: Tensor,
+        state: Sequence[Outcome] | None,
+        clean: Sequence[Sequence[Outcome]],
+    ) -> tuple[list[Outcome], Cost]:
+        """One stage (None: no attack) on one batch: the outcomes, one a model, and what it took."""
+        started = time.perf_counter()
+        counter = PassCounter(*(plain_module(model) for model in (*self.models, self.crafter)))
+        # The caller's autocast would make float32 mean something else.
+        with counter, torch.autocast(inputs.device.type, enabled=False):
+            if stage is None or state is None:
+                outcomes = [self.clean(model, inputs, labels) for model in self.models]
+            else:
+                outcomes = self.attacked(stage, number, inputs, labels, state, clean[number])
+            _ = [bool(outcome.robust.any()) for outcome in outcomes]  # waits for the device: the clock is read next
+        return outcomes, Cost(time.perf_counter() - started, counter.forwards, counter.backwards)
+
+    def clean(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
+        prediction = self.halving(lambda part, _: predictions(model, part), inputs, labels)
+        unknown = torch.full(labels.shape, torch.nan, device=labels.device)
+        return Outcome(prediction == labels, prediction, unknown, inputs if self.keep_inputs else None)
+
+    def attacked(
+        self,
+        stage: Stage,
+        number: int,
+        inputs: Tensor,
+        labels: Tensor,
+        state: Sequence[Outcome],
+        clean: Sequence[Outcome],
+    ) -> list[Outcome]:
+        rows = torch.stack([outcome.robust for outcome in state]).any(dim=0)  # still in play for some model
+        if not rows.any():
+            return list(state)
+        kept, targets = inputs[rows], labels[rows]
+        adv_inputs = self.craft(stage, number, kept, targets)
+        after = []
+        for model, before, first in zip(self.models, state, clean, strict=True):
+            guess = self.halving(lambda part, _, scored=model: predictions(scored, part), adv_inputs, targets)  # type: ignore[misc]
+            mine = before.robust[rows]
+            robust, prediction, l2 = before.robust.clone(), before.prediction.clone(), before.l2.clone()
+            robust[rows] = mine & (guess == targets)
+            prediction[rows] = torch.where(mine, guess, prediction[rows])
+            fooled = mine & (guess != targets) & (first.prediction[rows] == targets)
+            l2[rows] = torch.where(fooled, l2_distance(adv_inputs, kept).to(l2.dtype), l2[rows])
+            left = None
+            if before.adv_inputs is not None:
+                left = before.adv_inputs.clone()
+                left[rows] = torch.where(mine.view(-1, *[1] * (kept.dim() - 1)), adv_inputs, left[rows])
+            after.append(Outcome(robust, prediction, l2, left))
+        return after
+
+    def craft(self, stage: Stage, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial inputs as they are scored: in float32, in 8 bits where asked for, their hits confirmed."""
+        adv_inputs = self.call(stage.attack, stage.half, number, inputs, labels)
+        seen = self.as_scored(stage.attack, adv_inputs, inputs)
+        early = self.white_box and stage.last and getattr(stage.attack, "stop_when_fooled", False)
+        if not early or not (stage.half or self.settings.eight_bit):
+            return seen
+        # A sample was let go because bfloat16, or unrounded pixels, took it for fooled: to the last step, then.
+        model = self.crafter
+        with half_precision(inputs.device, stage.half):
+            let_go = self.halving(lambda part, _: predictions(model, part), adv_inputs, labels) != labels
+        standing = self.halving(lambda part, _: predictions(model, part), seen, labels) == labels
+        again = let_go & standing
+        if again.any():
+            to_the_end: Any = dataclasses.replace(stage.attack, stop_when_fooled=False)  # type: ignore[type-var]
+            further = self.call(to_the_end, stage.half, number, inputs[again], labels[again])
+            seen[again] = self.as_scored(stage.attack, further, inputs[again])
+        return seen
+
+    def call(self, attack: Attack, half: bool, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
+        if half and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+
+        def seeded_call(part: Tensor, targets: Tensor) -> Tensor:
+            with half_precision(inputs.device, half):
+                return attack(self.crafter, part, targets)
+
+        # Each batch has its own seed, so that a later one does not depend on whether an earlier one was run or kept.
+        return self.halving(seeded_call, inputs, labels, seed=self.settings.seed * 1_000_003 + number)
+
+    def as_scored(self, attack: Attack, adv_inputs: Tensor, inputs: Tensor) -> Tensor:
+        if not self.settings.eight_bit:
+            return adv_inputs.clone()
+        return eight_bit_pixels(adv_inputs, inputs, getattr(attack, "eps", None))
+
+    def halving(
+        self,
+        work: Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor,
+        labels: Tensor,
+        seed: int | None = None,
+    ) -> Tensor:
+        """`work` on the batch, in smaller parts once memory was not enough."""
+        while True:
+            if seed is not None:
+                torch.manual_seed(seed)
+            size = min(len(inputs), self.limit or len(inputs))
+            try:
+                pieces = [
+                    work(part, targets)
+                    for part, targets in zip(torch.split(inputs, size), torch.split(labels, size), strict=True)
+                ]
+                return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            except RuntimeError as error:
+                if size <= 1 or not is_out_of_memory(error):
+                    raise
+            self.limit = (size + 1) // 2  # outside the except block, whose traceback holds on to the memory
+            if inputs.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self.on_note is not None:
+                self.on_note(f"Memory was not enough for {size} images at a time; going on with {self.limit}.")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Is this what a device says when its memory is full?"""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+@contextlib.contextmanager
+def half_precision(device: torch.device, on: bool) -> Iterator[None]:
+    """Forward and backward in bfloat16 where that is safe, or as they are."""
+    with torch.autocast(device.type, dtype=torch.bfloat16) if on else contextlib.nullcontext():
+        yield
+
+
+def fast_in_half(model: nn.Module) -> bool:
+    """Is bfloat16 worth it for this model on its device: float32 weights, and hardware for it?"""
+    parameter = next(plain_module(model).parameters(), None)
+    if parameter is None or parameter.dtype != torch.float32:
+        return False
+    if parameter.device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if parameter.device.type == "cpu":
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return False
+
+
+def stopping_early(attack: Attack) -> Attack:
+    """The same attack that lets go of a sample once it is fooled, where it can."""
+    settings: Any = attack
+    if dataclasses.is_dataclass(settings) and hasattr(settings, "stop_when_fooled"):
+        settings = dataclasses.replace(settings, stop_when_fooled=True)  # type: ignore[type-var]
+    return settings  # type: ignore[no-any-return]
+
+
+def screening_of(attack: Attack) -> Attack | None:
+    """The same attack in a few long steps, once; None where it has too few steps for that to pay, or no ball."""
+    settings: Any = attack
+    eps, steps = getattr(settings, "eps", 0), getattr(settings, "steps", 0)
+    if not (getattr(settings, "stop_when_fooled", False) and eps and steps >= 4 * SCREENING_STEPS):
+        return None
+    changes: dict[str, Any] = {"steps": SCREENING_STEPS}
+    if hasattr(settings, "step_size"):
+        changes["step_size"] = min(1.0, 2 * eps / SCREENING_STEPS)
+    if hasattr(settings, "restarts"):
+        changes["restarts"] = 1
+    screening: Any = dataclasses.replace(settings, **changes)
+    return screening  # type: ignore[no-any-return]
+
+
+def eight_bit_pixels(adv_inputs: Tensor, inputs: Tensor, eps: float | None) -> Tensor:
+    """`adv_inputs` in 8 bits: the nearest multiples of 1/255, inside the ball where there is one."""
+    levels = (adv_inputs * 255).round()
+    if eps is not None:
+        rim = 1e-3  # eps itself is often a multiple of 1/255, up to rounding
+        levels = levels.clamp(((inputs - eps) * 255 - rim).ceil(), ((inputs + eps) * 255 + rim).floor())
+    return levels.clamp(0, 255) / 255

@@ -1,0 +1,414 @@
+"""How evaluations are run: screened, in two precisions, in halves, in 8 bits, for several models, after a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, MarginLoss
+from surefoot.core.types import Attack
+from surefoot.evaluation import Record, evaluate, evaluate_transfer
+from surefoot.evaluation.worker import eight_bit_pixels, fast_in_half, screening_of
+from tests.tables import EPS, random_net, trained
+
+Batches = list[tuple[Tensor, Tensor]]
+STEP = EPS / 20
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel is above a half: an image at m is fooled by |m - 0.5| and no less."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gap = 10 * (inputs.flatten(1).mean(dim=1) - 0.5)
+        return torch.stack([-gap, gap], dim=1)
+
+
+def grey(*levels: float) -> Tensor:
+    return torch.stack([torch.full((1, 2, 2), level) for level in levels])
+
+
+def trained_batches(size: int = 20) -> tuple[nn.Module, Batches]:
+    net, inputs, labels = trained()
+    return net, list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True))
+
+
+def without_time(records: list[Record]) -> list[Record]:
+    return [replace(record, seconds=0.0) for record in records]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Moves every image by `shift`, and remembers nothing else than how often it was asked."""
+
+    shift: float
+    calls: list[int]
+    eps: float = 1.0
+    attacks_fail_above: int | None = None
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        self.calls.append(len(inputs))
+        if self.attacks_fail_above is not None and len(inputs) > self.attacks_fail_above:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return (inputs + self.shift).clamp(0, 1)
+
+
+# Strict: screened, never weaker.
+
+
+@pytest.mark.parametrize("eps", [EPS / 4, EPS / 2, 0.6 * EPS])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda eps: IFGSM(eps, 20),
+        lambda eps: MIFGSM(eps, 20),
+        lambda eps: PGD(eps, 20, eps / 10, random_start=False),
+        lambda eps: PGD(eps, 20, eps / 10, random_start=False, loss=MarginLoss()),
+        lambda eps: PGD(eps, 20, eps / 200, random_start=False),  # too short to get anywhere by itself
+    ],
+    ids=["I-FGSM", "MI-FGSM", "PGD", "PGD-CW", "PGD-short"],
+)
+def test_strict_is_never_weaker_than_float32_alone(build: Callable[[float], Any], eps: float, tmp_path: Path) -> None:
+    net, inputs, labels = trained()
+    attack = build(eps)
+    evaluate(net, [(inputs, labels)], [attack], samples=tmp_path)
+    robust = load_file(tmp_path / f"1-{type(attack).__name__}.safetensors")["robust"]
+    alone = replace(attack, stop_when_fooled=True)(net, inputs, labels)
+    with torch.no_grad():
+        survives_alone = net(alone).argmax(1) == labels
+    assert not bool((robust & ~survives_alone).any())  # sample by sample
+    assert int(survives_alone.sum()) > 0
+
+
+def test_the_screening_is_the_same_attack_in_a_few_long_steps_and_the_record_has_both() -> None:
+    net, batches = trained_batches()
+    attack = PGD(EPS, 40, STEP, restarts=3, loss=MarginLoss(), start_radius=STEP)
+    record = evaluate(net, batches, [attack])[1]
+    screening, main = record.parts
+    assert main["attack_fields"] == record.attack_fields
+    assert record.attack_fields["steps"] == 40
+    assert {
+        name: value for name, value in screening["attack_fields"].items() if value != main["attack_fields"][name]
+    } == {
+        "steps": 5,
+        "step_size": 2 * EPS / 5,
+        "restarts": 1,
+    }
+    assert main["precision"] == "fp32"
+    assert main["robust_accuracy"] == record.robust_accuracy <= screening["robust_accuracy"] < record.clean_accuracy
+    assert record.precision == "strict"
+
+
+def test_screening_saves_passes_on_a_model_that_is_not_robust() -> None:
+    net, batches = trained_batches()
+    attack = PGD(EPS, 100, EPS / 50, random_start=False)
+    not_screened = replace(attack, steps=19)
+    assert evaluate(net, batches, [attack])[1].forwards < evaluate(net, batches, [not_screened])[1].forwards
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [FGSM(EPS), IFGSM(EPS, 19, stop_when_fooled=True), IFGSM(EPS, 40), IFGSM(0.0, 40, stop_when_fooled=True)],
+    ids=["one step", "few steps", "does not stop", "no radius"],
+)
+def test_what_is_short_or_counts_its_last_step_is_not_screened(attack: Attack) -> None:
+    assert screening_of(attack) is None
+
+
+def test_the_last_iterate_and_the_black_box_are_not_screened() -> None:
+    net, batches = trained_batches()
+    several: list[dict[str, Any]] = [{"last_iterate": True}, {"source": random_net()}, {"precision": "fast"}]
+    for settings in several:
+        record = evaluate(net, batches, [IFGSM(EPS, 20)], **settings)[1]
+        assert record.parts == []
+
+
+class WrongInHalf(nn.Module):
+    """Under autocast everything looks fooled; in float32 nothing moves: only float32 may count."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        mean = inputs.flatten(1).mean(dim=1)
+        sign = -1.0 if torch.is_autocast_enabled("cpu") else 1.0
+        return torch.stack([1.0 + 0 * mean, 0.001 * mean], dim=1) * sign
+
+
+@pytest.mark.parametrize("precision", ["strict", "fast"])
+def test_what_only_half_precision_takes_for_fooled_is_not(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surefoot.evaluation.worker.fast_in_half", lambda model: True)
+    batches = [(grey(0.2, 0.7), torch.tensor([0, 0]))]
+    assert evaluate(WrongInHalf(), batches, [IFGSM(0.3, 20)], precision=precision)[1].robust_accuracy == 1
+
+
+def test_strict_is_float32_also_inside_the_callers_autocast() -> None:
+    batches = [(grey(0.2, 0.7), torch.tensor([0, 0]))]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        clean, attacked = evaluate(WrongInHalf(), batches, [FGSM(0.3)])
+    assert clean.robust_accuracy == attacked.robust_accuracy == 1
+
+
+def test_half_precision_pays_only_for_float32_weights() -> None:
+    assert not fast_in_half(random_net(dtype=torch.float64))
+    assert not fast_in_half(Threshold())  # no weights: nothing to gain
+
+
+# Fast.
+
+
+def test_fast_is_named_and_close_to_strict() -> None:
+    net, batches = trained_batches()
+    attack = PGD(EPS / 2, 20, EPS / 10, random_start=False)
+    strict, fast = (evaluate(net, batches, [attack], precision=name)[1] for name in ("strict", "fast"))
+    assert (strict.precision, fast.precision) == ("strict", "fast")
+    assert 0 < fast.robust_accuracy < fast.clean_accuracy
+    assert abs(strict.robust_accuracy - fast.robust_accuracy) <= 2 / 48
+
+
+class LooksFooledSoon(nn.Module):
+    """In half precision the border lies nearer, at 0.4: an attack that trusts it stops short of the real one."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        border = 0.4 if torch.is_autocast_enabled("cpu") else 0.5
+        gap = 10 * (inputs.flatten(1).mean(dim=1) - border)
+        return torch.stack([-gap, gap], dim=1)
+
+
+def test_fast_goes_on_where_float32_does_not_confirm_what_half_precision_let_go() -> None:
+    batches = [(grey(0.3, 0.05), torch.tensor([0, 0]))]
+    record = evaluate(LooksFooledSoon(), batches, [IFGSM(0.3, 10)], precision="fast")[1]
+    assert record.robust_accuracy == 1 / 2  # 0.3 reaches 0.6; 0.05 reaches 0.35
+    assert record.mean_l2 == pytest.approx(0.3 * 2)  # to the last step
+
+
+def test_another_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision is 'half'; it is 'strict' or 'fast'"):
+        evaluate(Threshold(), [(grey(0.2), torch.tensor([0]))], [], precision="half")  # type: ignore[arg-type]
+
+
+# Memory.
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on_with_the_smaller_one() -> None:
+    inputs, labels = grey(*[0.2] * 9), torch.zeros(9, dtype=torch.int64)
+    calls: list[int] = []
+    notes: list[str] = []
+    attack = Fixed(0.4, calls, attacks_fail_above=3)
+    batches = [(inputs, labels), (inputs, labels)]
+    record = evaluate(Threshold(), batches, [attack], on_note=notes.append)[1]
+    assert record.robust_accuracy == 0
+    assert calls == [9, 5, 3, 3, 3, 3, 3, 3]  # the second batch is not tried in full again
+    assert notes == [
+        "Memory was not enough for 9 images at a time; going on with 5.",
+        "Memory was not enough for 5 images at a time; going on with 3.",
+    ]
+
+
+def test_halving_gives_each_sample_its_own_result() -> None:
+    levels = torch.linspace(0.1, 0.45, 9)
+    inputs, labels = grey(*levels.tolist()), torch.zeros(9, dtype=torch.int64)
+    whole = evaluate(Threshold(), [(inputs, labels)], [Fixed(0.2, [])])[1]
+    halved = evaluate(Threshold(), [(inputs, labels)], [Fixed(0.2, [], attacks_fail_above=2)])[1]
+    assert halved.robust_accuracy == whole.robust_accuracy == int((levels + 0.2 < 0.5).sum()) / 9
+
+
+def test_one_image_that_does_not_fit_is_an_error_and_other_errors_are_not_taken_for_it() -> None:
+    batches = [(grey(0.2, 0.2), torch.tensor([0, 0]))]
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(Threshold(), batches, [Fixed(0.4, [], attacks_fail_above=0)])
+
+    @dataclass(frozen=True)
+    class Broken:
+        def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        evaluate(Threshold(), batches, [Broken()])
+
+
+# Eight bits.
+
+
+def test_rounding_to_eight_bits_stays_in_the_ball() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(256, (4, 3, 5, 5), generator=generator) / 255
+    for eps in (8 / 255, 0.3, 0.5 / 255):
+        adv_inputs = (inputs + eps * (2 * torch.rand(inputs.shape, generator=generator) - 1)).clamp(0, 1)
+        rounded = eight_bit_pixels(adv_inputs, inputs, eps)
+        levels = rounded * 255
+        assert float((levels - levels.round()).abs().max()) < 1e-4
+        assert float((rounded - inputs).abs().max()) <= eps + 1e-6
+        assert float((rounded - adv_inputs).abs().max()) <= 1 / 255 + 1e-6
+    assert torch.equal(eight_bit_pixels(inputs, inputs, 8 / 255), inputs)
+    assert torch.equal(
+        eight_bit_pixels(inputs + 8 / 255, inputs, 8 / 255), ((inputs * 255).round() + 8).clamp(0, 255) / 255
+    )
+
+
+def test_a_perturbation_that_rounding_undoes_does_not_count() -> None:
+    inputs = grey(127 / 255)  # 0.498: 0.003 are enough to fool, and rounding takes 0.0015 of less than 0.5/255 back
+    batches = [(inputs, torch.tensor([0]))]
+    tiny = FGSM(0.0025)
+    assert evaluate(Threshold(), batches, [tiny])[1].robust_accuracy == 0
+    assert evaluate(Threshold(), batches, [tiny], eight_bit=True)[1].robust_accuracy == 1
+    record = evaluate(Threshold(), batches, [FGSM(1 / 255)], eight_bit=True)[1]
+    assert (record.robust_accuracy, record.eight_bit) == (0, True)
+
+
+def test_an_attack_that_stopped_too_early_for_eight_bits_goes_on() -> None:
+    # 0.4985 crosses with the first small step, which rounding undoes; the later ones survive it
+    batches = [(grey(127 / 255), torch.tensor([0]))]
+    attack = IFGSM(4 / 255, steps=16)
+    assert evaluate(Threshold(), batches, [attack], eight_bit=True)[1].robust_accuracy == 0
+
+
+# Several attacks and several models.
+
+
+def test_the_worst_case_is_of_each_sample() -> None:
+    batches = [(grey(0.45, 0.35), torch.tensor([0, 0])), (grey(0.55, 0.9), torch.tensor([1, 1]))]
+    up, down = Fixed(0.1, []), Fixed(-0.1, [])
+    clean, one, other, worst = evaluate(Threshold(), batches, [up, down], worst_case=True)
+    assert (clean.robust_accuracy, one.robust_accuracy, other.robust_accuracy) == (1, 3 / 4, 3 / 4)
+    assert worst.attack == "WorstCase"
+    assert worst.robust_accuracy == 2 / 4
+    assert worst.mean_l2 == pytest.approx(0.2)
+    assert [each["name"] for each in worst.attack_fields["attacks"]] == ["Fixed", "Fixed"]
+    assert worst.seconds == one.seconds + other.seconds
+
+
+@dataclass(frozen=True)
+class Several:
+    """Attacks in turn, as WorstCase and AutoAttack have them."""
+
+    attacks: tuple[Attack, ...]
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        raise AssertionError("evaluate runs the parts")
+
+
+def test_a_compound_attack_is_run_part_by_part_on_what_is_left() -> None:
+    first: list[int] = []
+    second: list[int] = []
+    batches = [(grey(0.45, 0.35, 0.1), torch.tensor([0, 0, 0])), (grey(0.6), torch.tensor([1]))]
+    attack = Several((Fixed(0.1, first), Fixed(0.2, second)))
+    names: list[str] = []
+    record = evaluate(Threshold(), batches, [attack], progress=lambda name, done, total: names.append(name))[1]
+    assert (first, second) == ([3, 1], [2, 1])
+    assert [part["robust_accuracy"] for part in record.parts] == [3 / 4, 2 / 4]
+    assert record.robust_accuracy == 2 / 4
+    assert names == ["clean"] * 2 + ["Several: Fixed"] * 4
+
+
+def test_a_targeted_attack_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Targeted(Fixed):
+        targeted: bool = True
+
+    with pytest.raises(ValueError, match="is targeted"):
+        evaluate(Threshold(), [(grey(0.2), torch.tensor([0]))], [Targeted(0.1, [])])
+
+
+def test_a_source_crafts_once_for_all_models_and_each_is_scored_as_alone() -> None:
+    source, batches = trained_batches()
+    models = [random_net(seed=1), source, random_net(seed=2)]
+    attacks: list[Attack] = [MIFGSM(EPS, 4), PGD(EPS, 3, EPS / 3)]
+    together = evaluate_transfer(source, models, batches, attacks, about=[{"recipe": str(i)} for i in range(3)])
+    for model, row, name in zip(models, together, "012", strict=True):
+        alone = evaluate(model, batches, attacks, source=source, about={"recipe": name})
+        for one, other in zip(row, alone, strict=True):
+            assert replace(one, seconds=0, forwards=0) == replace(other, seconds=0, forwards=0)
+    calls: list[int] = []
+    evaluate_transfer(source, models, batches, [Fixed(0.1, calls)])
+    assert calls == [20, 20, 8]
+
+
+# Samples.
+
+
+def test_what_happened_to_each_sample_can_be_kept(tmp_path: Path) -> None:
+    batches = [(grey(0.45, 0.35), torch.tensor([0, 0])), (grey(0.6), torch.tensor([0]))]
+    records = evaluate(Threshold(), batches, [FGSM(0.1), IFGSM(0.2, 4)], samples=tmp_path)
+    one, other = (load_file(tmp_path / name) for name in ("1-FGSM.safetensors", "2-IFGSM.safetensors"))
+    assert one["robust"].tolist() == [False, True, False]
+    assert one["prediction"].tolist() == [1, 0, 1]
+    assert one["clean_prediction"].tolist() == [0, 0, 1]
+    assert one["labels"].tolist() == [0, 0, 0]
+    assert torch.allclose(one["linf"], torch.tensor([0.1, 0.1, 0.0]))  # the third was wrong and was not attacked
+    assert torch.allclose(one["l2"], 2 * one["linf"])
+    assert torch.allclose(one["adv_inputs"], grey(0.55, 0.45, 0.6))
+    assert other["robust"].float().mean() == records[2].robust_accuracy == 0
+
+
+# Going on.
+
+
+class Stops(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", range(1, 12))
+def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_records(tmp_path: Path, stop_after: int) -> None:
+    net, batches = trained_batches()
+    attacks: list[Attack] = [PGD(EPS / 2, 20, EPS / 20), PGD(EPS, 2, EPS / 2)]
+    done: list[str] = []
+
+    def stop(name: str, done_samples: int, total: int) -> None:
+        done.append(name)
+        if len(done) == stop_after:
+            raise Stops
+
+    with pytest.raises(Stops):
+        evaluate(net, batches, attacks, progress=stop, unfinished=tmp_path, samples=tmp_path / "samples")
+    calls: list[int] = []
+    handle = net.register_forward_hook(lambda *_: calls.append(1))
+    resumed = evaluate(net, batches, attacks, unfinished=tmp_path, samples=tmp_path / "samples")
+    again = len(calls)
+    calls.clear()
+    assert without_time(evaluate(net, batches, attacks)) == without_time(resumed)
+    assert again < len(calls)  # what was finished was not run again
+    handle.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]  # and nothing is left behind
+
+
+def test_what_was_kept_is_for_the_same_call_only(tmp_path: Path) -> None:
+    net, batches = trained_batches()
+
+    def stopped(name: str, done: int, total: int) -> None:
+        if name == "IFGSM" and done == total:
+            raise Stops
+
+    with pytest.raises(Stops):
+        evaluate(net, batches, [IFGSM(EPS, 3)], unfinished=tmp_path, progress=stopped)
+    others: list[tuple[nn.Module, Batches, Attack, dict[str, Any]]] = [
+        (random_net(seed=5), batches, IFGSM(EPS, 3), {}),
+        (net, [(inputs.flip(-1), labels) for inputs, labels in batches], IFGSM(EPS, 3), {}),
+        (net, batches, IFGSM(EPS / 2, 3), {}),
+        (net, batches, IFGSM(EPS, 3), {"eight_bit": True}),
+        (net, batches, IFGSM(EPS, 3), {"last_iterate": True}),
+        (net, batches, IFGSM(EPS, 3), {"source": random_net(seed=5)}),
+    ]
+    for model, other, attack, settings in others:
+        kept = evaluate(model, other, [attack], unfinished=tmp_path, **settings)
+        assert without_time(kept) == without_time(evaluate(model, other, [attack], **settings))
+
+
+def test_a_damaged_file_is_run_again(tmp_path: Path) -> None:
+    net, batches = trained_batches()
+
+    def stopped(name: str, done: int, total: int) -> None:
+        if name == "IFGSM":
+            raise Stops
+
+    with pytest.raises(Stops):
+        evaluate(net, batches, [IFGSM(EPS, 3)], unfinished=tmp_path, progress=stopped)
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 4  # three clean batches, one attacked
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-3])
+    kept = evaluate(net, batches, [IFGSM(EPS, 3)], unfinished=tmp_path)
+    assert without_time(kept) == without_time(evaluate(net, batches, [IFGSM(EPS, 3)]))
