@@ -14,7 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss
+from surefoot.attacks import (
+    APGD,
+    APGDT,
+    FABT,
+    FGSM,
+    IFGSM,
+    MIFGSM,
+    PGD,
+    RFGSM,
+    AutoAttack,
+    MarginLoss,
+    Square,
+    WorstCase,
+)
+from surefoot.attacks.apgd import dlr_loss
 from surefoot.core.types import Attack, Objective
 from surefoot.objectives import (
     EnsembleAT,
@@ -116,12 +130,14 @@ class AttackCase:
 
     - `random`: draws from torch's global generator.
     - `bounded`: holds an l-infinity ball of radius eps.
+    - `needs_gradient`: refuses a model whose logits carry none to its inputs.
     """
 
     name: str
     build: Callable[[float], Attack]
     random: bool = False
     bounded: bool = True
+    needs_gradient: bool = True
 
 
 def step(eps: float) -> float:
@@ -154,6 +170,13 @@ ATTACKS = [
     AttackCase("PGD-stop", lambda eps: PGD(eps, 5, step(eps), stop_when_fooled=True), random=True),
     AttackCase("PGD-CW", lambda eps: PGD(eps, 5, step(eps), loss=MarginLoss(50.0)), random=True),
     AttackCase("PGD-CW-clean-start", lambda eps: PGD(eps, 5, step(eps), random_start=False, loss=MarginLoss())),
+    AttackCase("APGD", lambda eps: APGD(eps, steps=5), random=True),
+    AttackCase("APGD-DLR", lambda eps: APGD(eps, steps=4, restarts=2, loss=dlr_loss), random=True),
+    AttackCase("APGDT", lambda eps: APGDT(eps, steps=4), random=True),
+    AttackCase("FABT", lambda eps: FABT(eps, steps=4)),
+    AttackCase("Square", lambda eps: Square(eps, queries=20), random=True, needs_gradient=False),
+    AttackCase("AutoAttack", lambda eps: AutoAttack(eps, steps=2, queries=4), random=True),
+    AttackCase("WorstCase", lambda eps: WorstCase((FGSM(eps), IFGSM(eps, steps=4)))),
 ]
 
 

@@ -8,10 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from surefoot.attacks import IFGSM
 from surefoot.cli import main
 from surefoot.cli.demo import what_it_means
 from surefoot.cli.options import number
@@ -70,6 +74,12 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["evaluate"], "evaluate needs a model"),
         (["evaluate", "nowhere"], "no run"),
         (["evaluate", "surefoot.models:build_model"], "needs --weights"),
+        (["evaluate", "a", "--source-weights", "w"], "--source-weights is for a --source"),
+        (["evaluate", "a", "--source", "b", "--last-iterate"], "leave it out with --source"),
+        (["evaluate", "a", "--source", "b", "--precision", "fast"], "a --source crafts in fp32"),
+        (["evaluate", "a", "b", "--save-samples", "c"], "one folder for one model"),
+        (["evaluate", "a", "--draws", "0"], "draws is 0"),
+        (["evaluate", "a", "--attacks", "pgdd"], "pgd"),
         (["list", "recipe"], "did you mean recipes"),
     ],
 )
@@ -93,12 +103,13 @@ def test_train_evaluate_and_list_make_a_whole(run_folder: str, capsys: pytest.Ca
     out = capsys.readouterr().out
     assert all(label in out for label in ("clean", "FGSM", "I-FGSM-3", "PGD-3", "PGD-CW-3", "95 % interval"))
     records = read_records(Path(run_folder) / "records.jsonl")
-    assert [record.attack for record in records] == [None, "FGSM", "IFGSM", "PGD", "PGD"]
+    assert [record.attack for record in records] == [None, "FGSM", "IFGSM", "PGD", "PGD", "WorstCase"]
+    assert records[-1].robust_accuracy <= min(record.robust_accuracy for record in records[:-1])
     for record in records:
         assert (record.recipe, record.dataset, record.num_examples) == ("digits/sat-r2", "digits", 40)
         assert record.robust_interval[0] <= record.robust_accuracy <= record.robust_interval[1]
     assert main(["evaluate", run_folder, "--attacks", "fgsm", "--last", "--records", "all.jsonl"]) == 0
-    assert len(read_records(Path(run_folder) / "records.jsonl")) == 7
+    assert len(read_records(Path(run_folder) / "records.jsonl")) == 8
     assert len(read_records(Path("all.jsonl"))) == 2
     assert main(["list", "recipes"]) == 0
     assert all(name in capsys.readouterr().out for name in ["digits/sat-r2"])
@@ -186,8 +197,125 @@ def test_anybodys_network_can_be_trained_and_evaluated(capsys: pytest.CaptureFix
     capsys.readouterr()
     assert main(["evaluate", name, *common, *attack]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [record["attack"] for record in records] == [None, "FGSM", "IFGSM", "PGD", "PGD"]
+    assert [record["attack"] for record in records] == [None, "FGSM", "IFGSM", "PGD", "PGD", "WorstCase"]
     assert main(["evaluate", name, *common, *attack[:-1], "--device", "cuda"]) == 2
+
+
+def evaluated(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert main(["evaluate", *args, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_every_attack_has_a_name_on_the_command_line(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "square"]
+    records = evaluated(capsys, run_folder, "--attacks", *names, "--steps", "2", "--num-examples", "10")
+    kinds = ["FGSM", "RFGSM", "IFGSM", "MIFGSM", "PGD", "PGD", "Square"]
+    assert [record["attack"] for record in records] == [None, *kinds, "WorstCase"]
+    assert all(record["precision"] == "strict" and not record["eight_bit"] for record in records)
+
+
+def test_the_settings_of_an_evaluation_reach_its_records(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["--attacks", "i-fgsm", "--num-examples", "30", "--steps", "3"]
+    (_, fast) = evaluated(capsys, run_folder, *common, "--precision", "fast")
+    (_, rounded) = evaluated(capsys, run_folder, *common, "--eight-bit", "--save-samples", "kept")
+    assert (fast["precision"], rounded["precision"], rounded["eight_bit"]) == ("fast", "strict", True)
+    kept = load_file("kept/1-IFGSM.safetensors")
+    levels = 255 * kept["adv_inputs"][~kept["robust"]]
+    assert kept["robust"].float().mean().item() == pytest.approx(rounded["robust_accuracy"])
+    assert float((levels - levels.round()).abs().max()) < 1e-3
+
+
+def test_one_source_crafts_for_several_models(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits/normal", *QUICK]) == 0
+    source = "runs/digits/normal/0"
+    common = ["--source", source, "--steps", "2", "--num-examples", "40"]
+    records = evaluated(capsys, run_folder, source, *common)
+    assert [(record["recipe"], record["attack"]) for record in records] == [
+        ("digits/sat-r2", None),
+        ("digits/normal", None),
+        ("digits/sat-r2", "FGSM"),
+        ("digits/normal", "FGSM"),
+        ("digits/sat-r2", "MIFGSM"),
+        ("digits/normal", "MIFGSM"),
+    ]
+    assert {record["source"] for record in records} == {"digits/normal"}
+    for folder in (run_folder, source):
+        kept = read_records(Path(folder) / "records.jsonl")
+        assert {(record.recipe, record.source) for record in kept} == {(kept[0].recipe, "digits/normal")}
+        assert len(kept) == 3
+    network = ["--source", "surefoot.models.lenet:digits_net", "--source-weights", f"{source}/model.safetensors"]
+    by_factory = evaluated(capsys, run_folder, *network, *common[2:])
+    for one, other in zip(by_factory, records[::2], strict=True):
+        assert one["robust_accuracy"] == other["robust_accuracy"]
+    assert main(["evaluate", run_folder, *network[:2]]) == 2
+    assert main(["evaluate", run_folder, "--source", source, "--source-weights", "w"]) == 2
+    errors = capsys.readouterr().err
+    assert "needs --source-weights" in errors
+    assert "is a run and has its own" in errors
+
+
+def test_an_interrupted_evaluation_goes_on_and_writes_no_record_twice(
+    run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["evaluate", run_folder, "--steps", "3", "--num-examples", "60", "--batch-size", "20"]
+    crafted = IFGSM.__call__
+    calls: list[int] = []
+
+    def interrupted(self: IFGSM, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        calls.append(len(inputs))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return crafted(self, model, inputs, labels)
+
+    monkeypatch.setattr(IFGSM, "__call__", interrupted)
+    assert main(args) == 130
+    error = capsys.readouterr().err
+    assert f"go on with: surefoot {' '.join(args)}" in error
+    assert "Traceback" not in error
+    assert [record.attack for record in read_records(Path(run_folder) / "records.jsonl")] == [None, "FGSM"]
+    assert main(args) == 0
+    records = read_records(Path(run_folder) / "records.jsonl")
+    assert [record.attack for record in records] == [None, "FGSM", "IFGSM", "PGD", "PGD", "WorstCase"]
+
+
+ODD = """
+import torch
+from torch import nn
+class Odd(nn.Module):
+    def __init__(self, num_classes, kind):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+        self.kind = kind
+    def forward(self, inputs):
+        logits = self.net(inputs)
+        if self.kind == "dict":
+            return {"logits": logits}
+        if self.kind == "probabilities":
+            return logits.softmax(dim=1)
+        return logits + torch.randn_like(logits)
+def a_dict(num_classes):
+    return Odd(num_classes, "dict")
+def probabilities(num_classes):
+    return Odd(num_classes, "probabilities")
+def noise(num_classes):
+    return Odd(num_classes, "noise")
+"""
+
+
+def test_unusual_models_are_said_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd_networks_for_cli.py").write_text(ODD)
+    torch.manual_seed(0)
+    save_weights(nn.ModuleDict({"net": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))}), Path("w.safetensors"))
+    common = ["--weights", "w.safetensors", "--dataset", "digits", "--eps", "0.1", "--attacks", "fgsm", "--json"]
+    for kind, words in (("a_dict", "dict"), ("probabilities", "probabilities")):
+        assert main(["evaluate", f"odd_networks_for_cli:{kind}", *common]) == 0
+        captured = capsys.readouterr()
+        assert words in captured.err
+        assert len(captured.out.splitlines()) == 2
+    assert main(["evaluate", "odd_networks_for_cli:noise", *common]) == 2
+    assert "--draws" in capsys.readouterr().err
+    assert main(["evaluate", "odd_networks_for_cli:noise", *common, "--draws", "4"]) == 0
 
 
 def test_weights_of_another_network_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

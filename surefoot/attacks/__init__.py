@@ -1,6 +1,25 @@
 """Attacks: frozen dataclasses called with (model, inputs, labels) that return adversarial inputs."""
 
+from surefoot.attacks.apgd import APGD, APGDT
+from surefoot.attacks.auto_attack import AutoAttack
+from surefoot.attacks.fab import FABT
 from surefoot.attacks.gradient_sign import FGSM, IFGSM, MIFGSM, PGD, RFGSM
+from surefoot.attacks.square import Square
+from surefoot.attacks.worst_case import WorstCase
 from surefoot.core.losses import MarginLoss, cross_entropy
 
-__all__ = ["FGSM", "IFGSM", "MIFGSM", "PGD", "RFGSM", "MarginLoss", "cross_entropy"]
+__all__ = [
+    "APGD",
+    "APGDT",
+    "FABT",
+    "FGSM",
+    "IFGSM",
+    "MIFGSM",
+    "PGD",
+    "RFGSM",
+    "AutoAttack",
+    "MarginLoss",
+    "Square",
+    "WorstCase",
+    "cross_entropy",
+]

@@ -1,6 +1,8 @@
-"""`surefoot evaluate MODEL`."""
+"""`surefoot evaluate MODEL ...`."""
 
 import dataclasses
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,52 +10,79 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from surefoot.attacks import FGSM, IFGSM, PGD, MarginLoss
-from surefoot.cli.options import Common, parse, split_name
+from surefoot.attacks import (
+    FGSM,
+    IFGSM,
+    MIFGSM,
+    PGD,
+    RFGSM,
+    AutoAttack,
+    MarginLoss,
+    Square,
+)
+from surefoot.cli.options import Common, parse, split_names
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split, load
-from surefoot.evaluation import Record, append_records, evaluate
+from surefoot.data.cache import cache_root
+from surefoot.evaluation import Record, append_records, evaluate, evaluate_transfer, read_records, recognise
 from surefoot.models import build_model
 from surefoot.recipes import load_run
 from surefoot.report import record_table
 from surefoot.training import load_weights
 from surefoot.training.fit import check_device
 
-DESCRIPTION = """Measure a model's accuracy on clean images and under attack. MODEL is a run's folder, or
-package.module:factory with --weights, --dataset, --eps, --steps and --step-size. The attacks run in fp32, from
-a seed; a sample that is fooled counts as fooled (--last-iterate counts the last step only, as the paper does).
-Records are appended to RUN/records.jsonl, each as soon as its attack is done."""
+DESCRIPTION = """Measure the accuracy of models on clean images and under attack. A MODEL is a run's folder, or
+package.module:factory with --weights, --dataset, --eps and what the attacks need. A sample that is fooled counts as
+fooled and leaves (--last-iterate counts the last step only, as the paper does); the attacks run in fp32, from a
+seed (--precision fast: crafted in bf16). With --source the attacks are crafted on that model and scored on each
+MODEL: the black-box setting. Records are appended to RUN/records.jsonl, each as soon as its attack is done. After a
+Ctrl-C the same command goes on where it stopped."""
 
-AttackName = Literal["fgsm", "i-fgsm", "pgd", "pgd-cw"]
+AttackName = Literal["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "square", "auto-attack"]
+WHITE_BOX: tuple[AttackName, ...] = ("fgsm", "i-fgsm", "pgd", "pgd-cw")
+BLACK_BOX: tuple[AttackName, ...] = ("fgsm", "mi-fgsm")
+RECOGNISED_BY = 256  # images that a model's kind is recognised by
 
 
 @dataclass(frozen=True)
 class Options(Common):
-    """What `surefoot evaluate` takes beside the model."""
+    """What `surefoot evaluate` takes beside the models."""
 
-    attacks: tuple[AttackName, ...] = ("fgsm", "i-fgsm", "pgd", "pgd-cw")
-    """Which to run, in turn; clean accuracy is always there."""
+    attacks: tuple[AttackName, ...] | None = None
+    """Which to run, in turn, after clean accuracy. None: fgsm i-fgsm pgd pgd-cw; with --source: fgsm mi-fgsm."""
     eps: float | None = None
     """l-infinity radius in pixel units: 8/255; None is the recipe's."""
     steps: int | None = None
-    """Steps of I-FGSM, PGD and PGD-CW; None is the recipe's."""
+    """Steps of I-FGSM, MI-FGSM, PGD and PGD-CW; None is the recipe's. Others keep their standard ones."""
     step_size: float | None = None
     """Step size of PGD and PGD-CW: 2/255; None is the recipe's."""
+    random_step: float | None = None
+    """R-FGSM's random step; None is half of eps."""
     restarts: int = 1
     """Runs of PGD and PGD-CW a sample; one that fools the model is kept."""
+    precision: Literal["strict", "fast"] = "strict"
+    """`strict`: fp32, and never weaker than fp32 alone; `fast`: crafted in bf16, scored in fp32."""
     last_iterate: bool = False
     """Attack every sample to the last step and count only that, as the paper does."""
+    eight_bit: bool = False
+    """Count only perturbations that still fool after rounding to 8-bit pixels."""
+    source: str | None = None
+    """Craft on this model (a run's folder, or package.module:factory) and score on MODEL."""
+    source_weights: Path | None = None
+    """safetensors weights of a source that is package.module:factory."""
     split: Literal["test", "validation"] = "test"
     """Which images."""
     num_examples: int | None = None
     """Only the first so many images; None is all."""
     batch_size: int = 250
-    """Images at a time."""
+    """Images at a time; halved where memory is not enough."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to run; `auto` takes an accelerator where there is one."""
     seed: int = 0
     """Of the attacks' random starts."""
+    draws: int | None = None
+    """For a model that answers differently each time: calls to average over."""
     last: bool = False
     """Of a run, take the last epoch instead of the selected one."""
     weights: Path | None = None
@@ -72,59 +101,180 @@ class Options(Common):
     """For package.module:factory: pixels a side that images are resized to; None is the data set's own."""
     records: Path | None = None
     """A file to append the records to as well."""
+    save_samples: Path | None = None
+    """A folder for each attack's adversarial inputs and per-sample outcomes, as safetensors."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_examples", "restarts"):
+        for name in ("batch_size", "num_examples", "restarts", "draws"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if self.source_weights is not None and self.source is None:
+            raise ValueError("--source-weights is for a --source that is package.module:factory; give that too.")
+        if self.source is not None:
+            for name in ("last_iterate", "save_samples"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"--{name.replace('_', '-')} is for attacks on the model itself; leave it out with --source."
+                    )
+            if self.precision == "fast":
+                raise ValueError("--precision fast is for attacks on the model itself; a --source crafts in fp32.")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, its data, its attacks' settings, what its records say of it, and where they go."""
+
+    name: str
+    model: nn.Module
+    dataset: Dataset
+    settings: dict[str, Any]
+    about: dict[str, Any]
+    files: list[Path]
 
 
 def run(args: list[str]) -> int:
     """Evaluate; exit code 0."""
-    name, rest = split_name(args)
-    if name is None and not {"-h", "--help"} & set(rest):
+    names, rest = split_names(args)
+    if not names and not {"-h", "--help"} & set(rest):
         raise ValueError("evaluate needs a model, for example `surefoot evaluate runs/mnist/sat-r3/0`.")
-    options = parse(Options, rest, prog=f"surefoot evaluate {name or 'MODEL'}", description=DESCRIPTION)
-    assert name is not None  # --help has left
+    options = parse(Options, rest, prog=f"surefoot evaluate {' '.join(names) or 'MODEL'}", description=DESCRIPTION)
+    if len(names) > 1 and options.save_samples is not None:
+        raise ValueError(f"--save-samples is one folder for one model, and {len(names)} are given; evaluate one.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    model, dataset, attacks, about, files = (open_factory if ":" in name else open_run)(name, options)
-    split: Split = getattr(dataset, options.split)
-    if options.num_examples is not None:
-        split = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
-
-    def keep(record: Record) -> None:
-        for file in files:
-            append_records(file, [record])
-        if options.json:
-            print_json(dataclasses.asdict(record))
-
-    device = pick_device(options.device)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with EvaluationProgress(name) as progress:
-        records = evaluate(
-            model,
-            Batches(split, options.batch_size, device=device, channels_last=True),
-            attacks,
-            last_iterate=options.last_iterate,
-            seed=options.seed,
-            about={**about, "split": options.split, "commit": commit()},
-            progress=progress,
-            on_record=keep,
-        )
-    if not options.json:
-        stdout.print(record_table(records, f"{name}, {records[0].num_examples} {options.split} images"))
+    opened = [(open_factory if ":" in name else open_run)(name, options) for name in names]
+    try:
+        if options.source is None:
+            for each in opened:
+                white_box(each, options)
+        else:
+            black_box(opened, options.source, options)
+    except KeyboardInterrupt:
+        again = " ".join(map(shlex.quote, ["surefoot", "evaluate", *args]))
+        raise KeyboardInterrupt(f"Finished batches are kept; go on with: {again}") from None
+    files = [str(file) for each in opened for file in each.files]
     if files:
-        say("Records are in " + " and ".join(str(file) for file in files) + ".")
+        say("Records are in " + " and ".join(dict.fromkeys(files)) + ".")
     return 0
 
 
-Opened = tuple[nn.Module, Dataset, list[Attack], dict[str, Any], list[Path]]
+def white_box(each: Opened, options: Options) -> None:
+    """Attack a model on itself."""
+    device, batches = split_batches(each.dataset, options)
+    attacks = make_attacks(options.attacks or WHITE_BOX, each.settings, options)
+    with EvaluationProgress(each.name) as progress:
+        records = evaluate(
+            ready(each.model, each.name, batches, device, options),
+            batches,
+            attacks,
+            last_iterate=options.last_iterate,
+            precision=options.precision,
+            eight_bit=options.eight_bit,
+            worst_case=len(attacks) > 1 and not options.last_iterate,
+            seed=options.seed,
+            about=described(each, options),
+            progress=progress,
+            on_record=keeper(each, options),
+            on_note=say,
+            unfinished=cache_root(None) / "evaluations",
+            samples=options.save_samples,
+        )
+    show(each.name, records, options)
+
+
+def black_box(opened: list[Opened], source_name: str, options: Options) -> None:
+    """Craft on the source, score on every model."""
+    first = opened[0]
+    for each in opened[1:]:
+        if (each.about["dataset"], each.dataset.num_classes) != (first.about["dataset"], first.dataset.num_classes):
+            raise ValueError(
+                f"{first.name} is of {first.about['dataset']} and {each.name} of {each.about['dataset']}; "
+                "with --source give models of one data set."
+            )
+    source = open_source(source_name, first, options)
+    device, batches = split_batches(first.dataset, options)
+    keepers = {each.name: keeper(each, options) for each in opened}
+    turn = iter(())  # records come in the models' order, once an attack
+
+    def keep(record: Record) -> None:
+        nonlocal turn
+        name = next(turn, None)
+        if name is None:
+            turn = iter([each.name for each in opened])
+            name = next(turn)
+        keepers[name](record)
+
+    with EvaluationProgress(source_name) as progress:
+        rows = evaluate_transfer(
+            ready(source.model, source.name, batches, device, options),
+            [ready(each.model, each.name, batches, device, options) for each in opened],
+            batches,
+            make_attacks(options.attacks or BLACK_BOX, first.settings, options),
+            eight_bit=options.eight_bit,
+            seed=options.seed,
+            about=[{**described(each, options), "source": source.about["recipe"]} for each in opened],
+            progress=progress,
+            on_record=keep,
+            on_note=say,
+            unfinished=cache_root(None) / "evaluations",
+        )
+    for each, records in zip(opened, rows, strict=True):
+        show(f"{each.name}, crafted on {source_name}", records, options)
+
+
+def split_batches(dataset: Dataset, options: Options) -> tuple[torch.device, Batches]:
+    """The images that were asked for, on their device."""
+    split: Split = getattr(dataset, options.split)
+    if options.num_examples is not None:
+        split = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
+    device = pick_device(options.device)
+    return device, Batches(split, options.batch_size, device=device, channels_last=True)
+
+
+def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: Options) -> nn.Module:
+    """The model on its device, wrapped where it answers with something else than logits, or refused."""
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs, labels = next(iter(batches))
+    known_range = ":" not in name or options.mean is not None or options.std is not None
+    model, said = recognise(
+        model,
+        inputs[:RECOGNISED_BY],
+        labels[:RECOGNISED_BY],
+        draws=options.draws,
+        check_range=not known_range,
+    )
+    for sentence in said:
+        say(f"{name}: {sentence}")
+    return model
+
+
+def described(each: Opened, options: Options) -> dict[str, Any]:
+    """What a record says of where it comes from."""
+    return {**each.about, "split": options.split, "commit": commit()}
+
+
+def keeper(each: Opened, options: Options) -> Callable[[Record], None]:
+    """Appends a record to its files, once, and prints it where JSON is asked for."""
+
+    def keep(record: Record) -> None:
+        for file in each.files:
+            if not file.exists() or record not in read_records(file):  # it is there where a stop came after it
+                append_records(file, [record])
+        if options.json:
+            print_json(dataclasses.asdict(record))
+
+    return keep
+
+
+def show(title: str, records: list[Record], options: Options) -> None:
+    """A table, where JSON is not asked for."""
+    if not options.json:
+        stdout.print(record_table(records, f"{title}, {records[0].num_examples} {options.split} images"))
 
 
 def open_run(name: str, options: Options) -> Opened:
-    """A run's model, data, attacks, what its records say of it, and where they go."""
+    """A run."""
     for field in ("weights", "mean", "std", "num_classes", "image_size"):
         if getattr(options, field) is not None:
             raise ValueError(f"--{field.replace('_', '-')} is for package.module:factory; a run has its own.")
@@ -134,33 +284,41 @@ def open_run(name: str, options: Options) -> Opened:
         recipe = dataclasses.replace(recipe, dataset=options.dataset)
     dataset = dataclasses.replace(trained, recipe=recipe).load_data(options.data_dir)
     model = trained.load_model(dataset, "last.safetensors" if options.last else "model.safetensors")
-    attacks = make_attacks(
-        options,
-        recipe.eps if options.eps is None else options.eps,
-        recipe.attack_steps if options.steps is None else options.steps,
-        recipe.attack_step_size if options.step_size is None else options.step_size,
-    )
+    settings = {"eps": recipe.eps, "steps": recipe.attack_steps, "step_size": recipe.attack_step_size}
     about = {"recipe": recipe.name, "seed": recipe.training.seed, "dataset": recipe.dataset}
-    return (
-        model,
-        dataset,
-        attacks,
-        about,
-        [Path(name) / "records.jsonl", *([options.records] if options.records else [])],
-    )
+    files = [Path(name) / "records.jsonl", *([options.records] if options.records else [])]
+    return Opened(name, model, dataset, given_settings(settings, options), about, files)
 
 
 def open_factory(name: str, options: Options) -> Opened:
-    """The same for package.module:factory."""
-    for field in ("weights", "dataset", "eps", "steps", "step_size"):
+    """package.module:factory."""
+    for field in ("weights", "dataset"):
         if getattr(options, field) is None:
             raise ValueError(f"{name} needs --{field.replace('_', '-')}, which only a run knows by itself.")
     assert options.weights is not None
     assert options.dataset is not None
-    assert options.eps is not None
-    assert options.steps is not None
-    assert options.step_size is not None
     dataset = load(options.dataset, options.data_dir, num_classes=options.num_classes, image_size=options.image_size)
+    model = build_factory(name, options.weights, dataset, options)
+    about = {"recipe": name, "dataset": options.dataset}
+    files = [options.records] if options.records else []
+    return Opened(name, model, dataset, given_settings({}, options), about, files)
+
+
+def open_source(name: str, scored: Opened, options: Options) -> Opened:
+    """The model that crafts; its data are those of the models that are scored."""
+    if ":" not in name:
+        if options.source_weights is not None:
+            raise ValueError(f"--source-weights is for package.module:factory; {name} is a run and has its own.")
+        trained = load_run(Path(name))
+        about = {"recipe": trained.recipe.name}
+        return Opened(name, trained.load_model(scored.dataset), scored.dataset, scored.settings, about, [])
+    if options.source_weights is None:
+        raise ValueError(f"{name} needs --source-weights, which only a run knows by itself.")
+    model = build_factory(name, options.source_weights, scored.dataset, options)
+    return Opened(name, model, scored.dataset, scored.settings, {"recipe": name}, [])
+
+
+def build_factory(name: str, weights: Path, dataset: Dataset, options: Options) -> nn.Module:
     model = build_model(
         name,
         num_classes=dataset.num_classes,
@@ -169,28 +327,47 @@ def open_factory(name: str, options: Options) -> Opened:
         mean=options.mean,
         std=options.std,
     )
-    load_weights(model, options.weights)
-    about = {"recipe": name, "dataset": options.dataset}
-    files = [options.records] if options.records else []
-    return (
-        model.eval(),
-        dataset,
-        make_attacks(options, options.eps, options.steps, options.step_size),
-        about,
-        files,
-    )
+    load_weights(model, weights)
+    return model.eval()
 
 
-def make_attacks(options: Options, eps: float, steps: int, step_size: float) -> list[Attack]:
-    """The attacks that were asked for, with the paper's start (Eq. 6)."""
-    pgd = PGD(eps, steps, step_size, restarts=options.restarts, start_radius=step_size)
-    known: dict[AttackName, Attack] = {
-        "fgsm": FGSM(eps),
-        "i-fgsm": IFGSM(eps, steps),
+def given_settings(settings: dict[str, Any], options: Options) -> dict[str, Any]:
+    """A recipe's eps, steps and step_size, and those that were given instead."""
+    given = {name: getattr(options, name) for name in ("eps", "steps", "step_size")}
+    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+
+
+def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], options: Options) -> list[Attack]:
+    """The attacks that were asked for; PGD has the paper's start (Eq. 6).
+
+    Raises:
+        ValueError: a setting that one of them needs is neither given nor known from a recipe.
+    """
+
+    def need(name: str) -> Any:
+        if name not in settings:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{attack} needs {flag}, which only a run knows by itself; give {flag}.")
+        return settings[name]
+
+    def pgd(**more: Any) -> Attack:
+        step_size = need("step_size")
+        return PGD(need("eps"), need("steps"), step_size, restarts=options.restarts, start_radius=step_size, **more)
+
+    known: dict[AttackName, Callable[[], Attack]] = {
+        "fgsm": lambda: FGSM(need("eps")),
+        "r-fgsm": lambda: RFGSM(need("eps"), need("eps") / 2 if options.random_step is None else options.random_step),
+        "i-fgsm": lambda: IFGSM(need("eps"), need("steps")),
+        "mi-fgsm": lambda: MIFGSM(need("eps"), need("steps")),
         "pgd": pgd,
-        "pgd-cw": dataclasses.replace(pgd, loss=MarginLoss(50.0)),
+        "pgd-cw": lambda: pgd(loss=MarginLoss(50.0)),
+        "square": lambda: Square(need("eps")),
+        "auto-attack": lambda: AutoAttack(need("eps")),
     }
-    return [known[attack] for attack in options.attacks]
+    attacks = []
+    for attack in names:
+        attacks.append(known[attack]())
+    return attacks
 
 
 def pick_device(name: str) -> torch.device:

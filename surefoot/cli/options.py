@@ -72,6 +72,12 @@ def split_name(args: list[str]) -> tuple[str | None, list[str]]:
     return (args[0], args[1:]) if args and not args[0].startswith("-") else (None, args)
 
 
+def split_names(args: list[str]) -> tuple[list[str], list[str]]:
+    """The leading positional arguments and the rest."""
+    count = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
+    return args[:count], args[count:]
+
+
 def unknown(what: str, given: str, known: Iterable[str], where: str) -> ValueError:
     """The error for a name that is none of `known`, with the nearest of them."""
     near = difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)

@@ -16,6 +16,16 @@ class Attack(Protocol):
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class CompoundAttack(Protocol):
+    """An attack made of several, each for the samples that those before it did not fool."""
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]: ...
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor: ...
+
+
 class LossTerms(NamedTuple):
     """What an objective returns: the scalar to minimise and its two parts.
 

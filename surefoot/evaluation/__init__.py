@@ -1,6 +1,7 @@
 """Accuracy under attack, as data: `evaluate` gives one `Record` an attack."""
 
 from surefoot.evaluation.evaluate import accuracy, evaluate, evaluate_transfer
+from surefoot.evaluation.recognise import recognise
 from surefoot.evaluation.records import Record, append_records, read_records, wilson_interval
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "evaluate",
     "evaluate_transfer",
     "read_records",
+    "recognise",
     "wilson_interval",
 ]

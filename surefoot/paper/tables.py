@@ -1,6 +1,7 @@
 """Our records beside the paper's tables, as Markdown.
 
-`python -m surefoot.paper.tables results/mnist` prints Table 3's white-box half.
+`python -m surefoot.paper.tables results/mnist` prints Table 3, its black-box half, Table 6's MNIST columns, and what
+AutoAttack leaves, which the paper lacks.
 """
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from surefoot.evaluation import Record, read_records
-from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS, Printed
+from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS, TABLE_6, TABLE_6_COLUMNS, Printed
 from surefoot.report import attack_label, markdown_table
 from surefoot.report.tables import percent
 
@@ -35,33 +36,106 @@ WHITE_BOX = {
 """Our label of an attack, and the paper's column."""
 
 
+BLACK_BOX = {
+    ("mnist/normal-c", "FGSM"): "C FGSM",
+    ("mnist/normal-c", "MI-FGSM-100"): "C MI-FGSM",
+    ("mnist/normal-d", "FGSM"): "D FGSM",
+    ("mnist/normal-d", "MI-FGSM-100"): "D MI-FGSM",
+}
+"""The model that crafts and our label of an attack, and the paper's column."""
+
+
+def cell(ours: str, printed_name: str, column: str) -> str:
+    """Our number, and the paper's in brackets."""
+    return f"{ours} ({printed(TABLE_3[printed_name][TABLE_3_COLUMNS.index(column)])})"
+
+
+def on_mnist(records: Sequence[Record], num_examples: int | None = None) -> dict[tuple[str | None, ...], Record]:
+    """Records on MNIST's test images by recipe, source and attack; of several alike the last one counts."""
+    return {
+        (record.recipe, record.source, attack_label(record.attack, record.attack_fields)): record
+        for record in records
+        if record.dataset == "mnist" and record.split == "test" and num_examples in (None, record.num_examples)
+    }
+
+
 def table_3(records: Sequence[Record], minutes: Mapping[str, float]) -> str:
     """Table 3's white-box half: a cell is our accuracy in percent, and the paper's in brackets.
 
-    Only rows that have records are there; a cell without one is a dash. Of several records of one attack
-    on one recipe the last one counts. Only white-box records on all 10,000 MNIST test images count.
+    Only rows that have records are there; a cell without one is a dash. Only records on all 10,000 MNIST test
+    images count.
 
     Args:
         records: of any models.
         minutes: the time that a recipe's training took, selection of the epoch included.
     """
-    measured = {
-        (record.recipe, attack_label(record.attack, record.attack_fields)): record
-        for record in records
-        if record.dataset == "mnist" and record.split == "test" and record.num_examples == 10_000 and not record.source
-    }
+    measured = on_mnist(records, 10_000)
     rows = []
-    for method, printed_name in METHODS.items():
+    for method, name in METHODS.items():
         recipe = f"mnist/{method}"
-        if not any(key[0] == recipe for key in measured):
+        found = {label: measured.get((recipe, None, label)) for label in WHITE_BOX}
+        if any(found.values()):
+            cells = [
+                cell(percent(record.robust_accuracy) if record else "-", name, WHITE_BOX[label])
+                for label, record in found.items()
+            ]
+            rows.append([name, *cells, f"{minutes[recipe]:.0f}" if recipe in minutes else "-"])
+    return markdown_table(["trained by", *WHITE_BOX, "minutes"], rows)
+
+
+def table_3_black_box(records: Sequence[Record]) -> str:
+    """Table 3's black-box half, likewise: samples crafted on networks C and D."""
+    measured = on_mnist(records, 10_000)
+    rows = []
+    for method, name in METHODS.items():
+        found = {
+            column: measured.get((f"mnist/{method}", source, label)) for (source, label), column in BLACK_BOX.items()
+        }
+        if any(found.values()):
+            cells = [
+                cell(percent(record.robust_accuracy) if record else "-", name, column)
+                for column, record in found.items()
+            ]
+            rows.append([name, *cells])
+    return markdown_table(["trained by", *BLACK_BOX.values()], rows)
+
+
+def table_6(records: Sequence[Record]) -> str:
+    """Table 6's MNIST columns: fooling rate in percent and mean l2 of the fooled, ours and in brackets the paper's.
+
+    The paper has no row for TRADES. `images` is how many test images ours are of.
+    """
+    measured = on_mnist(records)
+    rows = []
+    for method, name in METHODS.items():
+        found = [measured.get((f"mnist/{method}", None, label)) for label in ("DeepFool", "C&W")]
+        if not any(found) or name not in TABLE_6["mnist"]:
             continue
         cells = []
-        for label, column in WHITE_BOX.items():
-            record = measured.get((recipe, label))
-            ours = percent(record.robust_accuracy) if record else "-"
-            cells.append(f"{ours} ({printed(TABLE_3[printed_name][TABLE_3_COLUMNS.index(column)])})")
-        rows.append([printed_name, *cells, f"{minutes[recipe]:.0f}" if recipe in minutes else "-"])
-    return markdown_table(["trained by", *WHITE_BOX, "minutes"], rows)
+        for record, (rate, length) in zip(found, (TABLE_6["mnist"][name][:2], TABLE_6["mnist"][name][2:]), strict=True):
+            ours = f"{100 * (1 - record.robust_accuracy):.1f}" if record else "-"
+            norm = f"{record.mean_l2:.2f}" if record and record.mean_l2 is not None else "-"
+            cells += [f"{ours} ({rate:.0f})", f"{norm} ({length:.2f})"]
+        images = {record.num_examples for record in found if record}
+        rows.append([name, *cells, "/".join(map(str, sorted(images)))])
+    return markdown_table(["trained by", *TABLE_6_COLUMNS, "images"], rows)
+
+
+def auto_attack(records: Sequence[Record]) -> str:
+    """What AutoAttack leaves on MNIST, part by part, with the 95 % interval; the paper lacks it."""
+    measured = on_mnist(records)
+    rows = []
+    header = ["trained by"]
+    for method, name in METHODS.items():
+        record = measured.get((f"mnist/{method}", None, "AutoAttack"))
+        if record:
+            low, high = record.robust_interval
+            labels = [attack_label(part["attack"], part["attack_fields"]) for part in record.parts]
+            header = ["trained by", "clean", *(f"after {label}" for label in labels), "95 % interval", "images"]
+            after = [percent(part["robust_accuracy"]) for part in record.parts]
+            clean = percent(record.clean_accuracy)
+            rows.append([name, clean, *after, f"{percent(low)} - {percent(high)}", str(record.num_examples)])
+    return markdown_table(header, rows)
 
 
 def printed(value: Printed) -> str:
@@ -88,12 +162,19 @@ def read_runs(root: Path) -> tuple[list[Record], dict[str, float]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print Table 3 from the runs below the folder named in `argv`."""
+    """Print the tables from the runs below the folder named in `argv`."""
     if len(argv) != 1:
         print("usage: python -m surefoot.paper.tables FOLDER", file=sys.stderr)
         return 2
     try:
-        print(table_3(*read_runs(Path(argv[0]))))
+        records, minutes = read_runs(Path(argv[0]))
+        print(
+            table_3(records, minutes),
+            table_3_black_box(records),
+            table_6(records),
+            auto_attack(records),
+            sep="\n\n",
+        )
     except (OSError, ValueError, KeyError) as error:
         print(f"surefoot: {error}", file=sys.stderr)
         return 2

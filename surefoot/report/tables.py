@@ -7,7 +7,17 @@ from rich.table import Table
 
 from surefoot.evaluation import Record
 
-ON_PAPER = {"FGSM": "FGSM", "RFGSM": "R-FGSM", "IFGSM": "I-FGSM", "MIFGSM": "MI-FGSM", "PGD": "PGD"}
+ON_PAPER = {
+    "RFGSM": "R-FGSM",
+    "IFGSM": "I-FGSM",
+    "MIFGSM": "MI-FGSM",
+    "CarliniWagnerL2": "C&W",
+    "APGD": "APGD-CE",
+    "APGDT": "APGD-T",
+    "FABT": "FAB-T",
+    "WorstCase": "worst case",
+}
+WITH_STEPS = ("IFGSM", "MIFGSM", "PGD")
 
 
 def attack_label(attack: str | None, fields: Mapping[str, Any]) -> str:
@@ -24,11 +34,12 @@ def attack_label(attack: str | None, fields: Mapping[str, Any]) -> str:
     if attack is None:
         return "clean"
     label = ON_PAPER.get(attack, attack)
+    if attack not in WITH_STEPS:
+        return label
     loss = fields.get("loss")
     if isinstance(loss, dict) and loss.get("name") == "MarginLoss":
         label += "-CW"
-    steps = fields.get("steps")
-    return f"{label}-{steps}" if steps is not None else label
+    return f"{label}-{fields['steps']}"
 
 
 def percent(fraction: float) -> str:
@@ -37,9 +48,13 @@ def percent(fraction: float) -> str:
 
 
 def record_table(records: Sequence[Record], title: str) -> Table:
-    """One model's records, a row an attack: accuracy, its 95 % interval, and the time it took."""
+    """One model's records, a row an attack: accuracy, its 95 % interval, what fooled it by how much, and the time.
+
+    Below an attack of several parts there is a row a part, with the accuracy after it. `mean l2` is over the samples
+    that were fooled.
+    """
     table = Table(title=title, title_justify="left")
-    for name in ("attack", "accuracy %", "95 % interval", "seconds"):
+    for name in ("attack", "accuracy %", "95 % interval", "mean l2", "seconds"):
         table.add_column(name, justify="left" if name == "attack" else "right")
     for record in records:
         low, high = record.robust_interval
@@ -47,8 +62,13 @@ def record_table(records: Sequence[Record], title: str) -> Table:
             attack_label(record.attack, record.attack_fields),
             percent(record.robust_accuracy),
             f"{percent(low)} - {percent(high)}",
+            "" if record.mean_l2 is None else f"{record.mean_l2:.2f}",
             f"{record.seconds:.1f}",
         )
+        for part in record.parts:
+            if part["attack"] != record.attack:  # a screening is no part of its own
+                label = attack_label(part["attack"], part["attack_fields"])
+                table.add_row(f"  after {label}", percent(part["robust_accuracy"]), "", "", "")
     return table
 
 
