@@ -171,7 +171,8 @@ def test_every_attack_can_be_evaluated(case: AttackCase) -> None:
     assert attacked.attack == type(case.build(EPS)).__name__
     assert attacked.attack_fields == json.loads(json.dumps(attacked.attack_fields))
     if case.bounded:
-        assert attacked.attack_fields["eps"] == EPS
+        settings = attacked.attack_fields
+        assert all(each["eps"] == EPS for each in settings.get("attacks", [settings]))
         assert attacked.mean_l2 is not None
         assert 0 < attacked.mean_l2 <= EPS * math.sqrt(72) + 1e-5
     with torch.no_grad():  # the same seed, the same attack, the last iterate: by hand

@@ -16,6 +16,7 @@ from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, MarginLoss
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
 from surefoot.evaluation.worker import eight_bit_pixels, fast_in_half, screening_of
+from surefoot.models import Averaged, LogitsOnly
 from tests.tables import EPS, random_net, trained
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -325,6 +326,18 @@ def test_a_source_crafts_once_for_all_models_and_each_is_scored_as_alone() -> No
     calls: list[int] = []
     evaluate_transfer(source, models, batches, [Fixed(0.1, calls)])
     assert calls == [20, 20, 8]
+
+
+# Wrapped models.
+
+
+def test_a_wrapped_model_is_known_by_its_own_weights_and_each_draw_is_a_pass() -> None:
+    net, batches = trained_batches()
+    wrapped = Averaged(LogitsOnly(net), draws=3)
+    bare, attacked = (evaluate(model, batches, [FGSM(EPS)])[1] for model in (net, wrapped))
+    assert attacked.weights_sha256 == bare.weights_sha256
+    assert (attacked.forwards, attacked.backwards) == (3 * bare.forwards, 3 * bare.backwards)
+    assert attacked.robust_accuracy == bare.robust_accuracy
 
 
 # Samples.

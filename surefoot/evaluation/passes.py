@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.gradients import plain_module
+from surefoot.models.wrappers import inner_model
 
 
 @contextmanager
@@ -56,9 +56,9 @@ class PassCounter:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """The SHA-256 of a model's names, types, shapes and values, whatever file they came from."""
+    """The SHA-256 of a model's names, types, shapes and values, whatever file they came from and it is wrapped in."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(plain_module(model).state_dict().items()):
+    for name, tensor in sorted(inner_model(model).state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from surefoot.core.gradients import crafting, plain_module
 from surefoot.core.types import Attack
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter
+from surefoot.models.wrappers import Averaged
 
 Precision = Literal["strict", "fast"]
 
@@ -138,7 +139,7 @@ class Worker:
     ) -> tuple[list[Outcome], Cost]:
         """One stage (None: no attack) on one batch: the outcomes, one a model, and what it took."""
         started = time.perf_counter()
-        counter = PassCounter(*(plain_module(model) for model in (*self.models, self.crafter)))
+        counter = PassCounter(*(counted(model) for model in (*self.models, self.crafter)))
         # The caller's autocast would make float32 mean something else.
         with counter, torch.autocast(inputs.device.type, enabled=False):
             if stage is None or state is None:
@@ -244,6 +245,12 @@ class Worker:
                 torch.cuda.empty_cache()
             if self.on_note is not None:
                 self.on_note(f"Memory was not enough for {size} images at a time; going on with {self.limit}.")
+
+
+def counted(model: nn.Module) -> nn.Module:
+    """The module whose calls are passes: of an average over draws, each draw is one."""
+    plain = plain_module(model)
+    return plain.model if isinstance(plain, Averaged) else plain
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
