@@ -24,6 +24,8 @@ from surefoot.attacks import (
     PGD,
     RFGSM,
     AutoAttack,
+    CarliniWagnerL2,
+    DeepFool,
     MarginLoss,
     Square,
     WorstCase,
@@ -177,6 +179,13 @@ ATTACKS = [
     AttackCase("Square", lambda eps: Square(eps, queries=20), random=True, needs_gradient=False),
     AttackCase("AutoAttack", lambda eps: AutoAttack(eps, steps=2, queries=4), random=True),
     AttackCase("WorstCase", lambda eps: WorstCase((FGSM(eps), IFGSM(eps, steps=4)))),
+    AttackCase("DeepFool", lambda _: DeepFool(steps=8), bounded=False),
+    AttackCase("DeepFool-as-published", lambda _: DeepFool(steps=8, shorten=0), bounded=False),
+    AttackCase(
+        "CarliniWagnerL2",
+        lambda _: CarliniWagnerL2(steps=12, search_steps=3, learning_rate=0.1),
+        bounded=False,
+    ),
 ]
 
 

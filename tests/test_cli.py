@@ -208,9 +208,9 @@ def evaluated(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, 
 
 
 def test_every_attack_has_a_name_on_the_command_line(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "square"]
+    names = ["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "deepfool", "square"]
     records = evaluated(capsys, run_folder, "--attacks", *names, "--steps", "2", "--num-examples", "10")
-    kinds = ["FGSM", "RFGSM", "IFGSM", "MIFGSM", "PGD", "PGD", "Square"]
+    kinds = ["FGSM", "RFGSM", "IFGSM", "MIFGSM", "PGD", "PGD", "DeepFool", "Square"]
     assert [record["attack"] for record in records] == [None, *kinds, "WorstCase"]
     assert all(record["precision"] == "strict" and not record["eight_bit"] for record in records)
 

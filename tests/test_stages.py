@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, MarginLoss
+from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, MarginLoss
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
 from surefoot.evaluation.worker import eight_bit_pixels, fast_in_half, screening_of
@@ -184,6 +184,15 @@ def test_fast_goes_on_where_float32_does_not_confirm_what_half_precision_let_go(
     record = evaluate(LooksFooledSoon(), batches, [IFGSM(0.3, 10)], precision="fast")[1]
     assert record.robust_accuracy == 1 / 2  # 0.3 reaches 0.6; 0.05 reaches 0.35
     assert record.mean_l2 == pytest.approx(0.3 * 2)  # to the last step
+
+
+def test_an_attack_that_is_float32_only_stays_strict_under_fast() -> None:
+    net, batches = trained_batches()
+    attack = AutoAttack(EPS, steps=2, queries=3)
+    fast = evaluate(net, batches, [attack, IFGSM(EPS, 2)], precision="fast")
+    assert [record.precision for record in fast] == ["strict", "strict", "fast"]
+    assert {part["precision"] for part in fast[1].parts} == {"fp32"}
+    assert [part["attack"] for part in fast[1].parts] == ["APGD", "APGDT", "FABT", "Square"]
 
 
 def test_another_precision_is_refused() -> None:

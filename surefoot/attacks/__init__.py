@@ -2,6 +2,8 @@
 
 from surefoot.attacks.apgd import APGD, APGDT
 from surefoot.attacks.auto_attack import AutoAttack
+from surefoot.attacks.carlini_wagner import CarliniWagnerL2
+from surefoot.attacks.deepfool import DeepFool
 from surefoot.attacks.fab import FABT
 from surefoot.attacks.gradient_sign import FGSM, IFGSM, MIFGSM, PGD, RFGSM
 from surefoot.attacks.square import Square
@@ -18,6 +20,8 @@ __all__ = [
     "PGD",
     "RFGSM",
     "AutoAttack",
+    "CarliniWagnerL2",
+    "DeepFool",
     "MarginLoss",
     "Square",
     "WorstCase",

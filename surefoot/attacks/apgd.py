@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -204,6 +205,8 @@ class APGD:
         of exactly 0.75 halves too; as in the paper, and not there, the first step is compared with the start.
     """
 
+    float32_only: ClassVar[bool] = True  # a faster precision than asked for would be another attack
+
     eps: float
     steps: int = 100
     restarts: int = 1
@@ -249,6 +252,8 @@ class APGDT:
     Source:
         As `APGD`. That fewer than ten classes work is our addition.
     """
+
+    float32_only: ClassVar[bool] = True  # a faster precision than asked for would be another attack
 
     eps: float
     steps: int = 100

@@ -1,6 +1,7 @@
 """AutoAttack: the standard sequence of APGD-CE, APGD-T, FAB-T and Square."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -41,6 +42,8 @@ class AutoAttack:
         Croce and Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-Free
         Attacks", 2020, with the standard version's settings. Each part states where it departs.
     """
+
+    float32_only: ClassVar[bool] = True  # a faster precision than asked for would be another attack
 
     eps: float
     steps: int = 100

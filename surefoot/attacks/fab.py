@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,8 @@ class FABT:
         Alg. 1, towards one class at a time and without the final search, as in the authors' AutoAttack. A sample
         leaves at its first adversarial input within eps.
     """
+
+    float32_only: ClassVar[bool] = True  # a faster precision than asked for would be another attack
 
     eps: float
     steps: int = 100

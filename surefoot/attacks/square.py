@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,8 @@ class Square:
         window there is the same for the whole batch and never touches the last row or column, here it is
         each sample's own and anywhere.
     """
+
+    float32_only: ClassVar[bool] = True  # a faster precision than asked for would be another attack
 
     eps: float
     queries: int = 5000

@@ -17,6 +17,8 @@ from surefoot.attacks import (
     PGD,
     RFGSM,
     AutoAttack,
+    CarliniWagnerL2,
+    DeepFool,
     MarginLoss,
     Square,
 )
@@ -39,7 +41,7 @@ seed (--precision fast: crafted in bf16). With --source the attacks are crafted 
 MODEL: the black-box setting. Records are appended to RUN/records.jsonl, each as soon as its attack is done. After a
 Ctrl-C the same command goes on where it stopped."""
 
-AttackName = Literal["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "square", "auto-attack"]
+AttackName = Literal["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "deepfool", "cw", "square", "auto-attack"]
 WHITE_BOX: tuple[AttackName, ...] = ("fgsm", "i-fgsm", "pgd", "pgd-cw")
 BLACK_BOX: tuple[AttackName, ...] = ("fgsm", "mi-fgsm")
 RECOGNISED_BY = 256  # images that a model's kind is recognised by
@@ -361,6 +363,8 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
         "mi-fgsm": lambda: MIFGSM(need("eps"), need("steps")),
         "pgd": pgd,
         "pgd-cw": lambda: pgd(loss=MarginLoss(50.0)),
+        "deepfool": DeepFool,
+        "cw": CarliniWagnerL2,
         "square": lambda: Square(need("eps")),
         "auto-attack": lambda: AutoAttack(need("eps")),
     }

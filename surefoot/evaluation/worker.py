@@ -119,7 +119,7 @@ class Worker:
 
     def half(self, attack: Attack) -> bool:
         """Is this attack crafted in bfloat16?"""
-        return self.settings.precision == "fast" and not getattr(attack, "full_precision", False)
+        return self.settings.precision == "fast" and not getattr(attack, "float32_only", False)
 
     def start(self, clean: Sequence[Outcome]) -> list[Outcome]:
         """Where an attack starts from: the right samples, or all."""
@@ -140,8 +140,7 @@ class Worker:
         """One stage (None: no attack) on one batch: the outcomes, one a model, and what it took."""
         started = time.perf_counter()
         counter = PassCounter(*(counted(model) for model in (*self.models, self.crafter)))
-        # The caller's autocast would make float32 mean something else.
-        with counter, torch.autocast(inputs.device.type, enabled=False):
+        with counter, exact_float32(inputs.device):
             if stage is None or state is None:
                 outcomes = [self.clean(model, inputs, labels) for model in self.models]
             else:
@@ -257,6 +256,21 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Is this what a device says when its memory is full?"""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Float32 means float32: no autocast of the caller's, and no TF32, which PyTorch lets convolutions use."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextlib.contextmanager

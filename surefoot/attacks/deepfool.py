@@ -1,0 +1,139 @@
+"""DeepFool: the nearest decision boundary, one linearisation after another."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.attacks.gradient_sign import check_steps
+from surefoot.core.geometry import check_batch
+from surefoot.core.gradients import NO_GRADIENT, crafting
+from surefoot.core.losses import full_precision
+
+PAST_BOUNDARY = 1e-4  # l2 added to every step: a boundary that is merely reached is not crossed
+
+
+@dataclass(frozen=True)
+class DeepFool:
+    """A small l2 perturbation that crosses the nearest decision boundary of the linearised model.
+
+    With f_k = z_y - z_k and w_k = grad_x f_k of the candidate classes k, the nearest boundary is that of
+    l = argmin_k |f_k| / ||w_k||_2, and x <- clip(x - (1 + overshoot) f_l w_l / ||w_l||_2^2), until f(x) != y.
+
+    Args:
+        steps: at most so many linearisations, at least 1; a sample leaves the batch when it crosses.
+        overshoot: eta, how much further than the linear boundary, in [0, 1].
+        candidates: the classes considered, y and those with the highest logits on the clean image, at least 2.
+            A linearisation costs a forward and a backward per class other than y.
+        shorten: halvings, each a forward, of the last half of the way from the clean image to the crossing, after
+            which the nearest misclassified point that they saw is kept; 0 keeps the crossing, as published.
+
+    Called with `(model, inputs [batch, channels, height, width] in [0, 1], labels [batch] int64)` it returns
+    images of the same shape in [0, 1]; the model is left as it was. Samples that are misclassified already come
+    back unchanged. One that has not crossed after `steps` comes back as its last iterate, its perturbation
+    lengthened by `overshoot`. There is no radius: `core.geometry.l2_distance` measures what was needed.
+
+    Raises:
+        ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.
+        TypeError: inputs that are not floating, or labels that are not int64.
+
+    Example:
+        >>> net = nn.Linear(2, 2, bias=False)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> DeepFool()(net, torch.tensor([[0.7, 0.3]]), torch.tensor([0]))  # the boundary is x_0 = x_1
+        tensor([[0.4991, 0.5009]])
+
+    Source:
+        Moosavi-Dezfooli et al., "DeepFool: a Simple and Accurate Method to Fool Deep Neural Networks", 2016,
+        Algorithm 2. Deviations: every iterate is clipped to [0, 1]; the overshoot is applied to each step, so that
+        what is tested for crossing is the iterate itself; 1e-4 is added to each step's length; `shorten`. f is
+        measured from the label, not from the prediction: they are the same where there is something to do.
+    """
+
+    steps: int = 50
+    overshoot: float = 0.02
+    candidates: int = 10
+    shorten: int = 6
+
+    def __post_init__(self) -> None:
+        check_steps("steps", self.steps)
+        if not 0 <= self.overshoot <= 1:
+            raise ValueError(f"overshoot is {self.overshoot}; it must be in [0, 1].")
+        check_steps("candidates", self.candidates)
+        if self.candidates < 2:
+            raise ValueError(f"candidates is {self.candidates}; it counts the true class too, so give at least 2.")
+        if self.shorten != 0:
+            check_steps("shorten", self.shorten)
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        check_batch(inputs, labels)
+        with crafting(model) as frozen:
+            inputs, labels = inputs.detach().clone(), labels.clone()  # autograd refuses tensors of inference_mode
+            return self._shorten(frozen, inputs, self._cross(frozen, inputs, labels), labels)
+
+    def _cross(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        result = inputs.clone()
+        rows = torch.arange(len(inputs), device=inputs.device)  # where in `result` the samples still in play belong
+        points, others = inputs, None
+        for step in range(self.steps + 1):
+            points = points.detach().requires_grad_()
+            logits = full_precision(model(points))
+            if not logits.requires_grad:
+                raise ValueError(NO_GRADIENT)
+            alive = logits.argmax(dim=1) == labels
+            result[rows] = points.detach()
+            if step == self.steps or not alive.any():
+                break
+            if others is None:
+                others = self._others(logits.detach(), labels)
+            gaps, slopes = self._linearise(points, logits, labels, others)
+            if not alive.all():
+                rows, points, labels, others = rows[alive], points[alive], labels[alive], others[alive]
+                gaps, slopes = gaps[alive], slopes[alive]
+            points = self._step(points.detach(), gaps, slopes)
+        rows = rows[alive]
+        lengthened = inputs[rows] + (1 + self.overshoot) * (result[rows] - inputs[rows])
+        result[rows] = lengthened.clamp(0, 1)
+        return result
+
+    def _others(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The candidates beside the label, `[batch, classes]`."""
+        count = min(self.candidates, logits.shape[1]) - 1
+        if count < 1:
+            raise ValueError("DeepFool compares two classes, but the model has one logit a sample.")
+        return logits.scatter(1, labels.unsqueeze(1), float("-inf")).topk(count, dim=1).indices
+
+    def _linearise(self, points: Tensor, logits: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """f_k `[batch, classes]` and w_k `[batch, classes, pixels]`: one forward, a backward over the batch a class."""
+        gaps = logits.gather(1, labels.unsqueeze(1)) - logits.gather(1, others)
+        slopes = []
+        for k in range(gaps.shape[1]):
+            last = k + 1 == gaps.shape[1]
+            (slope,) = torch.autograd.grad(gaps[:, k].sum(), points, retain_graph=not last, allow_unused=True)
+            if slope is None:  # only the weights are in the graph: the inputs were detached on the way
+                raise ValueError(NO_GRADIENT)
+            slopes.append(full_precision(slope).flatten(1))
+        return gaps.detach(), torch.stack(slopes, dim=1)
+
+    def _step(self, points: Tensor, gaps: Tensor, slopes: Tensor) -> Tensor:
+        norms = slopes.norm(dim=2)
+        # A flat class is out of reach, not near.
+        nearest = (gaps / norms).masked_fill(norms == 0, float("inf")).argmin(dim=1, keepdim=True)
+        norm = norms.gather(1, nearest).clamp(min=torch.finfo(norms.dtype).tiny)
+        slope = slopes.gather(1, nearest.unsqueeze(2).expand(-1, -1, slopes.shape[2])).squeeze(1)
+        # No image is further away than the cube's diagonal: this keeps tiny slopes finite.
+        length = (gaps.gather(1, nearest) / norm).clamp(max=math.sqrt(slopes.shape[2])) + PAST_BOUNDARY
+        moved: Tensor = full_precision(points).flatten(1) - (1 + self.overshoot) * length * (slope / norm)
+        return moved.clamp(0, 1).view_as(points).to(points.dtype)
+
+    @torch.no_grad()
+    def _shorten(self, model: nn.Module, inputs: Tensor, adv_inputs: Tensor, labels: Tensor) -> Tensor:
+        shape = (-1, *[1] * (inputs.dim() - 1))
+        high = torch.ones(len(inputs), dtype=inputs.dtype, device=inputs.device)
+        low = high / 2
+        for _ in range(self.shorten):
+            middle = (low + high) / 2
+            fooled = model(inputs.lerp(adv_inputs, middle.view(shape))).argmax(dim=1) != labels
+            low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
+        return inputs.lerp(adv_inputs, high.view(shape))
