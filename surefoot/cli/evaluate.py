@@ -1,6 +1,7 @@
 """`surefoot evaluate MODEL ...`."""
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -196,17 +197,7 @@ def black_box(opened: list[Opened], source_name: str, options: Options) -> None:
             )
     source = open_source(source_name, first, options)
     device, batches = split_batches(first.dataset, options)
-    keepers = {each.name: keeper(each, options) for each in opened}
-    turn = iter(())  # records come in the models' order, once an attack
-
-    def keep(record: Record) -> None:
-        nonlocal turn
-        name = next(turn, None)
-        if name is None:
-            turn = iter([each.name for each in opened])
-            name = next(turn)
-        keepers[name](record)
-
+    keepers = itertools.cycle([keeper(each, options) for each in opened])  # a record a model, once an attack
     with EvaluationProgress(source_name) as progress:
         rows = evaluate_transfer(
             ready(source.model, source.name, batches, device, options),
@@ -217,7 +208,7 @@ def black_box(opened: list[Opened], source_name: str, options: Options) -> None:
             seed=options.seed,
             about=[{**described(each, options), "source": source.about["recipe"]} for each in opened],
             progress=progress,
-            on_record=keep,
+            on_record=lambda record: next(keepers)(record),
             on_note=say,
             unfinished=cache_root(None) / "evaluations",
         )
