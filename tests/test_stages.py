@@ -331,7 +331,7 @@ def test_a_source_crafts_once_for_all_models_and_each_is_scored_as_alone() -> No
     for model, row, name in zip(models, together, "012", strict=True):
         alone = evaluate(model, batches, attacks, source=source, about={"recipe": name})
         for one, other in zip(row, alone, strict=True):
-            assert replace(one, seconds=0, forwards=0) == replace(other, seconds=0, forwards=0)
+            assert replace(one, seconds=0) == replace(other, seconds=0)
     calls: list[int] = []
     evaluate_transfer(source, models, batches, [Fixed(0.1, calls)])
     assert calls == [20, 20, 8]

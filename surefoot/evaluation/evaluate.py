@@ -158,7 +158,8 @@ def evaluate_transfer(
     Args, errors and records are those of `evaluate(model, ..., source=source)`; `about` holds one mapping a model.
 
     Returns:
-        A list a model, as `evaluate` gives it. Each record's seconds and passes include the shared crafting.
+        A list a model, as `evaluate` gives it. Each record's seconds and passes are those of the crafting, which is
+        shared, and of that model's own scoring.
 
     Example:
         >>> from surefoot.attacks import FGSM
@@ -233,7 +234,7 @@ def _evaluate(
         stages: Sequence[Stage | None] = [None] if attack is None else worker.stages(attack)
         state: list[list[Outcome]] = [] if attack is None else [worker.start(outcomes) for outcomes in clean]
         storable = attack is None or dataclasses.is_dataclass(attack)  # a function has no settings to know it by
-        cost = Cost(0.0, 0, 0)
+        costs = [Cost() for _ in models]
         parts: list[list[dict[str, Any]]] = [[] for _ in models]
         for index, stage in enumerate(stages):
             name = "clean" if stage is None else stage.name
@@ -251,9 +252,9 @@ def _evaluate(
                     kept = store.load(file, labels.device)
                     if kept is None:
                         kept = worker.run(stage, number, inputs, labels, state[number] if stage else None, clean)
-                        store.save(file, *kept)
-                    after.append(kept[0])
-                    cost = Cost(*(a + b for a, b in zip(vars(cost).values(), vars(kept[1]).values(), strict=True)))
+                        store.save(file, kept)
+                    after.append(kept)
+                    costs = [cost + outcome.cost for cost, outcome in zip(costs, kept, strict=True)]
                     done += len(labels)
                     if tell.progress is not None:
                         tell.progress(name, done, total)
@@ -274,8 +275,8 @@ def _evaluate(
                 with seeded(settings.seed):
                     file = samples / f"{len(finals)}-{type(attack).__name__}.safetensors"
                     save_samples(file, batches, clean, state)
-        for about, list_of, own_parts, column, clean_column in zip(
-            known, records, parts, zip(*state, strict=True), zip(*clean, strict=True), strict=True
+        for about, list_of, own_parts, cost, column, clean_column in zip(
+            known, records, parts, costs, zip(*state, strict=True), zip(*clean, strict=True), strict=True
         ):
             record = make_record(about, attack, column, clean_column, cost, own_parts, worker)
             list_of.append(record)

@@ -14,6 +14,18 @@ from torch import Tensor
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, and samples through the networks, forward and backward."""
+
+    seconds: float = 0.0
+    forwards: int = 0
+    backwards: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, self.forwards + other.forwards, self.backwards + other.backwards)
+
+
 @dataclass
 class Outcome:
     """One model's samples of one batch, after what was run so far.
@@ -22,27 +34,20 @@ class Outcome:
     - `prediction [batch]` int64: the class given to the sample as it was left.
     - `l2 [batch]` float32: length of the perturbation that fooled; NaN where none did, or where the sample was
       wrong to begin with.
+    - `cost`: of the last stage alone: crafting, which several models may share, and this model's scoring.
     - `adv_inputs [batch, ...]`: the sample as it was left; None where samples are not kept.
     """
 
     robust: Tensor
     prediction: Tensor
     l2: Tensor
+    cost: Cost
     adv_inputs: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
         named = {"robust": self.robust, "prediction": self.prediction, "l2": self.l2, "adv_inputs": self.adv_inputs}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a batch took: seconds, and samples through the networks."""
-
-    seconds: float
-    forwards: int
-    backwards: int
 
 
 class Store:
@@ -69,7 +74,7 @@ class Store:
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return folder / f"{number}-{digest.hexdigest()[:24]}.safetensors"
 
-    def load(self, file: Path | None, device: torch.device) -> tuple[list[Outcome], Cost] | None:
+    def load(self, file: Path | None, device: torch.device) -> list[Outcome] | None:
         """What was kept, one outcome a model; None where nothing usable was."""
         if file is None or not file.exists():
             return None
@@ -77,19 +82,21 @@ class Store:
             tensors, about = load_tensors(file)
         except CheckpointError:  # cut short by a full disk or a crash: the batch is run again
             return None
-        outcomes = [
-            Outcome(**{name: tensors[f"{index}.{name}"].to(device) for name in names})
-            for index, names in enumerate(about["names"])
+        return [
+            Outcome(
+                **{name: tensors[f"{index}.{name}"].to(device) for name in each["names"]}, cost=Cost(**each["cost"])
+            )
+            for index, each in enumerate(about["outcomes"])
         ]
-        return outcomes, Cost(**about["cost"])
 
-    def save(self, file: Path | None, outcomes: Sequence[Outcome], cost: Cost) -> None:
+    def save(self, file: Path | None, outcomes: Sequence[Outcome]) -> None:
         """Keep a finished batch, atomically."""
         if file is None:
             return
         named = [outcome.tensors() for outcome in outcomes]
         tensors = {f"{index}.{name}": tensor for index, each in enumerate(named) for name, tensor in each.items()}
-        save_tensors(file, tensors, {"names": [list(each) for each in named], "cost": vars(cost)})
+        about = [{"names": list(outcome.tensors()), "cost": vars(outcome.cost)} for outcome in outcomes]
+        save_tensors(file, tensors, {"outcomes": about})
 
     def clear(self) -> None:
         """Forget what this evaluation kept; it is done."""

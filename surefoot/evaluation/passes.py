@@ -21,7 +21,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class PassCounter:
-    """Counts the samples that go forward and backward through modules while it is entered.
+    """Counts the samples that go forward and backward through a module while it is entered.
 
     Example:
         >>> net = nn.Linear(2, 2)
@@ -31,18 +31,17 @@ class PassCounter:
         (3, 3)
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
-        self.modules = {id(module): module for module in modules}.values()
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.forwards = 0
         self.backwards = 0
 
     def __enter__(self) -> "PassCounter":
-        self._handles = [module.register_forward_hook(self._count) for module in self.modules]
+        self._handle = self.module.register_forward_hook(self._count)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._handle.remove()
 
     def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         samples = len(inputs[0])

@@ -136,22 +136,22 @@ class Worker:
         labels: Tensor,
         state: Sequence[Outcome] | None,
         clean: Sequence[Sequence[Outcome]],
-    ) -> tuple[list[Outcome], Cost]:
-        """One stage (None: no attack) on one batch: the outcomes, one a model, and what it took."""
-        started = time.perf_counter()
-        counter = PassCounter(*(counted(model) for model in (*self.models, self.crafter)))
-        with counter, exact_float32(inputs.device):
+    ) -> list[Outcome]:
+        """One stage (None: no attack) on one batch: the outcomes, one a model."""
+        with exact_float32(inputs.device):
             if stage is None or state is None:
-                outcomes = [self.clean(model, inputs, labels) for model in self.models]
-            else:
-                outcomes = self.attacked(stage, number, inputs, labels, state, clean[number])
-            _ = [bool(outcome.robust.any()) for outcome in outcomes]  # waits for the device: the clock is read next
-        return outcomes, Cost(time.perf_counter() - started, counter.forwards, counter.backwards)
+                return [self.clean(model, inputs, labels) for model in self.models]
+            return self.attacked(stage, number, inputs, labels, state, clean[number])
 
     def clean(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-        prediction = self.halving(lambda part, _: predictions(model, part), inputs, labels)
+        prediction, cost = self.score(model, inputs, labels)
         unknown = torch.full(labels.shape, torch.nan, device=labels.device)
-        return Outcome(prediction == labels, prediction, unknown, inputs if self.keep_inputs else None)
+        return Outcome(prediction == labels, prediction, unknown, cost, inputs if self.keep_inputs else None)
+
+    def score(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Cost]:
+        """The model's predictions, and what they took."""
+        with Meter(model) as meter:
+            return meter.waited(self.halving(lambda part, _: predictions(model, part), inputs, labels)), meter.cost
 
     def attacked(
         self,
@@ -164,12 +164,13 @@ class Worker:
     ) -> list[Outcome]:
         rows = torch.stack([outcome.robust for outcome in state]).any(dim=0)  # still in play for some model
         if not rows.any():
-            return list(state)
+            return [dataclasses.replace(outcome, cost=Cost()) for outcome in state]
         kept, targets = inputs[rows], labels[rows]
-        adv_inputs = self.craft(stage, number, kept, targets)
+        with Meter(self.crafter) as crafting_meter:
+            adv_inputs = crafting_meter.waited(self.craft(stage, number, kept, targets))
         after = []
         for model, before, first in zip(self.models, state, clean, strict=True):
-            guess = self.halving(lambda part, _, scored=model: predictions(scored, part), adv_inputs, targets)  # type: ignore[misc]
+            guess, cost = self.score(model, adv_inputs, targets)
             mine = before.robust[rows]
             robust, prediction, l2 = before.robust.clone(), before.prediction.clone(), before.l2.clone()
             robust[rows] = mine & (guess == targets)
@@ -180,7 +181,7 @@ class Worker:
             if before.adv_inputs is not None:
                 left = before.adv_inputs.clone()
                 left[rows] = torch.where(mine.view(-1, *[1] * (kept.dim() - 1)), adv_inputs, left[rows])
-            after.append(Outcome(robust, prediction, l2, left))
+            after.append(Outcome(robust, prediction, l2, crafting_meter.cost + cost, left))
         return after
 
     def craft(self, stage: Stage, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -246,10 +247,32 @@ class Worker:
                 self.on_note(f"Memory was not enough for {size} images at a time; going on with {self.limit}.")
 
 
-def counted(model: nn.Module) -> nn.Module:
-    """The module whose calls are passes: of an average over draws, each draw is one."""
-    plain = plain_module(model)
-    return plain.model if isinstance(plain, Averaged) else plain
+class Meter:
+    """Counts the seconds and the passes through a model while it is entered; of an average over draws, each draw."""
+
+    def __init__(self, model: nn.Module) -> None:
+        plain = plain_module(model)
+        self.counter = PassCounter(plain.model if isinstance(plain, Averaged) else plain)
+
+    def __enter__(self) -> "Meter":
+        self.counter.__enter__()
+        self.started = time.perf_counter()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.counter.__exit__(*exception)
+
+    def waited(self, result: Tensor) -> Tensor:
+        """The result, once the device is done with it; the clock is read then."""
+        if result.device.type != "cpu":
+            torch.accelerator.synchronize(result.device)
+        self.seconds = time.perf_counter() - self.started
+        return result
+
+    @property
+    def cost(self) -> Cost:
+        """What it took so far."""
+        return Cost(self.seconds, self.counter.forwards, self.counter.backwards)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
