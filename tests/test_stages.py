@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, MarginLoss
+from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
 from surefoot.evaluation.worker import eight_bit_pixels, fast_in_half, screening_of
@@ -419,7 +420,8 @@ def test_what_was_kept_is_for_the_same_call_only(tmp_path: Path) -> None:
         assert without_time(kept) == without_time(evaluate(model, other, [attack], **settings))
 
 
-def test_a_damaged_file_is_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("harm", ["cut short", "of another version"])
+def test_a_file_that_cannot_be_used_is_run_again(tmp_path: Path, harm: str) -> None:
     net, batches = trained_batches()
 
     def stopped(name: str, done: int, total: int) -> None:
@@ -431,6 +433,9 @@ def test_a_damaged_file_is_run_again(tmp_path: Path) -> None:
     files = list(tmp_path.rglob("*.safetensors"))
     assert len(files) == 4  # three clean batches, one attacked
     for file in files:
-        file.write_bytes(file.read_bytes()[:-3])
+        if harm == "cut short":
+            file.write_bytes(file.read_bytes()[:-3])
+        else:
+            save_tensors(file, load_file(file), {"names": [["robust"]]})
     kept = evaluate(net, batches, [IFGSM(EPS, 3)], unfinished=tmp_path)
     assert without_time(kept) == without_time(evaluate(net, batches, [IFGSM(EPS, 3)]))
