@@ -80,14 +80,15 @@ class Store:
             return None
         try:
             tensors, about = load_tensors(file)
-        except CheckpointError:  # cut short by a full disk or a crash: the batch is run again
+            return [
+                Outcome(
+                    **{name: tensors[f"{index}.{name}"].to(device) for name in each["names"]},
+                    cost=Cost(**each["cost"]),
+                )
+                for index, each in enumerate(about["outcomes"])
+            ]
+        except (CheckpointError, KeyError, TypeError):  # cut short, or of another version: the batch is run again
             return None
-        return [
-            Outcome(
-                **{name: tensors[f"{index}.{name}"].to(device) for name in each["names"]}, cost=Cost(**each["cost"])
-            )
-            for index, each in enumerate(about["outcomes"])
-        ]
 
     def save(self, file: Path | None, outcomes: Sequence[Outcome]) -> None:
         """Keep a finished batch, atomically."""
