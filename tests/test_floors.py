@@ -19,6 +19,7 @@ FLOORS = {
     "objectives": 4,
     "training": 4,
     "audit": 4,
+    "benchmark": 5,
     "recipes": 5,
     "report": 5,
     "paper": 6,
