@@ -56,14 +56,13 @@ class CarliniWagnerL2:
         Carlini and Wagner, "Towards Evaluating the Robustness of Neural Networks", 2017, section V-A with f_6.
         Deviations: distances are to the image itself, while w starts from the image drawn 0.1 % towards grey (at
         exactly 0 and 1 tanh has no slope); aborting is each sample's own, at 0.1 % where the authors' code says
-        0.01 % of the whole batch; c starts at 1 instead of 0.001;
-        by default 5 values of c and 200 steps of 0.05 each, where the authors' code has 9 and 10,000 of 0.01.
+        0.01 % of the whole batch; c starts at 1 instead of 0.001; up to 1,000 steps instead of 10,000.
     """
 
     confidence: float = 0.0
-    learning_rate: float = 0.05
-    steps: int = 200
-    search_steps: int = 5
+    learning_rate: float = 0.01
+    steps: int = 1000
+    search_steps: int = 9
     initial_c: float = 1.0
     abort_early: bool = True
     targeted: bool = False
