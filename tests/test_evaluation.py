@@ -487,8 +487,13 @@ def test_the_wilson_interval_is_scipys(trials: int, share: float) -> None:
     expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     low, high = wilson_interval(successes, trials)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
-    assert 0 <= low <= successes / trials + 1e-12
-    assert successes / trials - 1e-12 <= high <= 1
+    assert 0 <= low <= successes / trials <= high <= 1
+
+
+@pytest.mark.parametrize("trials", [1, 7, 1000, 10_000])
+def test_the_wilson_interval_ends_exactly_at_none_and_all(trials: int) -> None:
+    assert wilson_interval(0, trials)[0] == 0
+    assert wilson_interval(trials, trials)[1] == 1
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (-1, 5), (6, 5), (1, -1)])

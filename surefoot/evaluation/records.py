@@ -39,7 +39,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     centre = share + z * z / (2 * trials)
     half = z * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
     scale = 1 + z * z / trials
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # At the ends the bound is the share itself, which rounding misses.
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    return low, 1.0 if successes == trials else (centre + half) / scale
 
 
 @dataclass(frozen=True, kw_only=True)
