@@ -125,7 +125,7 @@ def test_what_is_short_or_counts_its_last_step_is_not_screened(attack: Attack) -
 
 def test_the_last_iterate_and_the_black_box_are_not_screened() -> None:
     net, batches = trained_batches()
-    several: list[dict[str, Any]] = [{"last_iterate": True}, {"source": random_net()}, {"precision": "fast"}]
+    several: list[dict[str, Any]] = [{"last_iterate": True}, {"source": random_net()}]
     for settings in several:
         record = evaluate(net, batches, [IFGSM(EPS, 20)], **settings)[1]
         assert record.parts == []

@@ -108,10 +108,10 @@ class Worker:
                 for part in parts
             ]
         main = Stage(name, self.prepared(attack), half, last=True)
-        screening = None if self.everybody or self.settings.precision == "fast" else screening_of(main.attack)
+        screening = None if self.everybody else screening_of(main.attack)
         if screening is None:
             return [main]
-        return [Stage(f"{name}: screening", screening, half=fast_in_half(self.crafter), last=False), main]
+        return [Stage(f"{name}: screening", screening, half=half or fast_in_half(self.crafter), last=False), main]
 
     def prepared(self, attack: Attack) -> Attack:
         """The attack as it is run: letting go of fooled samples, unless all must be attacked to the end."""
