@@ -10,9 +10,27 @@ from surefoot.attacks.square import Square
 from surefoot.attacks.worst_case import WorstCase
 from surefoot.core.losses import MarginLoss, cross_entropy
 
+ATTACKS = {
+    "fgsm": FGSM,
+    "r-fgsm": RFGSM,
+    "i-fgsm": IFGSM,
+    "mi-fgsm": MIFGSM,
+    "pgd": PGD,
+    "deepfool": DeepFool,
+    "cw": CarliniWagnerL2,
+    "apgd": APGD,
+    "apgd-t": APGDT,
+    "fab-t": FABT,
+    "square": Square,
+    "auto-attack": AutoAttack,
+    "worst-case": WorstCase,
+}
+"""Every attack, by its key."""
+
 __all__ = [
     "APGD",
     "APGDT",
+    "ATTACKS",
     "FABT",
     "FGSM",
     "IFGSM",

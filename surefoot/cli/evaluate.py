@@ -69,7 +69,7 @@ class Options(Common):
     cw_search_steps: int = 9
     """How many weights c C&W tries."""
     cw_learning_rate: float = 0.01
-    """Adam's in C&W; on MNIST 0.05 with 200 steps and 5 weights comes as close in a tenth of the time."""
+    """Adam's step in C&W; the README's MNIST models are measured with 0.05, 200 steps and 5 weights."""
     precision: Literal["strict", "fast"] = "strict"
     """`strict`: fp32, and never weaker than fp32 alone; `fast`: crafted in bf16, scored in fp32."""
     last_iterate: bool = False

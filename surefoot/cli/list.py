@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-import surefoot.attacks
+from surefoot.attacks import ATTACKS
 from surefoot.cli.options import Common, parse, split_name, unknown
 from surefoot.cli.output import print_json, stdout
 from surefoot.data import DATASETS
@@ -20,11 +20,10 @@ def first_line(thing: object) -> str:
 
 def everything() -> dict[str, dict[str, str]]:
     """Each kind of thing, its names and what they are."""
-    attacks = [getattr(surefoot.attacks, name) for name in surefoot.attacks.__all__ if name.isupper()]
     return {
         "recipes": {recipe.name: recipe.description for recipe in RECIPES.values()},
         "objectives": {key: first_line(kind) for key, kind in OBJECTIVES.items()},
-        "attacks": {attack.__name__: first_line(attack) for attack in attacks},
+        "attacks": {key: first_line(kind) for key, kind in ATTACKS.items()},
         "networks": {spec.name: spec.description for spec in MODELS.values()},
         "datasets": {
             spec.name: f"{spec.num_classes} classes, {spec.image_size} x {spec.image_size} pixels"
