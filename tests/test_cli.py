@@ -339,7 +339,7 @@ def test_weights_of_another_network_are_refused(capsys: pytest.CaptureFixture[st
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on() -> None:
     args = ["train", "digits/sat-r2", "--epochs", "400", "--batch-size", "256", "--threads", "1"]
     command = [sys.executable, "-m", "surefoot", *args]
-    metrics = Path("runs/digits/sat-r2/0/metrics.jsonl")
+    saved = Path("runs/digits/sat-r2/0/state.ckpt")  # what an epoch writes last
     # A job that a shell started in the background has SIGINT ignored, and its children inherit that.
     with subprocess.Popen(
         command,
@@ -348,7 +348,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on() -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        while not metrics.exists() and process.poll() is None:
+        while not saved.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
