@@ -103,7 +103,7 @@ def table_3_black_box(records: Sequence[Record]) -> str:
 def table_6(records: Sequence[Record]) -> str:
     """Table 6's MNIST columns: fooling rate in percent and mean l2 of the fooled, ours and in brackets the paper's.
 
-    The paper has no row for TRADES. `images` is how many test images ours are of.
+    The paper has no row for TRADES. `images` is how many test images ours are of, under DeepFool and under C&W.
     """
     measured = on_mnist(records)
     rows = []
@@ -116,8 +116,7 @@ def table_6(records: Sequence[Record]) -> str:
             ours = f"{100 * (1 - record.robust_accuracy):.1f}" if record else "-"
             norm = f"{record.mean_l2:.2f}" if record and record.mean_l2 is not None else "-"
             cells += [f"{ours} ({rate:.0f})", f"{norm} ({length:.2f})"]
-        images = {record.num_examples for record in found if record}
-        rows.append([name, *cells, "/".join(map(str, sorted(images)))])
+        rows.append([name, *cells, " / ".join(str(record.num_examples) if record else "-" for record in found)])
     return markdown_table(["trained by", *TABLE_6_COLUMNS, "images"], rows)
 
 

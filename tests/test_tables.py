@@ -1,0 +1,75 @@
+"""The paper's tables drawn from records: each number in its cell, a dash where there is none."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from surefoot.evaluation import Record, evaluate
+from surefoot.paper.printed import TABLE_6, TABLE_6_COLUMNS
+from surefoot.paper.tables import auto_attack, table_3_black_box, table_6
+
+PAPER = Path(__file__).parents[2] / "shared" / "paper" / "regularizers-for-single-step-adversarial-training.md"
+
+
+def record(attack: str | None, accuracy: float, **changes: Any) -> Record:
+    (clean,) = evaluate(nn.Linear(2, 2), [(torch.rand(2, 2), torch.tensor([0, 1]))], [])
+    fields = {
+        "recipe": "mnist/sat-r1",
+        "dataset": "mnist",
+        "num_examples": 10_000,
+        "attack": attack,
+        "clean_accuracy": 0.98,
+        "robust_accuracy": accuracy,
+        "robust_interval": (0.8, 0.9),
+    }
+    return Record(**{**vars(clean), **fields, **changes})
+
+
+def test_black_box_records_are_told_apart_by_their_source() -> None:
+    records = [
+        record("FGSM", 0.91, source="mnist/normal-c"),
+        record("MIFGSM", 0.92, source="mnist/normal-d", attack_fields={"steps": 100}),
+        record("MIFGSM", 0.10, source="mnist/normal-c", attack_fields={"steps": 10}),
+        record("FGSM", 0.11),
+        record("FGSM", 0.12, source="mnist/normal-d", num_examples=1000),
+    ]
+    row = table_3_black_box(records).splitlines()[-1]
+    assert row == "| SAT-R1 | 91.00 (93.99 ± 0.09) | - (93.81 ± 0.07) | - (94.04 ± 0.06) | 92.00 (94.23 ± 0.07) |"
+
+
+def test_table_6_has_fooling_rates_and_norms() -> None:
+    records = [
+        record("DeepFool", 0.05, mean_l2=4.2, num_examples=1000),
+        record("PGD", 0.5, attack_fields={"steps": 100}),
+    ]
+    assert table_6(records).splitlines()[-1] == "| SAT-R1 | 95.0 (89) | 4.20 (4.51) | - (100) | - (3.34) | 1000 / - |"
+    records.append(record("CarliniWagnerL2", 0.0, mean_l2=3.3, num_examples=200))
+    assert table_6(records).splitlines()[-1].endswith("| 100.0 (100) | 3.30 (3.34) | 1000 / 200 |")
+
+
+def test_auto_attack_is_shown_part_by_part() -> None:
+    parts = [
+        {"attack": "APGD", "attack_fields": {}, "precision": "fp32", "robust_accuracy": 0.9},
+        {"attack": "Square", "attack_fields": {}, "precision": "fp32", "robust_accuracy": 0.85},
+    ]
+    header, _, row = auto_attack([record("AutoAttack", 0.85, parts=parts, num_examples=1000)]).splitlines()
+    assert header == "| trained by | clean | after APGD-CE | after Square | 95 % interval | images |"
+    assert row == "| SAT-R1 | 98.00 | 90.00 | 85.00 | 80.00 - 90.00 | 1000 |"
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not beside this checkout")
+def test_table_6_is_the_papers() -> None:
+    text = PAPER.read_text(encoding="utf-8")
+    rows = text[text.index("TABLE 6") : text.index("TABLE 7")].splitlines()
+    for name in TABLE_6["mnist"]:
+        line = next(line for line in rows if line.startswith(f"{name}\t"))
+        ours = [number for dataset in ("mnist", "cifar10", "imagenet-subset") for number in TABLE_6[dataset][name]]
+        assert [float(number) for number in re.findall(r"\d+(?:\.\d+)?", line.split("\t", 1)[1])] == ours
+    assert all(len(row) == len(TABLE_6_COLUMNS) for table in TABLE_6.values() for row in table.values())
+    assert {len(table) for table in TABLE_6.values()} == {9}
