@@ -354,6 +354,20 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.parametrize("length", [0x80, 0x180, 0x4B50])
+def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "state.ckpt"
+    for padding in range(max(0, length - 200), length):
+        save_tensors(path, {"a": torch.ones(2)}, {"note": "x" * padding})
+        written = int.from_bytes(path.read_bytes()[:8], "little")
+        if written >= length:
+            break
+    assert written == length
+    tensors, about = load_tensors(path)
+    assert torch.equal(tensors["a"], torch.ones(2))
+    assert about == {"note": "x" * padding}
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickled_checkpoint_is_refused_and_never_unpickled(tmp_path: Path, zipped: bool) -> None:
     torch.save({"weight": Bomb(tmp_path / "exploded")}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)

@@ -51,10 +51,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with open(path, "rb") as file:
-            start = file.read(8)
+            start = file.read(9)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    # A safetensors file begins with its header's length in 8 bytes, which may look like a pickle, and then "{".
+    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
         raise CheckpointError(
             f"{path} holds pickled code (torch.save), which surefoot never loads; "
             "save it again with safetensors.torch.save_file(model.state_dict(), path)."
