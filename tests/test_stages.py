@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, MarginLoss
+from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, DeepFool, MarginLoss, WorstCase
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
@@ -290,6 +290,17 @@ def test_the_worst_case_is_of_each_sample() -> None:
     assert worst.mean_l2 == pytest.approx(0.2)
     assert [each["name"] for each in worst.attack_fields["attacks"]] == ["Fixed", "Fixed"]
     assert worst.seconds == one.seconds + other.seconds
+
+
+def test_the_worst_case_leaves_out_what_holds_no_radius() -> None:
+    net, batches = trained_batches()
+    small: list[Attack] = [FGSM(EPS / 4), WorstCase((IFGSM(EPS / 4, 3),))]
+    *_, worst = evaluate(net, batches, [DeepFool(steps=5), *small], worst_case=True)
+    *_, alone = evaluate(net, batches, small, worst_case=True)
+    assert worst.robust_accuracy == alone.robust_accuracy > 0
+    assert [each["name"] for each in worst.attack_fields["attacks"]] == ["FGSM", "WorstCase"]
+    assert len(evaluate(net, batches, [DeepFool(steps=5), FGSM(EPS)], worst_case=True)) == 3  # one is no case
+    assert len(evaluate(net, batches, [DeepFool(steps=5), DeepFool(steps=9)], worst_case=True)) == 4
 
 
 @dataclass(frozen=True)

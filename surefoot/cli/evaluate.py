@@ -180,7 +180,7 @@ def white_box(each: Opened, options: Options) -> None:
             last_iterate=options.last_iterate,
             precision=options.precision,
             eight_bit=options.eight_bit,
-            worst_case=len(attacks) > 1 and not options.last_iterate,
+            worst_case=not options.last_iterate,
             seed=options.seed,
             about=described(each, options),
             progress=progress,

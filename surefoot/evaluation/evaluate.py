@@ -109,7 +109,8 @@ def evaluate(
         precision: `strict` or `fast`.
         eight_bit: count only perturbations that still fool after rounding to 8-bit pixels (inside the ball
             where the attack has one).
-        worst_case: add a record of the samples that survive every one of the attacks.
+        worst_case: add a record of the samples that survive every one of the attacks that hold a radius (of all,
+            where none does), if these are two or more: an attack without a radius always fools in the end.
         seed: of torch's global generators, which are put back after.
         source: crafts the samples in the black-box setting; then every attack runs to its last step.
         about: further fields of `Record`: recipe, seed, dataset, split, source, commit.
@@ -282,15 +283,23 @@ def _evaluate(
             list_of.append(record)
             if tell.on_record is not None:
                 tell.on_record(record)
-    if settings.worst_case and finals:
+    together = [number for number, attack in enumerate(attacks) if has_radius(attack)] or list(range(len(attacks)))
+    if settings.worst_case and len(together) > 1:
         for index, (about, list_of) in enumerate(zip(known, records, strict=True)):
-            columns = [[outcomes[index] for outcomes in each] for each in finals]
-            record = worst_case_record(about, attacks, columns, [outcomes[index] for outcomes in clean], list_of)
+            columns = [[outcomes[index] for outcomes in finals[number]] for number in together]
+            own = [list_of[number + 1] for number in together]  # the first is the clean one
+            record = worst_case_record(about, columns, [outcomes[index] for outcomes in clean], own)
             list_of.append(record)
             if tell.on_record is not None:
                 tell.on_record(record)
     store.clear()
     return records
+
+
+def has_radius(attack: Attack) -> bool:
+    """Does the attack hold a ball, or do all of its parts?"""
+    parts = getattr(attack, "attacks", None)
+    return hasattr(attack, "eps") or (parts is not None and all(has_radius(part) for part in parts))
 
 
 def survivors(outcomes: Sequence[Outcome]) -> int:
@@ -328,11 +337,7 @@ def make_record(
 
 
 def worst_case_record(
-    about: Mapping[str, Any],
-    attacks: Sequence[Attack],
-    columns: Sequence[Sequence[Outcome]],
-    clean: Sequence[Outcome],
-    records: Sequence[Record],
+    about: Mapping[str, Any], columns: Sequence[Sequence[Outcome]], clean: Sequence[Outcome], own: Sequence[Record]
 ) -> Record:
     """The record of what survives all attacks, from their outcomes alone; its passes and seconds are their sums."""
     total = about["num_examples"]
@@ -340,7 +345,6 @@ def worst_case_record(
     left = sum(int(torch.stack([each.robust for each in batch]).all(dim=0).sum()) for batch in every)
     lengths = torch.cat([torch.stack([each.l2 for each in batch]).nan_to_num(torch.inf).amin(dim=0) for batch in every])
     lengths = lengths[lengths.isfinite()]
-    own = records[1:]
     return Record(
         **about,
         attack="WorstCase",
