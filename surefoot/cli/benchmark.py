@@ -97,9 +97,7 @@ def run_attacks(args: list[str]) -> int:
                 keep(line, options, own_commit)
                 failed |= line.error is not None and line.library not in PEERS
         if not options.json:
-            for _, race in itertools.groupby(
-                lines, lambda line: (line.attack, line.attack == "accuracy" or line.precision)
-            ):
+            for _, race in itertools.groupby(lines, race_of):
                 stdout.print(line_table(list(race)))
     return int(failed)
 

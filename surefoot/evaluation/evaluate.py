@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import surefoot
 from surefoot.core.files import save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
-from surefoot.core.types import Attack
+from surefoot.core.types import Attack, CompoundAttack
 from surefoot.evaluation.outcomes import Cost, Outcome, Store
 from surefoot.evaluation.passes import seeded, weights_sha256
 from surefoot.evaluation.records import Record, wilson_interval
@@ -231,6 +231,12 @@ def _evaluate(
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
     records: list[list[Record]] = [[] for _ in models]
+
+    def emit(list_of: list[Record], record: Record) -> None:
+        list_of.append(record)
+        if tell.on_record is not None:
+            tell.on_record(record)
+
     for attack in [None, *attacks]:
         stages: Sequence[Stage | None] = [None] if attack is None else worker.stages(attack)
         state: list[list[Outcome]] = [] if attack is None else [worker.start(outcomes) for outcomes in clean]
@@ -279,27 +285,22 @@ def _evaluate(
         for about, list_of, own_parts, cost, column, clean_column in zip(
             known, records, parts, costs, zip(*state, strict=True), zip(*clean, strict=True), strict=True
         ):
-            record = make_record(about, attack, column, clean_column, cost, own_parts, worker)
-            list_of.append(record)
-            if tell.on_record is not None:
-                tell.on_record(record)
+            emit(list_of, make_record(about, attack, column, clean_column, cost, own_parts, worker))
     together = [number for number, attack in enumerate(attacks) if has_radius(attack)] or list(range(len(attacks)))
     if settings.worst_case and len(together) > 1:
         for index, (about, list_of) in enumerate(zip(known, records, strict=True)):
             columns = [[outcomes[index] for outcomes in finals[number]] for number in together]
             own = [list_of[number + 1] for number in together]  # the first is the clean one
-            record = worst_case_record(about, columns, [outcomes[index] for outcomes in clean], own)
-            list_of.append(record)
-            if tell.on_record is not None:
-                tell.on_record(record)
+            emit(list_of, worst_case_record(about, columns, [outcomes[index] for outcomes in clean], own))
     store.clear()
     return records
 
 
 def has_radius(attack: Attack) -> bool:
     """Does the attack hold a ball, or do all of its parts?"""
-    parts = getattr(attack, "attacks", None)
-    return hasattr(attack, "eps") or (parts is not None and all(has_radius(part) for part in parts))
+    if isinstance(attack, CompoundAttack):
+        return all(has_radius(part) for part in attack.attacks)
+    return hasattr(attack, "eps")
 
 
 def survivors(outcomes: Sequence[Outcome]) -> int:

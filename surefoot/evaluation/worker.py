@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import l2_distance
 from surefoot.core.gradients import crafting, plain_module
-from surefoot.core.types import Attack
+from surefoot.core.types import Attack, CompoundAttack
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter
 from surefoot.models.wrappers import Averaged
@@ -100,12 +100,11 @@ class Worker:
     def stages(self, attack: Attack) -> list[Stage]:
         """What is run for an attack, in turn."""
         name = type(attack).__name__
-        parts = getattr(attack, "attacks", None)
         half = self.half(attack)
-        if parts is not None:
+        if isinstance(attack, CompoundAttack):
             return [
                 Stage(f"{name}: {type(part).__name__}", self.prepared(part), half and self.half(part), last=True)
-                for part in parts
+                for part in attack.attacks
             ]
         main = Stage(name, self.prepared(attack), half, last=True)
         screening = None if self.everybody else screening_of(main.attack)
