@@ -113,6 +113,7 @@ def train_with_progress(
                 sources=sources,
                 on_step=progress.on_step,
                 on_epoch=(lambda line: print_json({"run": str(path), **line})) if options.json else progress.on_epoch,
+                on_note=say,
             )
     except KeyboardInterrupt:
         if not (path / "recipe.json").exists():

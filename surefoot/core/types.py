@@ -41,6 +41,10 @@ class LossTerms(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """Anything that turns a mini-batch into the loss that training minimises."""
+    """Anything that turns a mini-batch into the loss that training minimises.
+
+    One whose steps are all alike, with nothing drawn or decided on the host, may say so with a class attribute
+    `capturable = True`; on a GPU it is then replayed as a CUDA graph.
+    """
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms: ...

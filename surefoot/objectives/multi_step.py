@@ -1,6 +1,7 @@
 """The multi-step baselines: PGD adversarial training and TRADES (section 3.2)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class PgdAT:
     steps: int
     step_size: float
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         PGD(self.eps, self.steps, self.step_size)
@@ -85,6 +87,7 @@ class Trades:
     step_size: float
     beta: float
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         PGD(self.eps, self.steps, self.step_size)

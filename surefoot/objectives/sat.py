@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class SatR1:
     k: int = 1
     pair: Literal["first", "last"] = "first"
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         IFGSM(self.eps, self.steps)
@@ -111,6 +112,7 @@ class SatR2:
     lam: float
     rfgsm_step: Literal["remaining", "full"] = "remaining"
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         RFGSM(self.eps, self.random_step)
@@ -168,6 +170,7 @@ class SatR3:
     tau: float
     random_step: float = 0.0
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         FGSM(self.eps)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ class FgsmAT:
     eps: float
     share: float = 0.5
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         FGSM(self.eps)
@@ -85,6 +87,7 @@ class RFgsmAT:
     random_step: float
     share: float = 1.0
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         RFGSM(self.eps, self.random_step)

@@ -1,6 +1,7 @@
 """Ordinary training, and the classification term that every objective shares."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class NormalTraining:
     """
 
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_label_smoothing(self.label_smoothing)

@@ -98,6 +98,7 @@ def train(
     sources: Mapping[str, Path] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> FitResult:
     """Train a recipe in a folder.
 
@@ -107,7 +108,7 @@ def train(
         data_dir: a folder of parquet shards; None takes $SUREFOOT_DATA or the hub.
         resume: go on with the unfinished run in `path`.
         sources: the finished run of each recipe that the objectives craft on, for ensemble adversarial training.
-        on_step, on_epoch: told the progress, as in `training.fit`.
+        on_step, on_epoch, on_note: told the progress, as in `training.fit`.
 
     Raises:
         ValueError: `path` holds another or a finished run, or a bad setting.
@@ -136,6 +137,7 @@ def train(
         fabric=fabric,
         on_step=on_step,
         on_epoch=on_epoch,
+        on_note=on_note,
     )
 
 

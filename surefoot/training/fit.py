@@ -21,8 +21,10 @@ from surefoot.core.gradients import plain_module
 from surefoot.core.types import Attack, Objective
 from surefoot.data import Batches, Dataset
 from surefoot.evaluation import accuracy
+from surefoot.training.captured import CapturedStep
 from surefoot.training.checkpoint import check_fits, load_weights, save_weights
 from surefoot.training.schedules import SCHEDULES
+from surefoot.training.step import EagerStep, LossHistory, Step
 
 EVALUATION_BATCH = 500
 CHECK_EVERY = 50  # steps between looks at the loss; a look waits for the device
@@ -78,6 +80,8 @@ class FitConfig:
     """Number of devices (processes on a CPU), which share each batch."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: forward and backward in bfloat16 where that is safe; weights, losses and the update stay fp32."""
+    capture: Literal["auto", "off"] = "auto"
+    """On one CUDA device, `auto` replays each step as a CUDA graph; `off` is for a model that draws on the host."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "devices"):
@@ -171,6 +175,7 @@ def fit(
     fabric: Fabric | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> FitResult:
     """Minimise each phase's objective in turn; leave the selected epoch's weights in `model`.
 
@@ -191,9 +196,10 @@ def fit(
         fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.
         on_step: told the progress every few steps.
         on_epoch: told the line of `metrics.jsonl` after each epoch.
+        on_note: told in a sentence what a user should know, as that a step cannot be captured.
 
     Raises:
-        ValueError: a bad setting, or no phases.
+        ValueError: a bad setting, a negative label, or no phases.
         CheckpointError: a state that is damaged, pickled, or of another run.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
@@ -241,6 +247,9 @@ def fit(
         channels_last=channels_last,
     )
     validation = Batches(dataset.validation, EVALUATION_BATCH, device=device, channels_last=channels_last)
+    if len(dataset.train.labels) and dataset.train.labels.min() < 0:
+        raise ValueError(f"a label is {int(dataset.train.labels.min())}; labels are class indices from 0.")
+    step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer), config, on_note)
     schedule = [phase for phase in phases for _ in range(phase.epochs)]
     factor = SCHEDULES[config.schedule]
 
@@ -255,36 +264,26 @@ def fit(
         phase = schedule[epoch - 1]
         base_rate = phase.learning_rate or config.learning_rate
         torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + rank)  # so that resuming needs no generator state
-        history = torch.zeros(len(batches), 3, device=device)
+        history = LossHistory(len(batches), device)
         epoch_started = time.perf_counter()
-        images = checked = 0
-        for step, (inputs, labels) in enumerate(batches.epoch(epoch)):
-            rate = base_rate * factor((epoch - 1 + step / len(batches)) / len(schedule))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            images += len(labels)
-            module.train()
-            with fabric.autocast():
-                terms = phase.objective(wrapped, inputs[rank::world], labels[rank::world])
-            optimizer.zero_grad()
-            fabric.backward(terms.loss)
-            wrapped_optimizer.step()
+        checked = 0
+        for number, (inputs, labels) in enumerate(batches.epoch(epoch), start=1):
+            rate = base_rate * factor((epoch - 1 + (number - 1) / len(batches)) / len(schedule))
+            history.add(step(phase.objective, inputs[rank::world], labels[rank::world], rate))
             if average is not None:
                 average.update_parameters(module)
-            history[step] = torch.stack([terms.loss.detach(), terms.classification, terms.regularizer])
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == len(batches):
-                recent = history[checked : step + 1].cpu()
-                refuse_non_finite(recent, epoch, checked, rate, run)
-                checked = step + 1
-                if on_step is not None:
-                    loss, classification, regularizer = recent.mean(dim=0).tolist()
-                    speed = images / (time.perf_counter() - epoch_started)
-                    left = len(batches) * (len(schedule) - epoch + 1) - step - 1
+            if number % CHECK_EVERY == 0 or number == len(batches):
+                losses = history.arrived(wait=number == len(batches))
+                refuse_non_finite(losses[checked:], epoch, checked, rate, run)
+                if on_step is not None and len(losses) > checked:
+                    loss, classification, regularizer = losses[checked:].mean(dim=0).tolist()
+                    speed = len(losses) * config.batch_size / (time.perf_counter() - epoch_started)
+                    left = len(batches) * (len(schedule) - epoch + 1) - number
                     on_step(
                         StepReport(
                             epoch,
                             len(schedule),
-                            step + 1,
+                            number,
                             len(batches),
                             loss,
                             classification,
@@ -293,6 +292,7 @@ def fit(
                             left * config.batch_size / speed,
                         )
                     )
+                checked = len(losses)
         train_seconds = time.perf_counter() - epoch_started
 
         clean = robust = math.nan
@@ -301,7 +301,7 @@ def fit(
                 clean = accuracy(judged, validation)
                 robust = clean if selection is None else accuracy(judged, validation, selection)
         score = float(epoch) if math.isnan(robust) else robust
-        means = history.mean(dim=0).tolist()
+        means = losses.mean(dim=0).tolist()
         line = {
             "epoch": epoch,
             "objective": type(phase.objective).__name__,
@@ -311,7 +311,7 @@ def fit(
             "regularizer": means[2],
             "validation_clean_accuracy": None if math.isnan(clean) else clean,
             "validation_robust_accuracy": None if math.isnan(robust) else robust,
-            "images_per_second": images / train_seconds,
+            "images_per_second": min(len(batches) * config.batch_size, len(dataset.train.labels)) / train_seconds,
             "train_seconds": train_seconds,
             "seconds": time.perf_counter() - epoch_started,
             "selected": score > best_score,
@@ -336,6 +336,13 @@ def fit(
     else:
         module.load_state_dict(best_weights)
     return FitResult(best_epoch, best_score, metrics, time.perf_counter() - started)
+
+
+def make_step(eager: EagerStep, config: FitConfig, on_note: Callable[[str], None] | None) -> Step:
+    """The step as CUDA graphs where that is possible, else as it is."""
+    if eager.fabric.device.type != "cuda" or eager.fabric.world_size > 1 or config.capture == "off":
+        return eager
+    return CapturedStep(eager, on_note or (lambda note: None))
 
 
 def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate: float, run: Path | None) -> None:

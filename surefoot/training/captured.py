@@ -1,0 +1,89 @@
+"""The training step as one CUDA graph: the fast path, which can be taken away.
+
+A step of single-step adversarial training is some hundred small kernels, and on a small network or a small batch
+a GPU waits for Python to launch them. Recorded once, they are replayed with one launch.
+"""
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from surefoot.core.types import Objective
+from surefoot.training.step import EagerStep
+
+WARM_UP = 3
+"""Eager steps before a capture: cuDNN chooses its algorithms and the optimizer makes its buffers in them."""
+
+
+class CapturedStep:
+    """`EagerStep`, each objective and shape of batch captured after a few steps and replayed from then on.
+
+    Weights, losses and random numbers are those of the eager step within rounding: a graph reads the generator's
+    state anew at every replay. What runs on the host is not captured, only what it decided: so an objective is
+    captured only if it says `capturable = True`, and a model's forward must not draw or branch on the host.
+
+    Args:
+        eager: the step to capture, its model on a CUDA device, not distributed.
+        on_note: told in a sentence why a step cannot be captured; once an objective.
+    """
+
+    def __init__(self, eager: EagerStep, on_note: Callable[[str], None] = lambda note: None) -> None:
+        self.eager = eager
+        self.on_note = on_note
+        device = next(eager.model.parameters()).device
+        for group in eager.optimizer.param_groups:  # a graph reads the rate where it lies
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._seen: dict[Hashable, int] = {}
+        self._graphs: dict[Hashable, Graph] = {}
+        self._refused: list[Objective] = []
+
+    def __call__(self, objective: Objective, inputs: Tensor, labels: Tensor, rate: float) -> Tensor:
+        self.eager.set_rate(rate)
+        if objective in self._refused:
+            return self.eager.run(objective, inputs, labels)
+        if not (getattr(objective, "capturable", False) and isinstance(objective, Hashable)):
+            self._refuse(objective, "it does not say that its steps are all alike")
+            return self.eager.run(objective, inputs, labels)
+        key = (objective, inputs.shape, inputs.stride(), inputs.dtype)
+        graph = self._graphs.get(key)
+        if graph is None:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] <= WARM_UP:
+                return self._warm_up(objective, inputs, labels)
+            try:
+                graph = self._graphs[key] = Graph(self.eager, objective, inputs, labels)
+            except RuntimeError as error:
+                self.eager.optimizer.zero_grad()
+                self._refuse(objective, " ".join(str(error).split())[:200])
+                return self.eager.run(objective, inputs, labels)
+        return graph.replay(inputs, labels)
+
+    def _warm_up(self, objective: Objective, inputs: Tensor, labels: Tensor) -> Tensor:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            losses = self.eager.run(objective, inputs, labels)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return losses
+
+    def _refuse(self, objective: Objective, why: str) -> None:
+        self._refused.append(objective)
+        self.on_note(f"{type(objective).__name__} is not captured in a CUDA graph ({why}); its steps run one by one.")
+
+
+class Graph:
+    """One recorded step with its own place for the batch and the losses."""
+
+    def __init__(self, eager: EagerStep, objective: Objective, inputs: Tensor, labels: Tensor) -> None:
+        self.inputs, self.labels = inputs.clone(), labels.clone()
+        self.graph = torch.cuda.CUDAGraph()
+        eager.optimizer.zero_grad()  # so that the gradients are made inside, where they are then overwritten
+        with torch.cuda.graph(self.graph):
+            self.losses = eager.run(objective, self.inputs, self.labels)
+
+    def replay(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        self.inputs.copy_(inputs)
+        self.labels.copy_(labels)
+        self.graph.replay()
+        return self.losses.clone()

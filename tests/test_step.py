@@ -1,0 +1,225 @@
+"""The training step: what it computes, when it is captured, and how its losses are read."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from surefoot.core.geometry import check_batch, checked
+from surefoot.core.gradients import plain_module
+from surefoot.core.types import LossTerms
+from surefoot.models import build_model
+from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
+from surefoot.training import captured
+from surefoot.training.captured import WARM_UP, CapturedStep
+from surefoot.training.step import EagerStep, LossHistory
+
+CAPTURABLE = [
+    NormalTraining(),
+    FgsmAT(0.3),
+    RFgsmAT(0.3, random_step=0.1),
+    PgdAT(0.3, steps=3, step_size=0.1),
+    Trades(0.3, steps=3, step_size=0.1, beta=1.0),
+    SatR1(0.3, lam=0.2, steps=3, k=2),
+    SatR2(0.3, random_step=0.05, lam=1.0),
+    SatR3(0.3, eps_low=0.1, lam=1.0, tau=0.4, random_step=0.01),
+]
+
+
+def digits_step(device: str = "cpu") -> EagerStep:
+    torch.manual_seed(0)
+    fabric = Fabric(accelerator=device, devices=1)
+    fabric.launch()
+    model = build_model("digits-net", num_classes=10, in_channels=1, image_size=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+    return EagerStep(fabric, *fabric.setup(model, optimizer))
+
+
+def batch(size: int = 16, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(size)
+    inputs, labels = torch.rand(size, 1, 8, 8, generator=generator), torch.randint(10, (size,), generator=generator)
+    return inputs.to(device), labels.to(device)
+
+
+def test_a_step_is_the_hand_written_update() -> None:
+    step = digits_step()
+    inputs, labels = batch()
+    reference = build_model("digits-net", num_classes=10, in_channels=1, image_size=8)
+    reference.load_state_dict(step.model.state_dict())
+    losses = [step(NormalTraining(), inputs, labels, 0.05) for _ in range(2)]
+    momenta = [torch.zeros_like(parameter) for parameter in reference.parameters()]
+    for expected in losses:
+        loss = nn.functional.cross_entropy(reference(inputs), labels)
+        assert torch.allclose(expected, torch.stack([loss, loss, loss * 0]))
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
+        with torch.no_grad():
+            for parameter, gradient, momentum in zip(reference.parameters(), gradients, momenta, strict=True):
+                momentum.mul_(0.9).add_(gradient + 5e-4 * parameter)
+                parameter.sub_(0.05 * momentum)
+    for ours, theirs in zip(step.model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_step_trains_in_training_mode_whatever_the_mode_before() -> None:
+    step = digits_step()
+    step.model.eval()
+    seen: list[bool] = []
+    plain_module(step.model).register_forward_pre_hook(lambda module, inputs: seen.append(module.training))
+    step(NormalTraining(), *batch(), 0.1)
+    assert seen == [True]
+
+
+def test_a_rate_that_lives_on_the_device_is_filled_in_place() -> None:
+    step = digits_step()
+    place = torch.tensor(0.1)
+    for group in step.optimizer.param_groups:
+        group["lr"] = place
+    step.set_rate(0.025)
+    assert place.item() == pytest.approx(0.025)
+    assert all(group["lr"] is place for group in step.optimizer.param_groups)
+
+
+def test_checked_spares_the_values_and_not_the_shapes() -> None:
+    bad = torch.full((2, 1, 8, 8), 7.0)
+    with checked():
+        check_batch(bad, torch.tensor([0, -1]))
+        with pytest.raises(ValueError, match="shape"):
+            check_batch(bad, torch.tensor([0]))
+        with pytest.raises(TypeError, match="int64"):
+            check_batch(bad, torch.tensor([0.0, 1.0]))
+    with pytest.raises(ValueError, match="pixels in"):
+        check_batch(bad, torch.tensor([0, 1]))
+
+
+def test_losses_arrive_in_order() -> None:
+    history = LossHistory(3, torch.device("cpu"))
+    assert len(history.arrived()) == 0
+    for value in (1.0, 2.0):
+        history.add(torch.full((3,), value))
+    assert history.arrived()[:, 0].tolist() == [1.0, 2.0]
+    history.add(torch.full((3,), 3.0))
+    assert history.arrived(wait=True)[:, 0].tolist() == [1.0, 2.0, 3.0]
+
+
+class FakeGraph:
+    """Stands for a recorded step where there is no GPU: it counts, and runs eagerly."""
+
+    made: list["FakeGraph"]
+    fail = False
+
+    def __init__(self, eager: EagerStep, objective: Any, inputs: Tensor, labels: Tensor) -> None:
+        if self.fail:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.run: Callable[[Tensor, Tensor], Tensor] = lambda x, y: eager.run(objective, x, y)
+        self.replays = 0
+        self.made.append(self)
+
+    def replay(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        self.replays += 1
+        return self.run(inputs, labels)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
+    class Fake(FakeGraph):
+        made: list[FakeGraph] = []  # noqa: RUF012
+
+    monkeypatch.setattr(captured, "Graph", Fake)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(CapturedStep, "_warm_up", lambda self, *args: self.eager.run(*args))
+    return Fake
+
+
+def test_a_step_is_captured_after_a_few_and_once_a_shape(fake: type[FakeGraph]) -> None:
+    step = CapturedStep(digits_step())
+    objective = SatR3(0.3, eps_low=0.1, lam=1.0, tau=0.4)
+    for _ in range(WARM_UP + 2):
+        step(objective, *batch(16), 0.1)
+    step(objective, *batch(5), 0.1)  # the last batch of an epoch
+    assert [graph.replays for graph in fake.made] == [2]
+    for _ in range(WARM_UP + 1):
+        step(NormalTraining(), *batch(16), 0.1)
+    assert len(fake.made) == 2
+
+
+def test_captured_and_eager_steps_take_the_same_way_on_the_host(fake: type[FakeGraph]) -> None:
+    one, other = digits_step(), digits_step()
+    fast = CapturedStep(other)
+    objective = SatR2(0.3, random_step=0.05, lam=1.0)
+    for number in range(WARM_UP + 3):
+        torch.manual_seed(number)
+        slow_losses = one(objective, *batch(), 0.1 / (number + 1))
+        torch.manual_seed(number)
+        assert torch.allclose(slow_losses, fast(objective, *batch(), 0.1 / (number + 1)), rtol=1e-5)
+    assert all(torch.allclose(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_what_draws_on_the_host_is_not_captured_and_said_once(fake: type[FakeGraph]) -> None:
+    notes: list[str] = []
+    eager = digits_step()
+    step = CapturedStep(eager, notes.append)
+    objective = EnsembleAT(0.3, sources=(build_model("digits-net", num_classes=10, in_channels=1, image_size=8),))
+    for _ in range(WARM_UP + 2):
+        step(objective, *batch(), 0.1)
+    assert fake.made == []
+    assert len(notes) == 1
+    assert "EnsembleAT is not captured" in notes[0]
+
+
+def test_a_capture_that_fails_leaves_an_eager_step_and_one_note(
+    fake: type[FakeGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "fail", True)
+    notes: list[str] = []
+    one, other = digits_step(), digits_step()
+    step = CapturedStep(other, notes.append)
+    for _ in range(WARM_UP + 3):
+        assert torch.allclose(step(NormalTraining(), *batch(), 0.1), one(NormalTraining(), *batch(), 0.1))
+    assert len(notes) == 1
+    assert "not permitted" in notes[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", CAPTURABLE, ids=lambda objective: type(objective).__name__)
+def test_a_captured_step_gives_the_numbers_of_an_eager_one(objective: Callable[..., LossTerms]) -> None:
+    eager, other = digits_step("cuda"), digits_step("cuda")
+    notes: list[str] = []
+    fast = CapturedStep(other, notes.append)
+    inputs, labels = batch(32, "cuda")
+    for number in range(WARM_UP + 5):
+        rate, rows = 0.1 / (number + 1), slice(None) if number != WARM_UP + 2 else slice(0, 7)
+        torch.manual_seed(number)
+        expected = eager(objective, inputs[rows], labels[rows], rate)
+        torch.manual_seed(number)
+        assert torch.allclose(fast(objective, inputs[rows], labels[rows], rate), expected, rtol=1e-3, atol=1e-5)
+    assert notes == []
+    assert len(fast._graphs) == 1
+    for ours, theirs in zip(other.model.parameters(), eager.model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_model_that_waits_for_the_device_is_not_captured_and_still_trains() -> None:
+    class Waits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.layer(inputs.flatten(1))
+            return logits * float(inputs.sum().isfinite())
+
+    fabric = Fabric(accelerator="cuda", devices=1)
+    fabric.launch()
+    model = Waits()
+    wrapped = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True))
+    notes: list[str] = []
+    step = CapturedStep(EagerStep(fabric, *wrapped), notes.append)
+    inputs, labels = batch(16, "cuda")
+    losses = [step(NormalTraining(), inputs, labels, 0.1)[0].item() for _ in range(WARM_UP + 4)]
+    assert losses[-1] < losses[0]
+    assert len(notes) == 1
+    assert "not captured" in notes[0]
