@@ -1,6 +1,7 @@
-"""What things cost: attacks against their limit and against other libraries, timed in turns."""
+"""What things cost: attacks and training steps against their limits, and other libraries, timed in turns."""
 
 from surefoot.benchmark.attacks import AttackBenchmark, Line, Subject
 from surefoot.benchmark.peers import PEERS
+from surefoot.benchmark.step_cost import StepCostBenchmark, StepLine, StepSubject
 
-__all__ = ["PEERS", "AttackBenchmark", "Line", "Subject"]
+__all__ = ["PEERS", "AttackBenchmark", "Line", "StepCostBenchmark", "StepLine", "StepSubject", "Subject"]

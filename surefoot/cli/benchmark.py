@@ -1,34 +1,39 @@
-"""`surefoot benchmark attacks [MODEL ...]`."""
+"""`surefoot benchmark attacks [MODEL ...]` and `surefoot benchmark step-cost [MODEL ...]`."""
 
 import contextlib
+import copy
 import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from rich.table import Table
+from torch import Tensor, nn
 
-from surefoot.benchmark import PEERS, AttackBenchmark, Line, Subject
+from surefoot.benchmark import PEERS, AttackBenchmark, Line, StepCostBenchmark, StepLine, StepSubject, Subject
 from surefoot.cli.evaluate import pick_device
 from surefoot.cli.options import Common, parse, split_name, split_names, unknown
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.geometry import check_radius
+from surefoot.core.types import Objective
 from surefoot.data import Batches, Split
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.worker import predictions
 from surefoot.models import MODELS, build_model
-from surefoot.recipes import load_run
+from surefoot.objectives import EnsembleAT, RFgsmAT
+from surefoot.recipes import RECIPES, Recipe, load_run
 from surefoot.report.tables import percent
 
 OVERVIEW = """usage: surefoot benchmark WHAT ...
 
 Measure what things cost on this machine.
 
-  attacks  attacks, against the limit of their arithmetic and against other libraries
+  attacks    attacks, against the limit of their arithmetic and against other libraries
+  step-cost  training steps of every objective, against the passes that they cannot do without
 
 `surefoot benchmark WHAT --help` tells more."""
 
@@ -36,6 +41,49 @@ ATTACKS = """Time attacks against the limit, a forward pass and an input gradien
 foolbox and ART where they are installed: in one process, in turns, medians of the rounds. MODEL is a run's folder, or
 a network's name for random weights and noise as images, which the network itself has labelled; without one, lenet-plus
 and resnet-18 with random weights."""
+
+
+STEPS = """Time a training step of each objective, as `surefoot train` runs it, against its floor: the same forward and
+backward passes and nothing else. In one process, in turns, medians of the rounds. MODEL is a run's folder, or a
+network's name for random weights and noise as images; without one, lenet-plus. Objectives have the settings of the
+recipes for MNIST where images are grey, of those for CIFAR-10 where they are coloured."""
+
+ObjectiveName = Literal[
+    "normal", "fgsm-at", "r-fgsm-at", "ensemble-at", "pgd-at", "trades", "sat-r1", "sat-r2", "sat-r3"
+]
+
+
+class Network(NamedTuple):
+    """A network, images for it, and the recipe of the run that it is from."""
+
+    name: str
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+    recipe: Recipe | None
+
+
+@dataclass(frozen=True)
+class StepOptions(StepCostBenchmark, Common):
+    """What `surefoot benchmark step-cost` takes beside the models."""
+
+    objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
+    """Which to measure."""
+    batch_size: int = 32
+    """Samples a step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; `auto` takes an accelerator where there is one."""
+    data_dir: Path | None = None
+    """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
+    records: Path | None = None
+    """A file to append the lines to, as `--json` prints them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        if not self.objectives:
+            raise ValueError("objectives is empty, so there is nothing to measure; name at least one.")
 
 
 @dataclass(frozen=True)
@@ -77,10 +125,7 @@ def run_attacks(args: list[str]) -> int:
     """`surefoot benchmark attacks`."""
     names, rest = split_names(args)
     options = parse(AttackOptions, rest, prog="surefoot benchmark attacks", description=ATTACKS)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    with contextlib.suppress(RuntimeError):  # it can be set once a process; nothing here runs side by side
-        torch.set_num_interop_threads(1)
+    set_threads(options)
     device = pick_device(options.device)
     for peer in options.peers:
         if PEERS[peer].version() is None:
@@ -95,18 +140,65 @@ def run_attacks(args: list[str]) -> int:
             for line in options(subject, on_turn=progress):
                 lines.append(line)
                 keep(line, options, own_commit)
-                failed |= line.error is not None and line.library not in PEERS
+                if line.error is not None:
+                    say(f"{line.library} failed in {line.attack} on {line.model}: {line.error}")
+                    failed |= line.library not in PEERS
         if not options.json:
             for _, race in itertools.groupby(lines, race_of):
                 stdout.print(line_table(list(race)))
     return int(failed)
 
 
-WHAT: dict[str, Callable[[list[str]], int]] = {"attacks": run_attacks}
+def run_step_cost(args: list[str]) -> int:
+    """`surefoot benchmark step-cost`."""
+    names, rest = split_names(args)
+    options = parse(StepOptions, rest, prog="surefoot benchmark step-cost", description=STEPS)
+    set_threads(options)
+    device = pick_device(options.device)
+    opened = [open_network(name, options.batch_size, options.data_dir, device) for name in names or ("lenet-plus",)]
+    own_commit, failed = commit(), False
+    for each in opened:
+        lines = []
+        objectives: dict[str, Objective] = {name: objective_of(name, each) for name in options.objectives}
+        with EvaluationProgress(each.name) as progress:
+            for line in options(
+                StepSubject(each.name, each.model, each.inputs, each.labels, objectives), on_turn=progress
+            ):
+                lines.append(line)
+                keep(line, options, own_commit)
+                if line.error is not None:
+                    say(f"{line.objective} failed on {line.model}: {line.error}")
+                    failed = True
+        if not options.json:
+            for _, same in itertools.groupby(lines, lambda line: line.precision):
+                stdout.print(step_table(list(same)))
+    return int(failed)
 
 
-def keep(line: Line, options: AttackOptions, own_commit: str | None) -> None:
-    """Print and write a line, as far as that was asked for, and say what failed."""
+WHAT: dict[str, Callable[[list[str]], int]] = {"attacks": run_attacks, "step-cost": run_step_cost}
+
+
+def set_threads(options: Common) -> None:
+    """As many threads as asked for, and nothing beside them."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    with contextlib.suppress(RuntimeError):  # it can be set once a process; nothing here runs side by side
+        torch.set_num_interop_threads(1)
+
+
+def objective_of(name: ObjectiveName, network: Network) -> Objective:
+    """An objective with the settings of MNIST's recipes, or CIFAR-10's where images are coloured."""
+    family = "mnist" if network.inputs.shape[1] == 1 else "cifar10"
+    eps = RECIPES[f"{family}/normal"].eps
+    if name == "r-fgsm-at":
+        return RFgsmAT(eps, random_step=eps / 2)
+    if name == "ensemble-at":
+        return EnsembleAT(eps, sources=(copy.deepcopy(network.model).eval().requires_grad_(False),))
+    return RECIPES[f"{family}/{name}"].objective
+
+
+def keep(line: Line | StepLine, options: AttackOptions | StepOptions, own_commit: str | None) -> None:
+    """Print and write a line, as far as that was asked for."""
     fields = {**dataclasses.asdict(line), "commit": own_commit}
     if options.json:
         print_json(fields)
@@ -114,33 +206,38 @@ def keep(line: Line, options: AttackOptions, own_commit: str | None) -> None:
         options.records.parent.mkdir(parents=True, exist_ok=True)
         with open(options.records, "a", encoding="utf-8") as file:
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-    if line.error is not None:
-        say(f"{line.library} failed in {line.attack} on {line.model}: {line.error}")
 
 
-def open_subject(name: str, options: AttackOptions, device: torch.device) -> Subject:
-    """A run's model and test images, or a network of that name with random weights and noise.
+def open_network(name: str, images: int, data_dir: Path | None, device: torch.device) -> Network:
+    """A run's model and its first test images, or a network of that name with random weights, and noise.
 
     Raises:
         ValueError: it is neither, or the run cannot be used.
     """
-    images = max(options.batch_size, options.num_examples if "accuracy" in options.attacks else 1)
     if (Path(name) / "recipe.json").exists():
         trained = load_run(Path(name))
-        dataset = trained.load_data(options.data_dir)
+        dataset = trained.load_data(data_dir)
         split = Split(dataset.test.images[:images], dataset.test.labels[:images])
         (inputs, labels), *_ = Batches(split, images, device=device)
-        model, recipe = trained.load_model(dataset).to(device), trained.recipe
-        eps, step_size, source = recipe.eps, recipe.attack_step_size, recipe.dataset
-    elif name in MODELS:
-        channels, size = (1, 8) if name == "digits-net" else (1, 28) if name.startswith(("lenet", "mnist")) else (3, 32)
-        with seeded(0):
-            model = build_model(name, num_classes=10, in_channels=channels, image_size=size).eval().to(device)
-            inputs = torch.rand(images, channels, size, size).to(device)
-        labels = torch.cat([predictions(model, batch) for batch in torch.split(inputs, options.batch_size)])
-        (eps, step_size), source = ((0.3, 0.01) if channels == 1 else (8 / 255, 2 / 255)), None
-    else:
+        return Network(name, trained.load_model(dataset).to(device), inputs, labels, trained.recipe)
+    if name not in MODELS:
         raise unknown("run or network", name, MODELS, "surefoot list networks")
+    channels, size = (1, 8) if name == "digits-net" else (1, 28) if name.startswith(("lenet", "mnist")) else (3, 32)
+    with seeded(0):
+        model = build_model(name, num_classes=10, in_channels=channels, image_size=size).eval().to(device)
+        inputs = torch.rand(images, channels, size, size).to(device)
+    return Network(name, model, inputs, torch.zeros(images, dtype=torch.int64, device=device), None)
+
+
+def open_subject(name: str, options: AttackOptions, device: torch.device) -> Subject:
+    """What attacks are measured on; noise is labelled by the network itself."""
+    images = max(options.batch_size, options.num_examples if "accuracy" in options.attacks else 1)
+    name, model, inputs, labels, recipe = open_network(name, images, options.data_dir, device)
+    if recipe is None:
+        labels = torch.cat([predictions(model, batch) for batch in torch.split(inputs, options.batch_size)])
+        eps, step_size = (0.3, 0.01) if inputs.shape[1] == 1 else (8 / 255, 2 / 255)
+    else:
+        eps, step_size = recipe.eps, recipe.attack_step_size
     return Subject(
         name,
         model,
@@ -148,7 +245,7 @@ def open_subject(name: str, options: AttackOptions, device: torch.device) -> Sub
         labels,
         eps=eps if options.eps is None else options.eps,
         step_size=step_size if options.step_size is None else options.step_size,
-        dataset=source,
+        dataset=None if recipe is None else recipe.dataset,
     )
 
 
@@ -176,5 +273,27 @@ def line_table(lines: Sequence[Line]) -> Table:
             "" if each is None or not theirs else f"{each / min(theirs):.2f}",
             "" if line.robust_accuracy is None else percent(line.robust_accuracy),
             "" if line.mean_l2 is None else f"{line.mean_l2:.3f}",
+        )
+    return table
+
+
+def step_table(lines: Sequence[StepLine]) -> Table:
+    """One precision as a table, a row an objective and mode; units are forwards of one sample a sample."""
+    first = lines[0]
+    where = f"batch {first.batch}, {first.precision}, {first.device}, {first.threads} threads"
+    table = Table(title=f"{first.model}, a training step, {where}", title_justify="left")
+    for name in ("objective", "floor units", "units", "ms/step", "/floor", "images/s", "% of peak", "MiB"):
+        table.add_column(name, justify="left" if name == "objective" else "right")
+    for line in lines:
+        failed = line.seconds_per_step is None
+        table.add_row(
+            line.objective if line.mode == "eager" else f"{line.objective} {line.mode}",
+            f"{line.floor_units:.2f}",
+            "" if line.units is None else f"{line.units:.2f}",
+            "failed" if failed else f"{1000 * line.seconds_per_step:.2f}",  # type: ignore[operator]
+            "" if line.ratio_to_floor is None else f"{line.ratio_to_floor:.2f}",
+            "" if line.images_per_second is None else f"{line.images_per_second:.0f}",
+            "" if line.share_of_peak is None else f"{100 * line.share_of_peak:.0f}",
+            "" if line.peak_memory is None else f"{line.peak_memory / 2**20:.0f}",
         )
     return table
