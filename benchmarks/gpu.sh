@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Checks, measures and records on a GPU: one command, resumable, in pieces that end well within ten minutes each.
+#   benchmarks/gpu.sh --out results-gpu --data-dir DATA     goes on where the last call stopped; --help tells more
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec "${PYTHON:-python3}" benchmarks/gpu.py "$@"
