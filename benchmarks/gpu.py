@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu.sh` runs: commands of surefoot in a fixed order, each until it is done, in as many calls as needed.
+"""What `benchmarks/gpu.sh` runs: commands of surefoot in a fixed order, each until it is done, over several calls.
 
 A call works for `--seconds` and then stops what runs as Ctrl-C would: a training has its finished epochs, an
 evaluation its finished batches, and the next call goes on from there. What is done is kept in `OUT/done.json`. Records
