@@ -1,6 +1,7 @@
 """What a training step costs, against the network's own passes that it cannot do without."""
 
 import copy
+import itertools
 import math
 import time
 import weakref
@@ -348,22 +349,26 @@ class _Bench:
         if many.dim() == 4:
             many = many.contiguous(memory_format=torch.channels_last)
 
+        # An ensemble crafts on one of its networks at a time: here on each in turn.
+        crafted_on = itertools.cycle([self.model, *sources_of(self.subject.objectives[name])])
+
         def turn() -> None:
             for _ in range(self.settings.steps):
+                network = next(crafted_on)
                 with self.fabric.autocast():
                     for each in passes:
-                        self.run(each, many[: each.samples])
+                        self.run(each, many[: each.samples], network)
                 self.model.zero_grad()
 
         turn()
         return turn
 
-    def run(self, passes: Passes, inputs: Tensor) -> None:
+    def run(self, passes: Passes, inputs: Tensor, crafted_on: nn.Module) -> None:
         for _ in range(passes.times):
             if passes.kind == "train":
                 self.model(inputs).sum().backward()
                 continue
-            with crafting(self.model) as frozen:
+            with crafting(crafted_on) as frozen:
                 if passes.kind == "craft":
                     input_gradient(frozen, inputs, lambda logits: logits.sum(dim=1))
                 else:
@@ -389,12 +394,16 @@ class _Bench:
     def count(self, name: str) -> Counted:
         """What goes through the network and its sources in one step."""
         objective, model = self.subject.objectives[name], copy.deepcopy(self.model)
-        sources = [each for each in getattr(objective, "sources", ()) if isinstance(each, nn.Module)]
 
         def step() -> None:
             objective(model, self.inputs, self.subject.labels).loss.backward()  # type: ignore[no-untyped-call]
 
-        return count_passes(step, [model, *sources])
+        return count_passes(step, [model, *sources_of(objective)])
+
+
+def sources_of(objective: Objective) -> list[nn.Module]:
+    """The networks beside the trained one that an objective crafts on."""
+    return [each for each in getattr(objective, "sources", ()) if isinstance(each, nn.Module)]
 
 
 def _fail(note: str) -> None:

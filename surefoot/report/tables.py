@@ -72,8 +72,8 @@ def record_table(records: Sequence[Record], title: str) -> Table:
     return table
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table: the first column to the left, the others to the right.
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """A Markdown table: the first `left` columns to the left, the others to the right.
 
     Example:
         >>> print(markdown_table(["method", "PGD"], [["SAT-R1", "88.76"]]))
@@ -81,5 +81,5 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         | --- | ---: |
         | SAT-R1 | 88.76 |
     """
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    lines = [header, [*["---"] * left, *["---:"] * (len(header) - left)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,102 @@
+"""The lines of `surefoot benchmark`, as Markdown tables: `python -m surefoot.report.benchmarks FILE`."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surefoot.report.tables import markdown_table
+
+Line = Mapping[str, Any]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is no JSON object, with its number.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is no JSON ({error}); remove it.") from error
+        if not isinstance(line, dict):
+            raise ValueError(f"line {number} of {path} is no JSON object; remove it.")
+        lines.append(line)
+    return lines
+
+
+def attacks_table(lines: Iterable[Line]) -> str:
+    """The lines of `surefoot benchmark attacks`, a row a contestant; times are of one image."""
+    header = ["model", "what", "library", "ms an image", "/ limit", "robust %", "mean l2"]
+    return markdown_table(header, [attack_row(line) for line in lines], left=3)
+
+
+def attack_row(line: Line) -> list[str]:
+    steps = f"-{line['steps']}"
+    what = {"pgd": "PGD" + steps, "accuracy": f"accuracy under PGD{steps}", "deepfool": "DeepFool"}
+    return [
+        model_label(line["model"]),
+        f"{what.get(line['attack'], 'C&W')}, {line['images']} images",
+        f"{line['library']} {line['precision']}",
+        told(line["seconds"], 1000 / line["images"], 2),
+        told(line["ratio_to_limit"], 1, 2),
+        told(line["robust_accuracy"], 100, 1),
+        told(line["mean_l2"], 1, 2),
+    ]
+
+
+def model_label(name: str) -> str:
+    """A run's folder as its recipe; a network as it is.
+
+    >>> model_label("runs/mnist/sat-r1/0"), model_label("resnet-18")
+    ('mnist/sat-r1', 'resnet-18')
+    """
+    parts = Path(name).parts
+    return "/".join(parts[-3:-1]) if len(parts) >= 3 else name
+
+
+def step_cost_table(lines: Iterable[Line]) -> str:
+    """The lines of `surefoot benchmark step-cost`, a row an objective; units are forwards of one sample a sample."""
+    columns = ["units", "floor", "FBP", "ms a step", "/ floor", "images/s", "% of peak", "MiB"]
+    return markdown_table(["network", "objective", *columns], [step_row(line) for line in lines], left=2)
+
+
+def step_row(line: Line) -> list[str]:
+    mode = "" if line["mode"] == "eager" else f", {line['mode']}"
+    return [
+        f"{line['model']}, batch {line['batch']}, {line['precision']}{mode}",
+        line["objective"],
+        told(line["units"], 1, 2),
+        told(line["floor_units"], 1, 2),
+        told(line["crafting_passes"], 1, 0),
+        told(line["seconds_per_step"], 1000, 2),
+        told(line["ratio_to_floor"], 1, 2),
+        told(line["images_per_second"], 1, 0),
+        told(line["share_of_peak"], 100, 0),
+        told(line["peak_memory"], 2.0**-20, 0),
+    ]
+
+
+def told(value: float | None, scale: float, decimals: int) -> str:
+    """A number for a table; nothing where there is none.
+
+    >>> told(0.5, 100, 1), told(None, 1, 0)
+    ('50.0', '')
+    """
+    return "" if value is None else f"{value * scale:.{decimals}f}"
+
+
+def main(args: Sequence[str]) -> None:
+    """Print the table of each file."""
+    for name in args:
+        lines = read_lines(Path(name))
+        print(step_cost_table(lines) if lines and "objective" in lines[0] else attacks_table(lines))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
