@@ -10,6 +10,7 @@ from surefoot.cli.train import recipe_named
 from surefoot.evaluation import Record, read_records
 from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
 from surefoot.paper.tables import auto_attack, main, read_runs, table_3, table_3_black_box, table_6
+from surefoot.report.benchmarks import attacks_table, read_lines, step_cost_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -126,3 +127,24 @@ def test_table_3_is_the_papers() -> None:
         numbers = [float(number) for number in re.findall(r"\d+\.\d+", line)]
         ours = [part for cell in row for part in (cell if isinstance(cell, tuple) else (cell,))]
         assert numbers == ours
+
+
+def test_what_things_cost_is_what_was_measured() -> None:
+    folder = ROOT / "results" / "benchmark"
+    assert attacks_table(read_lines(folder / "attacks-cpu.jsonl")) in (ROOT / "docs" / "benchmarks.md").read_text()
+    assert step_cost_table(read_lines(folder / "step-cost-cpu.jsonl")) in (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_strict_against_fast_is_what_was_measured() -> None:
+    rows: dict[str, dict[str, Record]] = {}
+    for record in read_records(ROOT / "results" / "precision" / "records.jsonl"):
+        rows.setdefault((record.recipe or "").removeprefix("mnist/"), {})[record.precision] = record
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    labels = {"normal": "NT", "fgsm-at": "FGSM-AT", "sat-r3": "SAT-R3", "sat-r1": "SAT-R1"}
+    assert rows.keys() == labels.keys()
+    for name, label in labels.items():
+        strict, fast = rows[name]["strict"], rows[name]["fast"]
+        screening = strict.parts[0]["robust_accuracy"]
+        cells = [f"{100 * each:.1f}" for each in (strict.robust_accuracy, fast.robust_accuracy, screening)]
+        backwards = f"{strict.backwards / strict.num_examples:.1f}"
+        assert f"| {label} | {' | '.join(cells)} | {backwards} |" in text
