@@ -1,0 +1,149 @@
+"""`surefoot reproduce WHAT ...`."""
+
+import fcntl
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from surefoot.cli.options import Common, parse, split_names, unknown
+from surefoot.cli.output import commit, duration, print_json, say, stdout
+from surefoot.core.files import write_text
+from surefoot.paper.matrix import METHODS, Matrix
+from surefoot.paper.profiles import PROFILES
+from surefoot.paper.runs import Task, Workplace
+from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
+from surefoot.paper.targets import TARGETS, Target
+
+DESCRIPTION = """Train what is missing, measure it, and write the paper's tables and figures with our numbers beside the
+printed ones. What is done is never done again: a stopped command, given once more, goes on. Results go to OUT/PROFILE as
+Markdown, CSV and PNG, the runs behind them to OUT/runs."""
+
+
+@dataclass(frozen=True)
+class Options(Common):
+    """What `surefoot reproduce` takes beside the tables and figures."""
+
+    profile: Literal["paper", "quick", "smoke"] = "quick"
+    """`paper`: the paper's settings; `quick`: what two CPU cores can do, stated on every table; `smoke`: seconds."""
+    seeds: int | None = None
+    """Trainings a row, with seeds 0, 1, ...; None is the profile's own."""
+    only: str | None = None
+    """Only these rows: sat-r1,sat-r3."""
+    out: Path = Path("reproduction")
+    """Where everything goes; on several machines a folder that they share."""
+    data_dir: Path | None = None
+    """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
+    runs: tuple[Path, ...] = ()
+    """Folders of finished runs of `surefoot train`, to be taken where the settings and the seed are the very same."""
+    workers: int = 1
+    """Processes at a time, each with its share of the cores or a GPU of its own; 0 runs everything in this one."""
+    dry_run: bool = False
+    """Print what would be run, and how long it may take; run nothing."""
+    draw: bool = False
+    """Run nothing: draw tables and figures from what is there."""
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds}; it must be at least 1.")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be at least 0.")
+
+
+def run(args: list[str]) -> int:
+    """Reproduce; exit code 0, or 1 where a task failed."""
+    names, rest = split_names(args)
+    options = parse(Options, rest, prog=f"surefoot reproduce {' '.join(names) or 'WHAT'}", description=DESCRIPTION)
+    targets = named_targets(names)
+    matrix = make_matrix(options)
+    place = Workplace(options.out.absolute(), options.data_dir, options.runs, commit())
+    tasks = outstanding([task for target in targets for task in target.tasks(matrix)], place)
+    failures: list[Failure] = []
+    if not options.draw:
+        with only_one(place.out):
+            failures = run_tasks(tasks, place, options, args)
+    for target in targets:
+        write_target(target, matrix, place, options)
+    for failure in failures:
+        say(f"failed: {failure.title}: {failure.error}" + (f" Its log is {failure.log}." if failure.log else ""))
+    return int(bool(failures))
+
+
+def named_targets(names: list[str]) -> list[Target]:
+    """The targets that were asked for, each once; `all` is all."""
+    if not names:
+        raise ValueError(f"reproduce needs what to reproduce, for example `surefoot reproduce {next(iter(TARGETS))}`.")
+    for name in names:
+        if name not in (*TARGETS, "all"):
+            raise unknown("table or figure", name, [*TARGETS, "all"], "surefoot reproduce --help")
+    return list(TARGETS.values()) if "all" in names else [TARGETS[name] for name in dict.fromkeys(names)]
+
+
+def make_matrix(options: Options) -> Matrix:
+    """The scale, the seeds and the rows."""
+    profile = PROFILES[options.profile]
+    only = None if options.only is None else tuple(part.strip() for part in options.only.split(",") if part.strip())
+    known = [method for _, method in METHODS]
+    for method in only or ():
+        if method not in known:
+            raise unknown("row", method, known, "surefoot reproduce --help")
+    return Matrix(profile, profile.seeds if options.seeds is None else options.seeds, only)
+
+
+def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[str]) -> list[Failure]:
+    """Run what is left, and say how it goes."""
+    if not tasks:
+        say("Everything is there; nothing is run.")
+        return []
+    executor: Executor = Processes(place, options.workers, options.threads) if options.workers else InProcess(place)
+    done = 0
+
+    def on_event(event: Event) -> None:
+        nonlocal done
+        done += event.what != "started"
+        if options.json:
+            fields = {"event": event.what, "task": event.task.title, "id": event.task.id, "seconds": event.seconds}
+            print_json({**fields, "error": event.error})
+        elif event.what != "started":
+            more = f": {event.error}" if event.error else ""
+            say(f"[{done}/{len(tasks)}] {event.what} in {duration(event.seconds)}: {event.task.title}{more}")
+
+    try:
+        return run_all(tasks, place, executor, on_event)
+    except KeyboardInterrupt:
+        again = shlex.join(["surefoot", "reproduce", *args])
+        raise KeyboardInterrupt(f"{done} of {len(tasks)} tasks are done; go on with: {again}") from None
+    finally:
+        executor.close()
+
+
+def write_target(target: Target, matrix: Matrix, place: Workplace, options: Options) -> None:
+    """Write and show a table."""
+    table = target.table(matrix, place)
+    folder = place.out / matrix.profile.name
+    write_text(folder / f"{target.name}.md", table.markdown())
+    write_text(folder / f"{target.name}.csv", table.csv())
+    if options.json:
+        for line in table.lines():
+            print_json({"profile": matrix.profile.name, **line})
+    else:
+        stdout.print(table.markdown(), markup=False, highlight=False, soft_wrap=True)
+    say(f"{target.name} is in {folder / target.name}.md and .csv.")
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Keep a second reproduction out of the folder.
+
+    Raises:
+        ValueError: there is one at work.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another reproduction is at work in {out}; wait for it, or give another --out.") from None
+        yield
