@@ -1,6 +1,7 @@
 """`surefoot reproduce WHAT ...`."""
 
 import fcntl
+import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +12,20 @@ from typing import Literal
 from surefoot.cli.options import Common, parse, split_names, unknown
 from surefoot.cli.output import commit, duration, print_json, say, stdout
 from surefoot.core.files import write_text
-from surefoot.paper.matrix import METHODS, Matrix
+from surefoot.paper.figures import can_draw, draw
+from surefoot.paper.matrix import Matrix
+from surefoot.paper.panels import FIGURES, Figure
 from surefoot.paper.profiles import PROFILES
 from surefoot.paper.runs import Task, Workplace
 from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
-from surefoot.paper.targets import TARGETS, Target
+from surefoot.paper.targets import TABLES, Target
+from surefoot.recipes import RECIPES
 
-DESCRIPTION = """Train what is missing, measure it, and write the paper's tables and figures with our numbers beside the
-printed ones. What is done is never done again: a stopped command, given once more, goes on. Results go to OUT/PROFILE as
-Markdown, CSV and PNG, the runs behind them to OUT/runs."""
+DESCRIPTION = """Train what is missing, measure it, and write the paper's tables and figures with our numbers beside
+the printed ones. What is done is never done again: a stopped command, given once more, goes on. Results go to
+OUT/PROFILE as Markdown, CSV, JSON lines and PNG, the runs behind them to OUT/runs."""
+
+TARGETS: dict[str, Target | Figure] = {**TABLES, **FIGURES}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Options(Common):
     """Trainings a row, with seeds 0, 1, ...; None is the profile's own."""
     only: str | None = None
     """Only these rows: sat-r1,sat-r3."""
+    dataset: Literal["mnist", "cifar10", "tiny-imagenet-100"] = "mnist"
+    """Of Tables 6 and 8, of the sanity tests and of the figures but Fig. 6; the other tables have their own."""
     out: Path = Path("reproduction")
     """Where everything goes; on several machines a folder that they share."""
     data_dir: Path | None = None
@@ -65,13 +73,13 @@ def run(args: list[str]) -> int:
         with only_one(place.out):
             failures = run_tasks(tasks, place, options, args)
     for target in targets:
-        write_target(target, matrix, place, options)
+        (write_table if isinstance(target, Target) else write_figure)(target, matrix, place, options)  # type: ignore[arg-type]
     for failure in failures:
         say(f"failed: {failure.title}: {failure.error}" + (f" Its log is {failure.log}." if failure.log else ""))
     return int(bool(failures))
 
 
-def named_targets(names: list[str]) -> list[Target]:
+def named_targets(names: list[str]) -> list[Target | Figure]:
     """The targets that were asked for, each once; `all` is all."""
     if not names:
         raise ValueError(f"reproduce needs what to reproduce, for example `surefoot reproduce {next(iter(TARGETS))}`.")
@@ -85,11 +93,11 @@ def make_matrix(options: Options) -> Matrix:
     """The scale, the seeds and the rows."""
     profile = PROFILES[options.profile]
     only = None if options.only is None else tuple(part.strip() for part in options.only.split(",") if part.strip())
-    known = [method for _, method in METHODS]
+    known = [name.partition("/")[2] for name in RECIPES]
     for method in only or ():
         if method not in known:
             raise unknown("row", method, known, "surefoot reproduce --help")
-    return Matrix(profile, profile.seeds if options.seeds is None else options.seeds, only)
+    return Matrix(profile, profile.seeds if options.seeds is None else options.seeds, only, options.dataset)
 
 
 def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[str]) -> list[Failure]:
@@ -119,7 +127,7 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
         executor.close()
 
 
-def write_target(target: Target, matrix: Matrix, place: Workplace, options: Options) -> None:
+def write_table(target: Target, matrix: Matrix, place: Workplace, options: Options) -> None:
     """Write and show a table."""
     table = target.table(matrix, place)
     folder = place.out / matrix.profile.name
@@ -131,6 +139,21 @@ def write_target(target: Target, matrix: Matrix, place: Workplace, options: Opti
     else:
         stdout.print(table.markdown(), markup=False, highlight=False, soft_wrap=True)
     say(f"{target.name} is in {folder / target.name}.md and .csv.")
+
+
+def write_figure(figure: Figure, matrix: Matrix, place: Workplace, options: Options) -> None:
+    """Write a figure's data and draw it."""
+    lines = figure.lines(matrix, place)
+    file = place.out / matrix.profile.name / f"{figure.name}.jsonl"
+    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+    if options.json:
+        for line in lines:
+            print_json(line)
+    if can_draw():
+        draw(lines, file.with_suffix(".png"))
+        say(f"{figure.name} is in {file.with_suffix('.png')}, its data in {file.name}.")
+    else:
+        say(f"{figure.name}'s data are in {file}; to draw it: pip install 'surefoot[figures]'.")
 
 
 @contextmanager

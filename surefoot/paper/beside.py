@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scipy.stats import t as student
+from scipy.stats import t as student  # type: ignore[import-untyped]
 
 from surefoot.evaluation import Record
 from surefoot.paper.printed import Printed
@@ -35,7 +35,7 @@ class Cell:
     Args:
         values: in the unit in which the paper prints them; none where it was not run.
         interval: 95 % of one seed's number; of several it follows from their spread.
-        images: how many were attacked.
+        images: how many were attacked; None where it was not run.
         paper: None where the paper has no such number.
         digits: behind the point.
         paper_digits: likewise, of the paper's; None is as many.
@@ -162,12 +162,12 @@ class Table:
         return text.getvalue()
 
     def missing(self) -> list[str]:
-        """The cells that have no number of ours."""
+        """The cells that were not run."""
         return [
             f"{name} {column}"
             for name, cells in self.rows
             for column, cell in zip(self.columns, cells, strict=True)
-            if isinstance(cell, Cell) and not cell.values
+            if isinstance(cell, Cell) and not cell.values and cell.images is None
         ]
 
     def far(self, points: float = 2.0) -> list[str]:

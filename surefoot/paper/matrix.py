@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, MarginLoss
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record
+from surefoot.paper.curves import spaced
 from surefoot.paper.profiles import Profile
 from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace
 from surefoot.recipes import RECIPES, Recipe
@@ -24,11 +26,13 @@ class Matrix:
         profile: the scale.
         seeds: 0, 1, ...: trainings of a row.
         only: methods (the recipe's name behind the slash) that a table's rows are limited to; None is all.
+        dataset: of Tables 6 and 8, of the sanity tests and of the figures; the other tables have their own.
     """
 
     profile: Profile
     seeds: int
     only: tuple[str, ...] | None = None
+    dataset: str = "mnist"
 
     def training(self, name: str, seed: int = 0) -> Training:
         """The training of a recipe; what it crafts on has seed 0 and is shared by all its seeds."""
@@ -210,5 +214,38 @@ def minimal_norms(dataset: str, profile: Profile) -> Grid:
     """Table 6: DeepFool and C&W; the paper has no row for TRADES."""
     rows = tuple(row for row in rows_of(dataset) if row[0] != "TRADES")
     attacks = profile.minimal_norm()
-    columns = (Column(name, lambda _, attack=attack: attack, images) for name, (attack, images) in attacks.items())  # type: ignore[misc]
-    return Grid(rows, tuple(columns))
+    return Grid(rows, tuple(Column(name, always(attack), images) for name, (attack, images) in attacks.items()))
+
+
+def always(attack: Attack) -> MakeAttack:
+    """The same attack whatever the recipe."""
+    return lambda recipe: attack
+
+
+def step_columns(matrix: Matrix) -> tuple[Column, ...]:
+    """Fig. 7: PGD over its steps, up to five times the tables'."""
+    most = 5 * matrix.training(f"{matrix.dataset}/sat-r1").recipe.attack_steps
+    counts = [steps for steps in (1, 2, 5, 10, 20, 50, 100, 200, 500) if steps <= most]
+    images = matrix.profile.curve_images
+    return tuple(Column(f"PGD-{steps}", partial(paper_pgd, steps=steps), images) for steps in counts)
+
+
+def radius_columns(matrix: Matrix) -> tuple[Column, ...]:
+    """Fig. 8: PGD over its radius, from a quarter of the recipe's eps to three times that."""
+    points = min(matrix.profile.points, 12)
+    images = matrix.profile.curve_images
+    return tuple(
+        Column(f"PGD at {share:g} eps", partial(pgd_at, share=share), images) for share in spaced(0.25, 3, points)
+    )
+
+
+def pgd_at(recipe: Recipe, share: float) -> PGD:
+    """The tables' PGD at another radius."""
+    return paper_pgd(recipe, recipe.attack_steps, eps=min(1.0, share * recipe.eps))
+
+
+def column_radius(column: Column, matrix: Matrix) -> float:
+    """The radius of a column of `radius_columns`."""
+    attack = column.attack(matrix.training(f"{matrix.dataset}/sat-r1").recipe)
+    assert isinstance(attack, PGD)
+    return attack.eps

@@ -1,6 +1,7 @@
 """Measurements that are no accuracy: the loss around a trained model's images, and the passes of a training step."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from surefoot.core.files import write_text
 from surefoot.evaluation.passes import PassCounter, seeded
 from surefoot.models import build_model
 from surefoot.paper.curves import loss_curves, spaced, surface_line
-from surefoot.paper.runs import Training, Workplace, digest, some_batches
+from surefoot.paper.runs import Training, Workplace, digest, read_lines, some_batches
 from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
 
@@ -156,11 +157,10 @@ def count_passes(recipe: Recipe) -> dict[str, float]:
         inputs, labels = torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
         objective = with_sources(recipe.phases()[0], sources).objective
         counters = [CraftingCounter(each) for each in (model, *sources.values())]
-        for counter in counters:
-            counter.__enter__()
-        objective(model, inputs, labels).loss.backward()
-        for counter in counters:
-            counter.__exit__()
+        with ExitStack() as stack:
+            for counter in counters:
+                stack.enter_context(counter)
+            objective(model, inputs, labels).loss.backward()  # type: ignore[no-untyped-call]
     forwards = sum(counter.forwards for counter in counters) / size
     backwards = sum(counter.backwards for counter in counters) / size
     trained = counters[0].trained / size
@@ -172,10 +172,3 @@ def count_passes(recipe: Recipe) -> dict[str, float]:
         "trained": trained,
         "units": units,
     }
-
-
-def read_lines(file: Path | None) -> list[dict[str, Any]]:
-    """The JSON lines of a file; none where there is none."""
-    if file is None or not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -103,14 +103,14 @@ class Profile:
 
 PAPER = Profile(
     "paper",
-    "Profile `paper`: the paper's networks, epochs, batches and attack steps (README and docs name what it leaves open); "
-    "all test images, AutoAttack and DeepFool on the first 1,000, C&W on the first 200.",
+    "Profile `paper`: the paper's networks, epochs, batches and attack steps (what it leaves open is named in the "
+    "recipes); all test images, AutoAttack and DeepFool on the first 1,000, C&W on the first 200.",
 )
 QUICK = Profile(
     "quick",
-    "Profile `quick`, not the paper's scale: 4 epochs; at most 10 steps inside an objective; LeNet+ and Table 1's small "
-    "networks, at learning rate 0.01 and 32 x 32 pixels, in place of the residual ones; the first 1,000 test images, "
-    "AutoAttack on 100, C&W on 100.",
+    "Profile `quick`, not the paper's scale: 4 epochs; at most 10 steps inside an objective; LeNet+ and Table 1's "
+    "small networks, at learning rate 0.01 and 32 x 32 pixels, in place of the residual ones; the first 1,000 test "
+    "images, DeepFool on 200, AutoAttack and C&W on 100.",
     epochs=4,
     steps=10,
     models={

@@ -27,6 +27,7 @@ from surefoot.evaluation.worker import fields_of
 from surefoot.paper.watch import Watch
 from surefoot.recipes import Recipe, load_run, train
 from surefoot.recipes.run import load_recipe_data
+from surefoot.report import attack_label
 
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
@@ -128,7 +129,16 @@ class Training:
         file = self.folder(place) / "metrics.jsonl"
         if not self.done(place) or not file.exists():
             return None
-        return sum(json.loads(line)["seconds"] for line in file.read_text(encoding="utf-8").splitlines()) / 60
+        return sum(float(line["seconds"]) for line in read_lines(file)) / 60
+
+    def speed(self, place: Workplace) -> float | None:
+        """Images a second through a training step, over all epochs; None before it is done."""
+        file = self.folder(place) / "metrics.jsonl"
+        if not self.done(place) or not file.exists():
+            return None
+        lines = read_lines(file)
+        images = sum(line["images_per_second"] * line["train_seconds"] for line in lines)
+        return float(images / sum(line["train_seconds"] for line in lines))
 
     def model(self, place: Workplace, dataset: Dataset) -> nn.Module:
         """The trained model, on the device where it is measured."""
@@ -142,7 +152,8 @@ class Training:
         started = (folder / "recipe.json").exists()
         if not started or load_run(folder).epochs_done() < load_run(folder).epochs():
             if started and self.done(place):  # committed without its weights: it is trained anew
-                shutil.rmtree(folder)
+                for name in ("finished.json", "recipe.json", "metrics.jsonl", "watch.jsonl"):
+                    (folder / name).unlink(missing_ok=True)
                 started = False
             watch = Watch(self.recipe, folder, points=self.watched) if self.watched else None
             train(
@@ -199,8 +210,8 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        recipe = self.model.recipe
-        return f"{describe(self.attack)} on {recipe.name}, seed {recipe.training.seed}"
+        recipe, label = self.model.recipe, attack_label(type(self.attack).__name__, fields_of(self.attack))
+        return f"{label} on {recipe.name}, seed {recipe.training.seed}"
 
     @property
     def needs(self) -> tuple[Training, ...]:
@@ -258,7 +269,8 @@ class Transfer:
 
     @property
     def title(self) -> str:
-        return f"{describe(self.attack)} crafted on {self.source.recipe.name}, scored on {len(self.models)} models"
+        label = attack_label(type(self.attack).__name__, fields_of(self.attack))
+        return f"{label} crafted on {self.source.recipe.name}, scored on {len(self.models)} models"
 
     @property
     def needs(self) -> tuple[Training, ...]:
@@ -339,7 +351,8 @@ def write_records(file: Path | None, records: Sequence[Record]) -> None:
     write_text(file, "".join(record.to_json() + "\n" for record in records))
 
 
-def describe(attack: Attack) -> str:
-    """An attack's name and steps."""
-    steps = getattr(attack, "steps", None)
-    return type(attack).__name__ + (f"-{steps}" if steps else "")
+def read_lines(file: Path | None) -> list[dict[str, Any]]:
+    """The JSON lines of a file; none where there is none."""
+    if file is None or not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -1,12 +1,27 @@
-"""The targets of `surefoot reproduce`: what each table and figure needs, and what is made of it."""
+"""The tables of `surefoot reproduce`: what each needs, and how it is drawn from what is there."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
 
+from surefoot.data import DATASETS
 from surefoot.evaluation import Record
 from surefoot.paper import printed as paper
-from surefoot.paper.beside import Cell, Table, accuracy_cell
-from surefoot.paper.matrix import Grid, Matrix, accuracies
+from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells
+from surefoot.paper.matrix import (
+    SAT,
+    Grid,
+    Matrix,
+    accuracies,
+    column_radius,
+    ladder,
+    minimal_norms,
+    radius_columns,
+    rows_of,
+)
+from surefoot.paper.measurements import Passes
 from surefoot.paper.printed import Printed
 from surefoot.paper.runs import Task, Workplace
 
@@ -56,8 +71,8 @@ def cells(
     return found
 
 
-def notes(matrix: Matrix, table: Table | None, records: Sequence[Record], extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """What a reader must know: scale, seeds, what was counted, what it cost, what is missing or far from the paper's."""
+def notes(matrix: Matrix, table: Table, records: Sequence[Record], extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """What a reader must know: scale, seeds, what was counted, what it cost, what is missing or far off."""
     seeds = f"{matrix.seeds} seeds (0-{matrix.seeds - 1})" if matrix.seeds > 1 else "1 seed (0)"
     found = [
         matrix.profile.note,
@@ -70,12 +85,11 @@ def notes(matrix: Matrix, table: Table | None, records: Sequence[Record], extra:
         torch_versions = ", ".join(sorted({record.versions.get("torch", "?") for record in records}))
         minutes = sum(record.seconds for record in records) / 60
         found.append(f"Measured on {devices} with torch {torch_versions}, in {minutes:.1f} minutes of attacking.")
-    if table is not None:
-        missing, far = table.missing(), table.far()
-        if missing:
-            found.append(f"Not run, {len(missing)} of the cells: {'; '.join(missing)}.")
-        if far and matrix.profile.name == "paper":
-            found.append(f"More than two points from the paper's: {'; '.join(far)}.")
+    missing, far = table.missing(), table.far()
+    if missing:
+        found.append(f"Not run, {len(missing)} of the cells: {'; '.join(missing)}.")
+    if far and matrix.profile.name == "paper":
+        found.append(f"More than two points from the paper's: {'; '.join(far)}.")
     return tuple(found)
 
 
@@ -93,8 +107,12 @@ def all_records(grid: Grid, matrix: Matrix, place: Workplace) -> list[Record]:
 
 def minutes_cell(recipe: str, matrix: Matrix, place: Workplace) -> Cell:
     """What a training took, in minutes, over the seeds."""
-    found = [training.minutes(place) for training in matrix.trainings(recipe)]
-    return Cell(tuple(value for value in found if value is not None), digits=1)
+    return Cell(known(*(training.minutes(place) for training in matrix.trainings(recipe))), digits=1)
+
+
+def known(*values: float | None) -> tuple[float, ...]:
+    """The values that there are."""
+    return tuple(value for value in values if value is not None)
 
 
 def grid_table(
@@ -131,7 +149,201 @@ def accuracy_target(
     )
 
 
-TARGETS: dict[str, Target] = {
+def ladder_target(
+    name: str, title: str, methods: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[Printed]]
+) -> Target:
+    """Table 7 or 9."""
+
+    def grid(matrix: Matrix) -> Grid:
+        return ladder(rows_of("mnist", methods), matrix.profile)
+
+    return Target(
+        name,
+        lambda matrix: grid(matrix).tasks(matrix),
+        lambda matrix, place: grid_table(name, title, grid(matrix), rows, paper.TABLE_7_COLUMNS, matrix, place),
+    )
+
+
+ABLATIONS = (
+    ("Ablation-R1-1", "ablation-r1-1"),
+    ("SAT-R1", "sat-r1"),
+    ("Ablation-R2-1", "ablation-r2-1"),
+    ("Ablation-R2-2", "ablation-r2-2"),
+    ("SAT-R2", "sat-r2"),
+    ("Ablation-R3-1", "ablation-r3-1"),
+    ("Ablation-R3-2", "ablation-r3-2"),
+    ("SAT-R3", "sat-r3"),
+)
+SEQUENCES = (("SAT-R3", "sat-r3"), ("SAT-R1 + SAT-R3", "sat-r1-r3"), ("SAT-R3 + SAT-R2", "sat-r3-r2"))
+
+
+def table_6_tasks(matrix: Matrix) -> Sequence[Task]:
+    """DeepFool and C&W on each row."""
+    return minimal_norms(matrix.dataset, matrix.profile).tasks(matrix)
+
+
+def table_6(matrix: Matrix, place: Workplace) -> Table:
+    """Fooling rates and mean l2."""
+    grid = minimal_norms(matrix.dataset, matrix.profile)
+    rows = paper.TABLE_6[PRINTED_AS[matrix.dataset]]
+    lines = []
+    for name, recipe in grid.wanted(matrix):
+        line: list[Cell | str] = []
+        for index, column in enumerate(grid.columns):
+            rate, length = rows[name][2 * index : 2 * index + 2]
+            line += fooling_cells(grid.records(column, recipe, matrix, place), (rate, length))
+        lines.append((name, tuple(line)))
+    steps, weights, rate = matrix.profile.cw
+    extra = [
+        "FR: misclassified images in %, those that were wrong to begin with among them. Mean l2: of the perturbations "
+        "that fooled.",
+        f"The paper does not tell C&W's settings: here {steps} steps of Adam at {rate:g} for each of {weights} "
+        "weights.",
+    ]
+    title = f"Table 6: {matrix.dataset}, DeepFool and C&W"
+    bare = Table("table6", title, "trained by", paper.TABLE_6_COLUMNS, tuple(lines))
+    return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, place), extra))
+
+
+TABLE_8_ROWS = (
+    ("FGSM-AT", "fgsm-at"),
+    ("EAT", "ensemble-at-a"),
+    ("PGD-AT", "pgd-at"),
+    ("TRADES", "trades"),
+    *SAT,
+)
+
+
+def passes_of(matrix: Matrix) -> list[tuple[str, str, Passes]]:
+    """Table 8's rows: name on paper, recipe, and the count of its passes."""
+    rows = rows_of(matrix.dataset, TABLE_8_ROWS)
+    return [(name, recipe, Passes(matrix.training(recipe).recipe)) for name, recipe in rows if matrix.wants(recipe)]
+
+
+def table_8(matrix: Matrix, place: Workplace) -> Table:
+    """Passes, counted; and images a second, where the row was trained."""
+    dataset = PRINTED_AS[matrix.dataset]
+    lines = []
+    for name, recipe, passes in passes_of(matrix):
+        found = passes.lines(place)
+        counted = found[0] if found else None
+        crafted: float | None = counted["crafting_backwards"] if counted else None
+        pairs = getattr(passes.recipe.objective, "k", 0) if name == "SAT-R1" else 0
+        of_pairs = None
+        if counted and crafted is not None and pairs:  # every sample has one, the pairs share all beyond
+            of_pairs = 1 + (crafted - 1) * counted["batch_size"] / pairs
+        speeds = [training.speed(place) for training in matrix.trainings(recipe)]
+        lines.append(
+            (
+                name,
+                (
+                    Cell(known(crafted), paper=float(paper.TABLE_8[dataset][name]), paper_digits=0),
+                    Cell(known(of_pairs), paper=float(paper.TABLE_8_ITERATED[dataset]), digits=0) if pairs else "",
+                    Cell(known(counted["units"] if counted else None), digits=1),
+                    Cell(known(*speeds), digits=0),
+                    "Yes" if name in paper.TABLE_8_PRE_TRAINED else "No",
+                ),
+            )
+        )
+    columns = ("FBP", "FBP of the I-FGSM pair", "forward units", "images/s", "pre-trained models")
+    title = f"Table 8: {matrix.dataset}, what a training step costs"
+    bare = Table("table8", title, "trained by", columns, tuple(lines))
+    extra = (
+        matrix.profile.note,
+        "FBP: backward passes of crafting by sample of the mini-batch, counted by hooks during one step; FGSM-AT and "
+        "EAT craft half of the mini-batch. Forward units: all passes of a step by sample, a forward 1, a backward to "
+        "the inputs 1, to the weights 1 more. Images/s: of the trainings behind the other tables, where they were run; "
+        "compare them only where nothing else ran beside them.",
+    )
+    missing = bare.missing()
+    more = (f"Not run: {'; '.join(missing)}.",) if missing else ()
+    return dataclasses.replace(bare, notes=(*extra, *more))
+
+
+def sanity_grid(matrix: Matrix) -> Grid:
+    """What section 5.4 looks at: a table's attacks on the SAT rows, and PGD over the radius."""
+    columns = accuracies(matrix.dataset, SOURCES[matrix.dataset], matrix.profile).columns[:-1]
+    return Grid(rows_of(matrix.dataset, SAT), (*columns, *radius_columns(matrix)))
+
+
+def sanity(matrix: Matrix, place: Workplace) -> Table:
+    """Section 5.4: four tests, passed or failed, with the numbers that they rest on."""
+    grid = sanity_grid(matrix)
+    over_radius = radius_columns(matrix)
+    lines = []
+    for name, recipe in grid.wanted(matrix):
+        found = {column.title: grid.records(column, recipe, matrix, place) for column in grid.columns}
+        share = {
+            title: fmean(record.robust_accuracy for record in records) for title, records in found.items() if records
+        }
+        classes = DATASETS[matrix.training(recipe).recipe.dataset].num_classes
+        path = [share.get(column.title) for column in over_radius]
+        single = share.get("FGSM")
+        weaker = largest(share.get("IFGSM"), share.get("PGD"))
+        white = smallest(*(share.get(title) for title in paper.WHITE_BOX_COLUMNS[1:]))
+        black = smallest(*(share.get(column.title) for column in grid.columns if column.source))
+        rise = None if None in path else max(after - before for before, after in pairwise(known(*path)))
+        lines.append(
+            (
+                name,
+                (
+                    verdict(below(weaker, single)),
+                    number(single),
+                    number(weaker),
+                    verdict(below(white, black)),
+                    number(white),
+                    number(black),
+                    verdict(None if path[-1] is None else path[-1] <= 1 / classes),
+                    number(path[-1]),
+                    verdict(None if rise is None else rise <= 0),
+                    number(rise),
+                ),
+            )
+        )
+    columns = (
+        "(i) many steps beat one",
+        "FGSM",
+        "weaker of I-FGSM and PGD",
+        "(ii) white-box beats black-box",
+        "strongest white-box",
+        "strongest black-box",
+        "(iii) a large radius leaves no more than guessing",
+        "at the largest radius",
+        "(iv) accuracy never rises with the radius",
+        "largest rise",
+    )
+    bare = Table("sanity", f"Section 5.4: sanity tests, {matrix.dataset}", "trained by", columns, tuple(lines))
+    end = max(column_radius(column, matrix) for column in over_radius)
+    extra = [f"Accuracies in %; PGD over the radius as in Fig. 8, up to {end:.3g}."]
+    return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, place), extra))
+
+
+def verdict(passed: bool | None) -> str:
+    """`passed`, `FAILED`, or `not run` where that is not known."""
+    return {True: "passed", False: "FAILED", None: "not run"}[passed]
+
+
+def below(one: float | None, other: float | None) -> bool | None:
+    """Is one truly smaller than the other? None where one of them is not there."""
+    return None if one is None or other is None else one < other
+
+
+def largest(*shares: float | None) -> float | None:
+    """Of all; None where one is not there."""
+    return None if None in shares else max(known(*shares))
+
+
+def smallest(*shares: float | None) -> float | None:
+    """Likewise."""
+    return None if None in shares else min(known(*shares))
+
+
+def number(share: float | None) -> Cell:
+    """A fraction as a cell in percent."""
+    return Cell(() if share is None else (100 * share,))
+
+
+TABLES: dict[str, Target] = {
     target.name: target
     for target in (
         accuracy_target(
@@ -155,5 +367,11 @@ TARGETS: dict[str, Target] = {
             paper.TABLE_5,
             paper.TABLE_5_COLUMNS,
         ),
+        Target("table6", table_6_tasks, table_6),
+        ladder_target("table7", "Table 7: MNIST, ablations, accuracy in % at eps 0.3", ABLATIONS, paper.TABLE_7),
+        Target("table8", lambda matrix: [passes for _, _, passes in passes_of(matrix)], table_8),
+        ladder_target("table9", "Table 9: MNIST, sequences, accuracy in % at eps 0.3", SEQUENCES, paper.TABLE_9),
+        Target("sanity", lambda matrix: sanity_grid(matrix).tasks(matrix), sanity),
     )
 }
+"""The tables, and section 5.4's tests."""
