@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+from rich.table import Table
+
 from surefoot.cli.options import Common, parse, split_names, unknown
 from surefoot.cli.output import commit, duration, print_json, say, stdout
 from surefoot.core.files import write_text
+from surefoot.paper.estimate import Costs
 from surefoot.paper.figures import can_draw, draw
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.panels import FIGURES, Figure
@@ -48,6 +52,8 @@ class Options(Common):
     """Folders of finished runs of `surefoot train`, to be taken where the settings and the seed are the very same."""
     workers: int = 1
     """Processes at a time, each with its share of the cores or a GPU of its own; 0 runs everything in this one."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the trainings, and said on every table; None is the recipes' own, fp32. All attacks measure in fp32."""
     dry_run: bool = False
     """Print what would be run, and how long it may take; run nothing."""
     draw: bool = False
@@ -68,6 +74,9 @@ def run(args: list[str]) -> int:
     matrix = make_matrix(options)
     place = Workplace(options.out.absolute(), options.data_dir, options.runs, commit())
     tasks = outstanding([task for target in targets for task in target.tasks(matrix)], place)
+    if options.dry_run:
+        show_plan(tasks, place, options)
+        return 0
     failures: list[Failure] = []
     if not options.draw:
         with only_one(place.out):
@@ -91,13 +100,41 @@ def named_targets(names: list[str]) -> list[Target | Figure]:
 
 def make_matrix(options: Options) -> Matrix:
     """The scale, the seeds and the rows."""
-    profile = PROFILES[options.profile]
+    profile = PROFILES[options.profile].trained_in(options.precision)
     only = None if options.only is None else tuple(part.strip() for part in options.only.split(",") if part.strip())
     known = [name.partition("/")[2] for name in RECIPES]
     for method in only or ():
         if method not in known:
             raise unknown("row", method, known, "surefoot reproduce --help")
     return Matrix(profile, profile.seeds if options.seeds is None else options.seeds, only, options.dataset)
+
+
+def show_plan(tasks: list[Task], place: Workplace, options: Options) -> None:
+    """What would be run, in order, and how long it may take."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    costs = Costs(place)
+    seconds = 0.0
+    table = Table(title=f"{len(tasks)} tasks that are not done", title_justify="left")
+    for name in ("task", "about", "estimated from"):
+        table.add_column(name, justify="right" if name == "about" else "left")
+    for task in tasks:
+        estimate = costs(task)
+        seconds += estimate.seconds
+        if options.json:
+            fields = {"task": task.title, "id": task.id, "seconds": estimate.seconds, "basis": estimate.basis}
+            print_json(fields)
+        else:
+            table.add_row(task.title, duration(estimate.seconds), estimate.basis)
+    if not options.json:
+        stdout.print(table)
+    workers = max(1, options.workers)
+    say(
+        f"{duration(seconds)} on one worker like this process ({torch.get_num_threads()} threads)"
+        + (f", {duration(seconds / workers)} on {workers} that do not slow each other down." if workers > 1 else ".")
+        + " `measured`: what finished runs took; `passes`: counted passes times a forward that was timed just now. "
+        "Nothing was run."
+    )
 
 
 def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[str]) -> list[Failure]:

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM
-from surefoot.core.gradients import crafting, input_gradient
-from surefoot.core.losses import cross_entropy
+from surefoot.audit.landscape import gradients, loss_surface
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
 
@@ -23,13 +21,6 @@ def spaced(low: float, high: float, points: int) -> list[float]:
     [0.0, 0.5, 1.0]
     """
     return [low + (high - low) * index / (points - 1) for index in range(points)]
-
-
-def loss_signs(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """FGSM's direction: the sign of the loss's input gradient, shaped as `inputs`."""
-    with crafting(model) as frozen:
-        gradient, _ = input_gradient(frozen, inputs, lambda logits: cross_entropy(logits, labels))
-    return gradient.sign()
 
 
 def loss_curves(
@@ -52,7 +43,7 @@ def loss_curves(
         >>> curves["fgsm"][0] == curves["pgd"][0] < curves["fgsm"][1]
         True
     """
-    signs = loss_signs(model, inputs, labels)
+    signs = gradients(model, inputs, labels).sign()
     pgd = []
     with seeded(seed):
         for radius in radii:
@@ -85,42 +76,7 @@ def logit_gaps(
         }
 
 
-def loss_surface(
-    model: nn.Module, image: Tensor, label: Tensor, eps: float, *, points: int = 21, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss at clip(x + e1 d1 + e2 d2, 0, 1), d1 the sign of the loss's gradient, d2 random signs (Eq. 12).
-
-    Args:
-        model: returns logits `[batch, classes]`; left without a trace.
-        image: `[channels, height, width]` in [0, 1].
-        label: int64 `[]`.
-        eps: both steps run from -eps to eps, in pixel units.
-        points: a side.
-        seed: of the random signs.
-
-    Returns:
-        e1 `[points]`, e2 `[points]`, and the loss `[points, points]` in nats, e1 first.
-
-    Example:
-        >>> e1, e2, loss = loss_surface(nn.Flatten(), torch.full((1, 1, 2), 0.5), torch.tensor(0), 0.1, points=3)
-        >>> loss.shape, bool(loss[2, 1] > loss[0, 1])
-        (torch.Size([3, 3]), True)
-    """
-    inputs, labels = image[None], label[None]
-    ascent = loss_signs(model, inputs, labels)
-    with seeded(seed):
-        noise = torch.randn(inputs.shape).sign().to(inputs.device)
-    steps = torch.tensor(spaced(-eps, eps, points), device=inputs.device)
-    rows = []
-    for first in steps:
-        along = inputs + first * ascent + steps.view(-1, *[1] * image.dim()) * noise
-        rows.append(sample_losses(model, along.clamp(0, 1), labels.expand(points)))
-    return steps, steps.clone(), torch.stack(rows)
-
-
-def surface_line(
-    model: nn.Module, image: Tensor, label: Tensor, eps: float, *, points: int, seed: int = 0
-) -> dict[str, Any]:
-    """`loss_surface` as JSON values."""
-    e1, e2, loss = loss_surface(model, image, label, eps, points=points, seed=seed)
-    return {"e1": e1.tolist(), "e2": e2.tolist(), "loss": loss.tolist()}
+def surface_line(model: nn.Module, image: Tensor, label: Tensor, eps: float, *, points: int) -> dict[str, Any]:
+    """The loss surface around an image `[channels, height, width]` of class `label` `[]` as JSON values: Eq. 12."""
+    e1, e2, loss = loss_surface(model, image, int(label), eps, points=points)
+    return {"e1": e1, "e2": e2, "loss": loss}

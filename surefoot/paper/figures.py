@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from surefoot.core.files import atomic_path
 
 MARKS = ("o", "s", "^", "D", "v")
@@ -60,11 +62,8 @@ def draw_panel(axes: Any, panel: dict[str, Any]) -> None:
         axes.text(0.5, 0.5, panel["missing"], ha="center", va="center", wrap=True, transform=axes.transAxes)
     elif "surface" in panel:
         surface = panel["surface"]
-        first = [[value] * len(surface["e2"]) for value in surface["e1"]]
-        second = [surface["e2"]] * len(surface["e1"])
-        import numpy as np
-
-        axes.plot_surface(np.array(first), np.array(second), np.array(surface["loss"]), cmap="viridis")
+        e1, e2 = np.meshgrid(surface["e1"], surface["e2"])  # losses are [e2][e1]
+        axes.plot_surface(e1, e2, np.array(surface["loss"]), cmap="viridis")
         axes.set_xlabel("along the gradient's sign", fontsize=8)
         axes.set_ylabel("along random signs", fontsize=8)
         axes.set_zlabel("loss (nats)", fontsize=8)

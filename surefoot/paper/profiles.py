@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
 from surefoot.core.types import Attack
@@ -25,6 +25,7 @@ class Profile:
         dataset: trained on instead; None is the recipe's.
         models: a network and what is trained instead of it.
         training: fields of `FitConfig` to change where a network is replaced.
+        precision: of the trainings; None is the recipe's.
         image_size: pixels a side that larger images are resized to; None keeps them.
         images, deepfool_images, cw_images, auto_images: how many of the first test images; None is all.
         cw: steps, weights and Adam's step of C&W, which the paper does not tell.
@@ -42,6 +43,7 @@ class Profile:
     dataset: str | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] | None = None
     image_size: int | None = None
     images: int | None = None
     deepfool_images: int | None = 1000
@@ -78,7 +80,15 @@ class Profile:
         if recipe.model in self.models:
             changes["model"] = self.models[recipe.model]
             changes["training"] = dataclasses.replace(changes["training"], **self.training)
+        if self.precision is not None:
+            changes["training"] = dataclasses.replace(changes["training"], precision=self.precision)
         return dataclasses.replace(recipe, **changes)
+
+    def trained_in(self, precision: Literal["fp32", "bf16"] | None) -> "Profile":
+        """The profile with another precision of the trainings, which its note says."""
+        if precision is None:
+            return self
+        return dataclasses.replace(self, precision=precision, note=f"{self.note} Trained in {precision}.")
 
     def objective(self, objective: Any) -> Any:
         """The objective with at most `steps` steps inside."""

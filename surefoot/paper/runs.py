@@ -20,7 +20,7 @@ from torch import nn
 
 from surefoot.core.files import write_text
 from surefoot.core.types import Attack
-from surefoot.data import Batches, Dataset, Split
+from surefoot.data import DATASETS, Batches, Dataset, Split
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
 from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
@@ -320,6 +320,8 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe decides the weights: all but how it is described and where it runs."""
     settings = recipe.to_json()
     del settings["description"], settings["training"]["device"]
+    if settings["validation_size"] is None and recipe.dataset in DATASETS:
+        settings["validation_size"] = DATASETS[recipe.dataset].validation_size
     return settings
 
 

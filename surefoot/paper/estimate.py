@@ -1,0 +1,196 @@
+"""How long tasks will take, from what finished runs took, or from passes and one timed forward."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
+from surefoot.core.types import Attack
+from surefoot.evaluation import read_records
+from surefoot.evaluation.passes import seeded
+from surefoot.evaluation.worker import fields_of
+from surefoot.models import build_model
+from surefoot.paper.curves import PGD_STEPS
+from surefoot.paper.measurements import Around, Passes, count_passes
+from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace, read_lines, settings_of
+from surefoot.recipes import Recipe
+from surefoot.recipes.recipe import objective_to_json
+from surefoot.report import attack_label
+
+TIMED = 16  # images of the timed forward
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds on one worker, and their basis: `measured` in finished runs, or `passes` times one timed forward."""
+
+    task: Task
+    seconds: float
+    basis: str
+
+
+@dataclass
+class Costs:
+    """What is known of costs on this machine.
+
+    Args:
+        place: whose runs are looked through; those of `place.finished` too.
+    """
+
+    place: Workplace
+    epochs: dict[str, list[float]] = field(default_factory=dict)
+    images: dict[str, list[float]] = field(default_factory=dict)
+    forwards: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for root in (self.place.out / "runs", *self.place.finished):
+            for file in sorted(root.rglob("recipe.json")) if root.exists() else ():
+                self.learn(file.parent)
+
+    def learn(self, folder: Path) -> None:
+        """Take what a run's epochs and records took; a folder that cannot be read tells nothing."""
+        try:
+            recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+            for line, objective in zip(read_lines(folder / "metrics.jsonl"), whole_schedule(recipe), strict=False):
+                self.epochs.setdefault(training_key(recipe, objective), []).append(line["seconds"])
+            for file in (folder / "records.jsonl", *sorted((folder / "evaluations").glob("*.jsonl"))):
+                for record in read_records(file) if file.exists() else ():
+                    if record.source is not None:
+                        continue
+                    seconds = record.seconds / record.num_examples
+                    label = attack_label(record.attack, record.attack_fields)
+                    for method in (recipe.name, None):
+                        self.images.setdefault(attack_key(recipe, label, method), []).append(seconds)
+        except (OSError, ValueError, KeyError):
+            return
+
+    def __call__(self, task: Task) -> Estimate:
+        """How long a task takes on one worker."""
+        if isinstance(task, Training):
+            return self.training(task)
+        if isinstance(task, Evaluation):
+            recipe = task.model.recipe
+            count = images_of(task.images, len(getattr(self.place.data(recipe), task.split).labels))
+            label = attack_label(type(task.attack).__name__, fields_of(task.attack))
+            found = self.images.get(attack_key(recipe, label, recipe.name)) or self.images.get(
+                attack_key(recipe, label, None)
+            )
+            if found:
+                return Estimate(task, fmean(found) * count, "measured")
+            return Estimate(task, attack_units(task.attack) * count * self.forward(recipe), "passes, at most")
+        if isinstance(task, Transfer):
+            recipe = task.source.recipe
+            count = images_of(task.images, len(self.place.data(recipe).test.labels))
+            crafting = attack_units(task.attack) * self.forward(recipe)
+            scoring = sum(2 * self.forward(model.recipe) for model in task.models)
+            return Estimate(task, (crafting + scoring) * count, "passes")
+        if isinstance(task, Passes):
+            objective, size = task.recipe.objective, task.recipe.training.batch_size
+            started = time.perf_counter()
+            self.units(task.recipe, objective)
+            return Estimate(task, time.perf_counter() - started, f"passes of {size} digits")
+        if isinstance(task, Around):
+            units = 2 * (PGD_STEPS + 1) * task.points * task.images if task.what == "losses" else task.points**2
+            return Estimate(task, units * self.forward(task.model.recipe), "passes")
+        raise TypeError(f"there is no estimate of a {type(task).__name__}")
+
+    def training(self, task: Training) -> Estimate:
+        """All epochs of a training, less those that are done."""
+        recipe = task.recipe
+        schedule = whole_schedule(recipe)[len(read_lines(task.folder(self.place) / "metrics.jsonl")) :]
+        seconds, bases = 0.0, set()
+        for objective in schedule:
+            found = self.epochs.get(training_key(recipe, objective))
+            if found:
+                seconds += fmean(found)
+                bases.add("measured")
+                continue
+            bases.add("passes")
+            data = self.place.data(recipe)
+            units = self.units(recipe, objective) * len(data.train.labels)
+            units += len(data.validation.labels) * (2 * recipe.selection_steps + 2)
+            seconds += units * self.forward(recipe)
+        return Estimate(task, seconds, " and ".join(sorted(bases)) or "measured")
+
+    def units(self, recipe: Recipe, objective: Any) -> float:
+        """Forward units of a training step by sample, counted once."""
+        key = json.dumps([objective_to_json(objective), recipe.training.batch_size])
+        if key not in self.steps:
+            self.steps[key] = count_passes(dataclasses.replace(recipe, objective=objective, then=()))["units"]
+        return self.steps[key]
+
+    def forward(self, recipe: Recipe) -> float:
+        """Seconds a forward of one image through the recipe's network takes here, measured once."""
+        data = self.place.data(recipe)
+        key = json.dumps([recipe.model, data.in_channels, data.image_size])
+        if key not in self.forwards:
+            with seeded(0), torch.no_grad():
+                model = build_model(
+                    recipe.model,
+                    num_classes=data.num_classes,
+                    in_channels=data.in_channels,
+                    image_size=data.image_size,
+                ).eval()
+                inputs = torch.rand(TIMED, data.in_channels, data.image_size, data.image_size)
+                self.forwards[key] = min(timed(lambda: model(inputs)) for _ in range(3)) / TIMED
+        return self.forwards[key]
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def whole_schedule(recipe: Recipe) -> list[Any]:
+    """The objective of each epoch."""
+    return [phase.objective for phase in recipe.phases() for _ in range(phase.epochs)]
+
+
+def where(recipe: Recipe) -> list[Any]:
+    """What of a recipe decides what a pass through its network costs."""
+    return [recipe.dataset, recipe.image_size, recipe.num_classes, recipe.model]
+
+
+def training_key(recipe: Recipe, objective: Any) -> str:
+    """What decides how long an epoch takes."""
+    training = recipe.training
+    how = [training.batch_size, training.precision, training.augment, recipe.selection_steps]
+    how.append(settings_of(recipe)["validation_size"])
+    return json.dumps([*where(recipe), *how, objective_to_json(objective)])
+
+
+def attack_key(recipe: Recipe, label: str, method: str | None) -> str:
+    """What decides how long an attack of a model on itself takes an image; of any method where that is None."""
+    return json.dumps([*where(recipe), label, method])
+
+
+def attack_units(attack: Attack) -> float:
+    """Passes that an attack takes for an image that it never fools; each backward counts as a forward.
+
+    Example:
+        >>> from surefoot.attacks import PGD
+        >>> attack_units(PGD(0.3, steps=40, step_size=0.01))
+        81
+    """
+    if isinstance(attack, AutoAttack):  # nine targets: ten classes, or more
+        return attack.queries + (5 * attack.targets + 2) * attack.steps + attack.targets + 11
+    if isinstance(attack, DeepFool):
+        return attack.steps * (1 + attack.candidates)
+    if isinstance(attack, CarliniWagnerL2):
+        return 2 * attack.steps * attack.search_steps
+    return 2 * getattr(attack, "steps", 1) + 1
+
+
+def images_of(limit: int | None, there: int) -> int:
+    """How many are attacked."""
+    return there if limit is None else min(limit, there)
