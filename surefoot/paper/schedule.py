@@ -77,7 +77,7 @@ def outstanding(tasks: Sequence[Task], place: Workplace) -> list[Task]:
     while before != len(todo):
         before = len(todo)
         for task in tasks:
-            again = any(training.id in todo for training in task.needs)
+            again = any(training.id in todo and training.done(place) for training in task.needs)
             if not task.done(place) or again:
                 add(task if again or not isinstance(task, Transfer) else task.left(place))
     return list(todo.values())
@@ -206,6 +206,10 @@ class Processes:
 
     def start(self, task: Task) -> None:
         worker = next((worker for worker in self.workers if worker.task is None), None) or self.hire(len(self.workers))
+        self.give(worker, task)
+
+    def give(self, worker: Worker, task: Task) -> None:
+        """Let a worker have a task."""
         worker.task = task
         with contextlib.suppress(OSError):  # it has died meanwhile, which next_finished sees
             worker.pipe.send(task)
@@ -241,8 +245,7 @@ class Processes:
                     fresh = self.hire(self.workers.index(worker))
                     if self.deaths[task.id] > RETRIES:
                         return task.id, f"its process died {RETRIES + 1} times, last with {worker.process.exitcode}"
-                    fresh.task = task
-                    fresh.pipe.send(task)
+                    self.give(fresh, task)
 
     def close(self) -> None:
         """Kill the processes: what they were at goes on from its last epoch or batch the next time."""
