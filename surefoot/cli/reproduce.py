@@ -15,6 +15,7 @@ from rich.table import Table
 from surefoot.cli.options import Common, parse, split_names, unknown
 from surefoot.cli.output import commit, duration, print_json, say, stdout
 from surefoot.core.files import write_text
+from surefoot.paper.cluster import Cluster
 from surefoot.paper.estimate import Costs
 from surefoot.paper.figures import can_draw, draw
 from surefoot.paper.matrix import Matrix
@@ -54,6 +55,8 @@ class Options(Common):
     """Processes at a time, each with its share of the cores or a GPU of its own; 0 runs everything in this one."""
     precision: Literal["fp32", "bf16"] | None = None
     """Of the trainings, and said on every table; None is the recipes' own, fp32. All attacks measure in fp32."""
+    cluster: str | None = None
+    """A Ray cluster to run on instead (`auto` or HOST:PORT); its machines share OUT; --threads CPUs a task, or 1."""
     dry_run: bool = False
     """Print what would be run, and how long it may take; run nothing."""
     draw: bool = False
@@ -142,7 +145,7 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
     if not tasks:
         say("Everything is there; nothing is run.")
         return []
-    executor: Executor = Processes(place, options.workers, options.threads) if options.workers else InProcess(place)
+    executor = make_executor(place, options)
     done = 0
 
     def on_event(event: Event) -> None:
@@ -162,6 +165,17 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
         raise KeyboardInterrupt(f"{done} of {len(tasks)} tasks are done; go on with: {again}") from None
     finally:
         executor.close()
+
+
+def make_executor(place: Workplace, options: Options) -> Executor:
+    """What runs the tasks."""
+    if options.cluster is not None:
+        return Cluster(place, options.cluster, options.threads or 1)
+    if options.workers:
+        return Processes(place, options.workers, options.threads)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return InProcess(place)
 
 
 def write_table(target: Target, matrix: Matrix, place: Workplace, options: Options) -> None:
