@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import threading
 import time
@@ -27,7 +28,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @needs_ray
 @pytest.mark.filterwarnings("ignore")
 def test_a_node_that_is_killed_loses_no_task(tmp_path: Path) -> None:
-    from ray.cluster_utils import Cluster as LocalCluster
+    local: Any = importlib.import_module("ray.cluster_utils")
 
     place = Workplace(tmp_path / "out")
     recipes = [
@@ -36,7 +37,7 @@ def test_a_node_that_is_killed_loses_no_task(tmp_path: Path) -> None:
     ]
     trainings = [Training(recipe) for recipe in recipes]
     tasks: list[Task] = [Evaluation(training, FGSM(0.3), 16) for training in trainings]
-    nodes = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes = local.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     second = nodes.add_node(num_cpus=1)
     executor = Cluster(place, nodes.address, threads=1)
     killed: list[list[int]] = []

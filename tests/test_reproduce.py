@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,17 @@ import torch
 
 from surefoot.cli import main
 from surefoot.cli.reproduce import TARGETS, only_one
+from surefoot.objectives import SatR1
 from surefoot.paper import runs
-from surefoot.recipes import train
+from surefoot.paper.matrix import Matrix
+from surefoot.paper.measurements import count_passes
+from surefoot.paper.profiles import PAPER
+from surefoot.paper.runs import Workplace
+from surefoot.paper.tables import read_runs, reproduced
+from surefoot.paper.targets import TABLES
+from surefoot.recipes import RECIPES, train
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +166,21 @@ def test_two_at_once_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert smoke("table8", "--only", "sat-r3", out=tmp_path) == 2
     assert "another reproduction is at work" in capsys.readouterr().err
     assert smoke("table8", "--only", "sat-r3", out=tmp_path) == 0
+
+
+def test_the_document_is_drawn_from_the_committed_records() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    table_3, table_6 = reproduced(*read_runs(ROOT / "results" / "mnist"))
+    table_8 = TABLES["table8"].table(Matrix(PAPER, 1), Workplace(ROOT / "results" / "reproduction"))
+    for table in (table_3, table_6, table_8):
+        assert table.grid() in text
+    for table in (table_3, table_6):
+        assert "More than two points from the paper's: " + "; ".join(table.far()) in text
+    assert "Not run: " + "; ".join(table_3.missing()) in text
+    assert table_3.markdown().split("several seeds:\n\n")[1].split("\n\n")[0] in text
+    # SAT-R1, R2 and R3 are within two points in every column of Table 3, as the text says.
+    assert not any(name.startswith("SAT") for name in table_3.far())
+    sat_r1 = RECIPES["mnist/sat-r1"]
+    assert isinstance(sat_r1.objective, SatR1)
+    forty = dataclasses.replace(sat_r1, objective=dataclasses.replace(sat_r1.objective, steps=40))
+    assert f"{count_passes(forty)['units']:.1f} forward units, still the fewest" in text

@@ -30,6 +30,8 @@ DESCRIPTION = """Train what is missing, measure it, and write the paper's tables
 the printed ones. What is done is never done again: a stopped command, given once more, goes on. Results go to
 OUT/PROFILE as Markdown, CSV, JSON lines and PNG, the runs behind them to OUT/runs."""
 
+NOT_EVIDENCE = (".gitignore", ".lock", "*.safetensors", "*.ckpt", "/logs/", "/unfinished/")
+"""What of OUT is not worth a commit: the rest is what the tables and figures are drawn from."""
 TARGETS: dict[str, Target | Figure] = {**TABLES, **FIGURES}
 
 
@@ -215,6 +217,8 @@ def only_one(out: Path) -> Iterator[None]:
         ValueError: there is one at work.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / ".gitignore").exists():
+        write_text(out / ".gitignore", "\n".join(NOT_EVIDENCE) + "\n")
     with open(out / ".lock", "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy.stats import t as student  # type: ignore[import-untyped]
 
-from surefoot.evaluation import Record
+from surefoot.evaluation import Record, wilson_interval
 from surefoot.paper.printed import Printed
 from surefoot.report import markdown_table
 
@@ -162,13 +162,15 @@ class Table:
         return text.getvalue()
 
     def missing(self) -> list[str]:
-        """The cells that were not run."""
-        return [
-            f"{name} {column}"
-            for name, cells in self.rows
-            for column, cell in zip(self.columns, cells, strict=True)
-            if isinstance(cell, Cell) and not cell.values and cell.images is None
-        ]
+        """The rows and cells that were not run."""
+        found = []
+        for name, cells in self.rows:
+            numbers = [
+                (column, cell) for column, cell in zip(self.columns, cells, strict=True) if isinstance(cell, Cell)
+            ]
+            lost = [column for column, cell in numbers if not cell.values and cell.images is None]
+            found += [name] if len(lost) == len(numbers) else [f"{name} {column}" for column in lost]
+        return found
 
     def far(self, points: float = 2.0) -> list[str]:
         """The cells whose mean is further than so much from the paper's."""
@@ -201,8 +203,10 @@ def accuracy_cell(records: Sequence[Record], paper: Printed | None = None, *, cl
     if not records:
         return Cell(paper=paper)
     values = tuple(100 * (record.clean_accuracy if clean else record.robust_accuracy) for record in records)
-    low, high = records[0].robust_interval
     images = records[0].num_examples
+    low, high = records[0].robust_interval
+    if clean:
+        low, high = wilson_interval(round(records[0].clean_accuracy * images), images)
     return Cell(values, None if len(records) > 1 else (100 * low, 100 * high), images, paper)
 
 

@@ -1,6 +1,8 @@
 """The same tasks on several machines, through Ray."""
 
+import importlib
 import importlib.util
+import logging
 import warnings
 from typing import Any
 
@@ -28,16 +30,14 @@ class Cluster:
     def __init__(self, place: Workplace, address: str, threads: int = 1) -> None:
         if importlib.util.find_spec("ray") is None:
             raise ValueError("--cluster needs Ray, which is not installed: pip install 'surefoot[cluster]'.")
-        import ray
-
-        self.ray: Any = ray
+        ray: Any = importlib.import_module("ray")
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"there is no Ray cluster at {address!r} ({error}); start one with `ray start`."
             ) from error
-        self.place, self.threads = place, threads
+        self.ray, self.place, self.threads = ray, place, threads
         gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
         self.remote: Any = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(attempt_with)
         self.running: dict[Any, str] = {}

@@ -39,6 +39,7 @@ def loss_curves(
         `radii`, and the mean losses `fgsm` and `pgd` at them, in nats.
 
     Example:
+        >>> import torch
         >>> curves = loss_curves(nn.Identity(), torch.tensor([[0.5, 0.2]]), torch.tensor([0]), [0.0, 0.1])
         >>> curves["fgsm"][0] == curves["pgd"][0] < curves["fgsm"][1]
         True
@@ -62,6 +63,7 @@ def logit_gaps(
     I-FGSM takes 10 steps; R-FGSM a random step of `random_step` first. Shapes are those of `loss_curves`.
 
     Example:
+        >>> import torch
         >>> gaps = logit_gaps(nn.Identity(), torch.full((1, 2), 0.5), torch.tensor([0]), eps=0.1, random_step=0.0)
         >>> round(gaps["ifgsm"], 3), gaps["rfgsm"]
         (0.0, 0.0)

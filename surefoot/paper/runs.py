@@ -150,9 +150,10 @@ class Training:
         if not (folder / "recipe.json").exists():
             self.adopt(place)
         started = (folder / "recipe.json").exists()
-        if not started or load_run(folder).epochs_done() < load_run(folder).epochs():
-            if started and self.done(place):  # committed without its weights: it is trained anew
-                for name in ("finished.json", "recipe.json", "metrics.jsonl", "watch.jsonl"):
+        complete = started and load_run(folder).epochs_done() >= load_run(folder).epochs()
+        if not (complete and (folder / "model.safetensors").exists()):
+            if complete or self.done(place):  # its weights are gone: it is trained anew
+                for name in ("finished.json", "recipe.json", "metrics.jsonl", "watch.jsonl", "state.ckpt"):
                     (folder / name).unlink(missing_ok=True)
                 started = False
             watch = Watch(self.recipe, folder, points=self.watched) if self.watched else None
@@ -242,6 +243,7 @@ class Evaluation:
             unfinished=place.out / "unfinished" / self.id,
         )
         write_records(self.file(place), records)
+        shutil.rmtree(place.out / "unfinished" / self.id, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,7 @@ class Transfer:
         )
         for model, records in zip(models, rows, strict=True):
             write_records(self.file(place, model), records)
+        shutil.rmtree(place.out / "unfinished" / self.id, ignore_errors=True)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
+from typing import Protocol
 
 from surefoot.data import DATASETS
 from surefoot.evaluation import Record
@@ -12,6 +13,7 @@ from surefoot.paper import printed as paper
 from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells
 from surefoot.paper.matrix import (
     SAT,
+    Column,
     Grid,
     Matrix,
     accuracies,
@@ -52,10 +54,33 @@ SOURCES = {
 """The models that craft in the black-box columns."""
 
 
+class Results(Protocol):
+    """Where a table's numbers come from."""
+
+    def records(self, grid: Grid, column: Column, recipe: str, matrix: Matrix) -> list[Record]:
+        """What a cell shows, a record a seed, as far as they are there."""
+
+    def minutes(self, recipe: str, matrix: Matrix) -> list[float]:
+        """What the trainings of a row took."""
+
+
+@dataclass(frozen=True)
+class OfTasks:
+    """The results of a reproduction's own tasks."""
+
+    place: Workplace
+
+    def records(self, grid: Grid, column: Column, recipe: str, matrix: Matrix) -> list[Record]:
+        return grid.records(column, recipe, matrix, self.place)
+
+    def minutes(self, recipe: str, matrix: Matrix) -> list[float]:
+        return list(known(*(training.minutes(self.place) for training in matrix.trainings(recipe))))
+
+
 def cells(
     grid: Grid,
     matrix: Matrix,
-    place: Workplace,
+    results: Results,
     rows: Mapping[str, Sequence[Printed]],
     columns: Sequence[str],
 ) -> list[tuple[str, list[Cell]]]:
@@ -65,7 +90,7 @@ def cells(
         line = []
         for column in grid.columns:
             paper_value = rows[name][columns.index(column.printed)] if column.printed in columns else None
-            records = grid.records(column, recipe, matrix, place)
+            records = results.records(grid, column, recipe, matrix)
             line.append(accuracy_cell(records, paper_value, clean=column.clean))
         found.append((name, line))
     return found
@@ -87,27 +112,22 @@ def notes(matrix: Matrix, table: Table, records: Sequence[Record], extra: Sequen
         found.append(f"Measured on {devices} with torch {torch_versions}, in {minutes:.1f} minutes of attacking.")
     missing, far = table.missing(), table.far()
     if missing:
-        found.append(f"Not run, {len(missing)} of the cells: {'; '.join(missing)}.")
+        found.append(f"Not run: {'; '.join(missing)}.")
     if far and matrix.profile.name == "paper":
         found.append(f"More than two points from the paper's: {'; '.join(far)}.")
     return tuple(found)
 
 
-def all_records(grid: Grid, matrix: Matrix, place: Workplace) -> list[Record]:
+def all_records(grid: Grid, matrix: Matrix, results: Results) -> list[Record]:
     """Each once, whatever cells show it."""
     found = {
         (record.recipe, record.seed, record.source, column.title): record
         for column in grid.columns
         if not column.clean
         for _, recipe in grid.wanted(matrix)
-        for record in grid.records(column, recipe, matrix, place)
+        for record in results.records(grid, column, recipe, matrix)
     }
     return list(found.values())
-
-
-def minutes_cell(recipe: str, matrix: Matrix, place: Workplace) -> Cell:
-    """What a training took, in minutes, over the seeds."""
-    return Cell(known(*(training.minutes(place) for training in matrix.trainings(recipe))), digits=1)
 
 
 def known(*values: float | None) -> tuple[float, ...]:
@@ -122,16 +142,16 @@ def grid_table(
     rows: Mapping[str, Sequence[Printed]],
     columns: Sequence[str],
     matrix: Matrix,
-    place: Workplace,
+    results: Results,
 ) -> Table:
     """A table of accuracies, the minutes of training behind them."""
     lines = tuple(
-        (row, (*line, minutes_cell(dict(grid.rows)[row], matrix, place)))
-        for row, line in cells(grid, matrix, place, rows, columns)
+        (row, (*line, Cell(tuple(results.minutes(dict(grid.rows)[row], matrix)), digits=1)))
+        for row, line in cells(grid, matrix, results, rows, columns)
     )
     heads = (*(column.title for column in grid.columns), "minutes")
     bare = Table(name, title, "trained by", heads, lines)
-    return Table(name, title, "trained by", heads, lines, notes(matrix, bare, all_records(grid, matrix, place)))
+    return Table(name, title, "trained by", heads, lines, notes(matrix, bare, all_records(grid, matrix, results)))
 
 
 def accuracy_target(
@@ -145,7 +165,7 @@ def accuracy_target(
     return Target(
         name,
         lambda matrix: grid(matrix).tasks(matrix),
-        lambda matrix, place: grid_table(name, title, grid(matrix), rows, columns, matrix, place),
+        lambda matrix, place: grid_table(name, title, grid(matrix), rows, columns, matrix, OfTasks(place)),
     )
 
 
@@ -160,7 +180,9 @@ def ladder_target(
     return Target(
         name,
         lambda matrix: grid(matrix).tasks(matrix),
-        lambda matrix, place: grid_table(name, title, grid(matrix), rows, paper.TABLE_7_COLUMNS, matrix, place),
+        lambda matrix, place: grid_table(
+            name, title, grid(matrix), rows, paper.TABLE_7_COLUMNS, matrix, OfTasks(place)
+        ),
     )
 
 
@@ -182,7 +204,7 @@ def table_6_tasks(matrix: Matrix) -> Sequence[Task]:
     return minimal_norms(matrix.dataset, matrix.profile).tasks(matrix)
 
 
-def table_6(matrix: Matrix, place: Workplace) -> Table:
+def table_6(matrix: Matrix, results: Results) -> Table:
     """Fooling rates and mean l2."""
     grid = minimal_norms(matrix.dataset, matrix.profile)
     rows = paper.TABLE_6[PRINTED_AS[matrix.dataset]]
@@ -191,7 +213,7 @@ def table_6(matrix: Matrix, place: Workplace) -> Table:
         line: list[Cell | str] = []
         for index, column in enumerate(grid.columns):
             rate, length = rows[name][2 * index : 2 * index + 2]
-            line += fooling_cells(grid.records(column, recipe, matrix, place), (rate, length))
+            line += fooling_cells(results.records(grid, column, recipe, matrix), (rate, length))
         lines.append((name, tuple(line)))
     steps, weights, rate = matrix.profile.cw
     extra = [
@@ -202,7 +224,7 @@ def table_6(matrix: Matrix, place: Workplace) -> Table:
     ]
     title = f"Table 6: {matrix.dataset}, DeepFool and C&W"
     bare = Table("table6", title, "trained by", paper.TABLE_6_COLUMNS, tuple(lines))
-    return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, place), extra))
+    return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, results), extra))
 
 
 TABLE_8_ROWS = (
@@ -315,7 +337,7 @@ def sanity(matrix: Matrix, place: Workplace) -> Table:
     bare = Table("sanity", f"Section 5.4: sanity tests, {matrix.dataset}", "trained by", columns, tuple(lines))
     end = max(column_radius(column, matrix) for column in over_radius)
     extra = [f"Accuracies in %; PGD over the radius as in Fig. 8, up to {end:.3g}."]
-    return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, place), extra))
+    return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, OfTasks(place)), extra))
 
 
 def verdict(passed: bool | None) -> str:
@@ -367,7 +389,7 @@ TABLES: dict[str, Target] = {
             paper.TABLE_5,
             paper.TABLE_5_COLUMNS,
         ),
-        Target("table6", table_6_tasks, table_6),
+        Target("table6", table_6_tasks, lambda matrix, place: table_6(matrix, OfTasks(place))),
         ladder_target("table7", "Table 7: MNIST, ablations, accuracy in % at eps 0.3", ABLATIONS, paper.TABLE_7),
         Target("table8", lambda matrix: [passes for _, _, passes in passes_of(matrix)], table_8),
         ladder_target("table9", "Table 9: MNIST, sequences, accuracy in % at eps 0.3", SEQUENCES, paper.TABLE_9),
