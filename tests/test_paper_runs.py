@@ -289,6 +289,12 @@ def test_profiles_change_the_scale_and_nothing_else() -> None:
     colour = QUICK.recipe(RECIPES["tiny-imagenet-100/sat-r1"], 0)
     assert (colour.model, colour.image_size, colour.training.learning_rate) == ("lenet-plus", 32, 0.01)
     assert QUICK.recipe(RECIPES["cifar10/sat-r1"], 0).image_size is None
+    own = PAPER.of_imagenet(Path("imagenet"))
+    assert "the user's own folder" in own.note
+    large = own.recipe(RECIPES["tiny-imagenet-100/trades"], 0)
+    assert (large.dataset, large.num_classes, large.image_size) == ("imagefolder:imagenet", 100, 224)
+    assert QUICK.of_imagenet(Path("x")).recipe(RECIPES["tiny-imagenet-100/trades"], 0).image_size == 32
+    assert own.recipe(RECIPES["cifar10/trades"], 0) == RECIPES["cifar10/trades"]
     assert "bf16" in QUICK.trained_in("bf16").note
     assert Matrix(QUICK.trained_in("bf16"), 1).training("mnist/normal").recipe.training.precision == "bf16"
 

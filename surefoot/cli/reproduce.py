@@ -49,6 +49,8 @@ class Options(Common):
     """Of Tables 6 and 8, of the sanity tests and of the figures but Fig. 6; the other tables have their own."""
     out: Path = Path("reproduction")
     """Where everything goes; on several machines a folder that they share."""
+    imagenet: Path | None = None
+    """Your own folder of ImageNet images, in place of tiny-imagenet-100: 100 classes at random, 224 pixels a side."""
     data_dir: Path | None = None
     """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
     runs: tuple[Path, ...] = ()
@@ -105,7 +107,11 @@ def named_targets(names: list[str]) -> list[Target | Figure]:
 
 def make_matrix(options: Options) -> Matrix:
     """The scale, the seeds and the rows."""
-    profile = PROFILES[options.profile].trained_in(options.precision)
+    profile = (
+        PROFILES[options.profile]
+        .trained_in(options.precision)
+        .of_imagenet(options.imagenet and options.imagenet.absolute())
+    )
     only = None if options.only is None else tuple(part.strip() for part in options.only.split(",") if part.strip())
     known = [name.partition("/")[2] for name in RECIPES]
     for method in only or ():

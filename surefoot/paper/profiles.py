@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
@@ -25,6 +26,7 @@ class Profile:
         dataset: trained on instead; None is the recipe's.
         models: a network and what is trained instead of it.
         training: fields of `FitConfig` to change where a network is replaced.
+        imagenet: a folder of ImageNet's own images; 100 of its classes, drawn at random, take tiny-imagenet-100's place.
         precision: of the trainings; None is the recipe's.
         image_size: pixels a side that larger images are resized to; None keeps them.
         images, deepfool_images, cw_images, auto_images: how many of the first test images; None is all.
@@ -43,6 +45,7 @@ class Profile:
     dataset: str | None = None
     models: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    imagenet: Path | None = None
     precision: Literal["fp32", "bf16"] | None = None
     image_size: int | None = None
     images: int | None = None
@@ -75,6 +78,9 @@ class Profile:
             changes["attack_step_size"] = min(recipe.eps, reach / self.attack_steps)
         if self.dataset is not None:
             changes["dataset"] = self.dataset
+        elif self.imagenet is not None and recipe.dataset == "tiny-imagenet-100":
+            changes["dataset"] = f"imagefolder:{self.imagenet}"
+            changes["num_classes"], changes["image_size"] = 100, 224
         if self.image_size is not None and DATASETS[recipe.dataset].image_size > self.image_size:
             changes["image_size"] = self.image_size
         if recipe.model in self.models:
@@ -89,6 +95,13 @@ class Profile:
         if precision is None:
             return self
         return dataclasses.replace(self, precision=precision, note=f"{self.note} Trained in {precision}.")
+
+    def of_imagenet(self, folder: Path | None) -> "Profile":
+        """The profile on the user's own ImageNet for Table 5, which its note says."""
+        if folder is None:
+            return self
+        note = f"{self.note} ImageNet-subset: 100 classes of the user's own folder, drawn at random."
+        return dataclasses.replace(self, imagenet=folder, note=note)
 
     def objective(self, objective: Any) -> Any:
         """The objective with at most `steps` steps inside."""

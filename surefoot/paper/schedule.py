@@ -217,7 +217,8 @@ class Processes:
     def hire(self, index: int) -> Worker:
         """A new process, in place of the one at `index` where there is one."""
         ours, theirs = self.context.Pipe()
-        gpu = index % torch.cuda.device_count() if torch.cuda.is_available() else None
+        gpus = visible_gpus()
+        gpu = gpus[index % len(gpus)] if gpus else None
         process = self.context.Process(
             target=work, args=(theirs, self.place, self.threads, gpu, os.getpid()), daemon=True
         )
@@ -255,11 +256,19 @@ class Processes:
             worker.pipe.close()
 
 
-def work(pipe: Connection, place: Workplace, threads: int, gpu: int | None, parent: int) -> None:
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def work(pipe: Connection, place: Workplace, threads: int, gpu: str | None, parent: int) -> None:
     """A worker process: runs what comes through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used here
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
     threading.Thread(target=leave_with, args=(parent,), daemon=True).start()

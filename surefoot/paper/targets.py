@@ -298,7 +298,8 @@ def sanity(matrix: Matrix, place: Workplace) -> Table:
         share = {
             title: fmean(record.robust_accuracy for record in records) for title, records in found.items() if records
         }
-        classes = DATASETS[matrix.training(recipe).recipe.dataset].num_classes
+        scaled = matrix.training(recipe).recipe
+        classes = scaled.num_classes or DATASETS[scaled.dataset].num_classes
         path = [share.get(column.title) for column in over_radius]
         single = share.get("FGSM")
         weaker = largest(share.get("IFGSM"), share.get("PGD"))
