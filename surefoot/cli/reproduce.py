@@ -1,5 +1,6 @@
 """`surefoot reproduce WHAT ...`."""
 
+import dataclasses
 import fcntl
 import json
 import shlex
@@ -44,7 +45,7 @@ class Options(Common):
     seeds: int | None = None
     """Trainings a row, with seeds 0, 1, ...; None is the profile's own."""
     only: str | None = None
-    """Only these rows: sat-r1,sat-r3."""
+    """Run only these rows: sat-r1,sat-r3; the others are shown as far as they are there."""
     dataset: Literal["mnist", "cifar10", "tiny-imagenet-100"] = "mnist"
     """Of Tables 6 and 8, of the sanity tests and of the figures but Fig. 6; the other tables have their own."""
     out: Path = Path("reproduction")
@@ -79,7 +80,12 @@ def run(args: list[str]) -> int:
     options = parse(Options, rest, prog=f"surefoot reproduce {' '.join(names) or 'WHAT'}", description=DESCRIPTION)
     targets = named_targets(names)
     matrix = make_matrix(options)
-    place = Workplace(options.out.absolute(), options.data_dir, options.runs, commit())
+    place = Workplace(
+        options.out.absolute(),
+        options.data_dir and options.data_dir.absolute(),
+        tuple(folder.absolute() for folder in options.runs),
+        commit(),
+    )
     tasks = outstanding([task for target in targets for task in target.tasks(matrix)], place)
     if options.dry_run:
         show_plan(tasks, place, options)
@@ -88,8 +94,12 @@ def run(args: list[str]) -> int:
     if not options.draw:
         with only_one(place.out):
             failures = run_tasks(tasks, place, options, args)
+    whole = dataclasses.replace(matrix, only=None)  # what was not asked for is shown too, run or missing
     for target in targets:
-        (write_table if isinstance(target, Target) else write_figure)(target, matrix, place, options)  # type: ignore[arg-type]
+        if isinstance(target, Target):
+            write_table(target, whole, place, options)
+        else:
+            write_figure(target, whole, place, options)
     for failure in failures:
         say(f"failed: {failure.title}: {failure.error}" + (f" Its log is {failure.log}." if failure.log else ""))
     return int(bool(failures))
@@ -162,7 +172,9 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
         if options.json:
             fields = {"event": event.what, "task": event.task.title, "id": event.task.id, "seconds": event.seconds}
             print_json({**fields, "error": event.error})
-        elif event.what != "started":
+        elif event.what == "started":
+            say(f"started: {event.task.title}")
+        else:
             more = f": {event.error}" if event.error else ""
             say(f"[{done}/{len(tasks)}] {event.what} in {duration(event.seconds)}: {event.task.title}{more}")
 
@@ -189,21 +201,21 @@ def make_executor(place: Workplace, options: Options) -> Executor:
 def write_table(target: Target, matrix: Matrix, place: Workplace, options: Options) -> None:
     """Write and show a table."""
     table = target.table(matrix, place)
-    folder = place.out / matrix.profile.name
-    write_text(folder / f"{target.name}.md", table.markdown())
-    write_text(folder / f"{target.name}.csv", table.csv())
+    file = place.out / matrix.profile.name / f"{table.name}.md"
+    write_text(file, table.markdown())
+    write_text(file.with_suffix(".csv"), table.csv())
     if options.json:
         for line in table.lines():
             print_json({"profile": matrix.profile.name, **line})
     else:
         stdout.print(table.markdown(), markup=False, highlight=False, soft_wrap=True)
-    say(f"{target.name} is in {folder / target.name}.md and .csv.")
+    say(f"{target.name} is in {file} and .csv.")
 
 
 def write_figure(figure: Figure, matrix: Matrix, place: Workplace, options: Options) -> None:
     """Write a figure's data and draw it."""
     lines = figure.lines(matrix, place)
-    file = place.out / matrix.profile.name / f"{figure.name}.jsonl"
+    file = place.out / matrix.profile.name / f"{matrix.named(figure.name)}.jsonl"
     write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
     if options.json:
         for line in lines:

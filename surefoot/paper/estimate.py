@@ -105,7 +105,8 @@ class Costs:
     def training(self, task: Training) -> Estimate:
         """All epochs of a training, less those that are done."""
         recipe = task.recipe
-        schedule = whole_schedule(recipe)[len(read_lines(task.folder(self.place) / "metrics.jsonl")) :]
+        saved = 0 if task.done(self.place) else len(read_lines(task.folder(self.place) / "metrics.jsonl"))
+        schedule = whole_schedule(recipe)[saved:]
         seconds, bases = 0.0, set()
         for objective in schedule:
             found = self.epochs.get(training_key(recipe, objective))

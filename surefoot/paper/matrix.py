@@ -45,6 +45,10 @@ class Matrix:
         """Of all seeds."""
         return tuple(self.training(name, seed) for seed in range(self.seeds))
 
+    def named(self, target: str) -> str:
+        """The file of a table or figure that is of `dataset`: MNIST's go without saying."""
+        return target if self.dataset == "mnist" else f"{target}-{self.dataset}"
+
     def wants(self, name: str) -> bool:
         """Is this recipe's row asked for?"""
         return self.only is None or name.partition("/")[2] in self.only

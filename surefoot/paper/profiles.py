@@ -26,7 +26,7 @@ class Profile:
         dataset: trained on instead; None is the recipe's.
         models: a network and what is trained instead of it.
         training: fields of `FitConfig` to change where a network is replaced.
-        imagenet: a folder of ImageNet's own images; 100 of its classes, drawn at random, take tiny-imagenet-100's place.
+        imagenet: a folder of ImageNet's own images; 100 random classes of it take tiny-imagenet-100's place.
         precision: of the trainings; None is the recipe's.
         image_size: pixels a side that larger images are resized to; None keeps them.
         images, deepfool_images, cw_images, auto_images: how many of the first test images; None is all.
@@ -94,14 +94,15 @@ class Profile:
         """The profile with another precision of the trainings, which its note says."""
         if precision is None:
             return self
-        return dataclasses.replace(self, precision=precision, note=f"{self.note} Trained in {precision}.")
+        note = f"{self.note} Trained in {precision}."
+        return dataclasses.replace(self, name=f"{self.name}-{precision}", precision=precision, note=note)
 
     def of_imagenet(self, folder: Path | None) -> "Profile":
         """The profile on the user's own ImageNet for Table 5, which its note says."""
         if folder is None:
             return self
         note = f"{self.note} ImageNet-subset: 100 classes of the user's own folder, drawn at random."
-        return dataclasses.replace(self, imagenet=folder, note=note)
+        return dataclasses.replace(self, name=f"{self.name}-imagenet", imagenet=folder, note=note)
 
     def objective(self, objective: Any) -> Any:
         """The objective with at most `steps` steps inside."""

@@ -174,16 +174,18 @@ class Training:
         """Copy a finished run of the very same recipe and seed, where the user named its folder."""
         if self.sources:
             return  # a run does not tell which models it crafted on
-        for root in place.finished:
-            for file in sorted(root.rglob("recipe.json")):
+        for file in (file for root in place.finished for file in sorted(root.rglob("recipe.json"))):
+            try:
                 found = load_run(file.parent)
-                same = settings_of(found.recipe) == settings_of(self.recipe)
-                if same and found.epochs_done() >= found.epochs() and (file.parent / "model.safetensors").exists():
-                    folder = self.folder(place)
-                    folder.mkdir(parents=True, exist_ok=True)
-                    for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", "recipe.json"):
-                        shutil.copy2(file.parent / name, folder / name)
-                    return
+                whole = found.epochs_done() >= found.epochs() and (file.parent / "model.safetensors").exists()
+            except ValueError:
+                continue  # damaged: it is not taken
+            if whole and settings_of(found.recipe) == settings_of(self.recipe):
+                folder = self.folder(place)
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", "recipe.json"):
+                    shutil.copy2(file.parent / name, folder / name)
+                return
 
 
 @dataclass(frozen=True)

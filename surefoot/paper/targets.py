@@ -113,7 +113,7 @@ def notes(matrix: Matrix, table: Table, records: Sequence[Record], extra: Sequen
     missing, far = table.missing(), table.far()
     if missing:
         found.append(f"Not run: {'; '.join(missing)}.")
-    if far and matrix.profile.name == "paper":
+    if far and matrix.profile.name.startswith("paper"):
         found.append(f"More than two points from the paper's: {'; '.join(far)}.")
     return tuple(found)
 
@@ -223,7 +223,7 @@ def table_6(matrix: Matrix, results: Results) -> Table:
         "weights.",
     ]
     title = f"Table 6: {matrix.dataset}, DeepFool and C&W"
-    bare = Table("table6", title, "trained by", paper.TABLE_6_COLUMNS, tuple(lines))
+    bare = Table(matrix.named("table6"), title, "trained by", paper.TABLE_6_COLUMNS, tuple(lines))
     return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, results), extra))
 
 
@@ -269,7 +269,7 @@ def table_8(matrix: Matrix, place: Workplace) -> Table:
         )
     columns = ("FBP", "FBP of the I-FGSM pair", "forward units", "images/s", "pre-trained models")
     title = f"Table 8: {matrix.dataset}, what a training step costs"
-    bare = Table("table8", title, "trained by", columns, tuple(lines))
+    bare = Table(matrix.named("table8"), title, "trained by", columns, tuple(lines))
     extra = (
         matrix.profile.note,
         "FBP: backward passes of crafting by sample of the mini-batch, counted by hooks during one step; FGSM-AT and "
@@ -335,7 +335,9 @@ def sanity(matrix: Matrix, place: Workplace) -> Table:
         "(iv) accuracy never rises with the radius",
         "largest rise",
     )
-    bare = Table("sanity", f"Section 5.4: sanity tests, {matrix.dataset}", "trained by", columns, tuple(lines))
+    bare = Table(
+        matrix.named("sanity"), f"Section 5.4: sanity tests, {matrix.dataset}", "trained by", columns, tuple(lines)
+    )
     end = max(column_radius(column, matrix) for column in over_radius)
     extra = [f"Accuracies in %; PGD over the radius as in Fig. 8, up to {end:.3g}."]
     return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, OfTasks(place)), extra))
