@@ -153,7 +153,7 @@ def show_plan(tasks: list[Task], place: Workplace, options: Options) -> None:
     say(
         f"{duration(seconds)} on one worker like this process ({torch.get_num_threads()} threads)"
         + (f", {duration(seconds / workers)} on {workers} that do not slow each other down." if workers > 1 else ".")
-        + " `measured`: what finished runs took; `passes`: counted passes times a forward that was timed just now. "
+        + " `measured`: what finished runs took; `passes`: counted passes times what one took just now, on the CPU. "
         "Nothing was run."
     )
 

@@ -1,4 +1,4 @@
-"""How long tasks will take, from what finished runs took, or from passes and one timed forward."""
+"""How long tasks will take, from what finished runs took, or from counted passes and a timed step."""
 
 import dataclasses
 import json
@@ -10,8 +10,10 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
+from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
 from surefoot.evaluation.passes import seeded
@@ -24,12 +26,13 @@ from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json
 from surefoot.report import attack_label
 
-TIMED = 16  # images of the timed forward
+TIMED = 16  # images of a timed forward
+FAST = 0.5  # seconds of a step of so many images, below which it is timed in earnest
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds on one worker, and their basis: `measured` in finished runs, or `passes` times one timed forward."""
+    """Seconds on one worker, and their basis: `measured` in finished runs, or `passes` times what one takes here."""
 
     task: Task
     seconds: float
@@ -47,7 +50,7 @@ class Costs:
     place: Workplace
     epochs: dict[str, list[float]] = field(default_factory=dict)
     images: dict[str, list[float]] = field(default_factory=dict)
-    forwards: dict[str, float] = field(default_factory=dict)
+    timed: dict[str, float] = field(default_factory=dict)
     steps: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -116,9 +119,8 @@ class Costs:
                 continue
             bases.add("passes")
             data = self.place.data(recipe)
-            units = self.units(recipe, objective) * len(data.train.labels)
-            units += len(data.validation.labels) * (2 * recipe.selection_steps + 2)
-            seconds += units * self.forward(recipe)
+            seconds += self.units(recipe, objective) * len(data.train.labels) * self.training_unit(recipe)
+            seconds += (2 * recipe.selection_steps + 2) * len(data.validation.labels) * self.forward(recipe)
         return Estimate(task, seconds, " and ".join(sorted(bases)) or "measured")
 
     def units(self, recipe: Recipe, objective: Any) -> float:
@@ -129,20 +131,46 @@ class Costs:
         return self.steps[key]
 
     def forward(self, recipe: Recipe) -> float:
-        """Seconds a forward of one image through the recipe's network takes here, measured once."""
+        """Seconds that a forward of one image through the recipe's network takes here, timed once."""
+        key = json.dumps([*where(recipe), "forward"])
+        if key not in self.timed:
+            model, inputs, _ = self.example(recipe, TIMED)
+            with torch.no_grad():
+                self.timed[key] = min(timed(lambda: model.eval()(inputs)) for _ in range(3)) / TIMED
+        return self.timed[key]
+
+    def training_unit(self, recipe: Recipe) -> float:
+        """Seconds of a forward unit of one image in training: a third of an ordinary step, timed once.
+
+        A slow network is timed on few images, a fast one on a whole mini-batch, whose overhead counts.
+        """
+        size = recipe.training.batch_size
+        key = json.dumps([*where(recipe), size])
+        if key not in self.timed:
+            model, inputs, labels = self.example(recipe, min(TIMED, size))
+            optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-9, momentum=0.9)
+
+            def step() -> None:
+                optimizer.zero_grad()
+                cross_entropy(model(inputs), labels).mean().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+            seconds, count = timed(step), len(labels)
+            if seconds < FAST:
+                _, inputs, labels = self.example(recipe, size)
+                seconds, count = min(timed(step) for _ in range(3)), size
+            self.timed[key] = seconds / count / 3
+        return self.timed[key]
+
+    def example(self, recipe: Recipe, count: int) -> tuple[nn.Module, Tensor, Tensor]:
+        """The recipe's network with random weights, and random images of its data's shape."""
         data = self.place.data(recipe)
-        key = json.dumps([recipe.model, data.in_channels, data.image_size])
-        if key not in self.forwards:
-            with seeded(0), torch.no_grad():
-                model = build_model(
-                    recipe.model,
-                    num_classes=data.num_classes,
-                    in_channels=data.in_channels,
-                    image_size=data.image_size,
-                ).eval()
-                inputs = torch.rand(TIMED, data.in_channels, data.image_size, data.image_size)
-                self.forwards[key] = min(timed(lambda: model(inputs)) for _ in range(3)) / TIMED
-        return self.forwards[key]
+        with seeded(0):
+            model = build_model(
+                recipe.model, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size
+            )
+            inputs = torch.rand(count, data.in_channels, data.image_size, data.image_size)
+            return model, inputs, torch.randint(data.num_classes, (count,))
 
 
 def timed(work: Callable[[], Any]) -> float:
