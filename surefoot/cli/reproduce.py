@@ -27,9 +27,10 @@ from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Process
 from surefoot.paper.targets import TABLES, Target
 from surefoot.recipes import RECIPES
 
-DESCRIPTION = """Train what is missing, measure it, and write the paper's tables and figures with our numbers beside
-the printed ones. What is done is never done again: a stopped command, given once more, goes on. Results go to
-OUT/PROFILE as Markdown, CSV, JSON lines and PNG, the runs behind them to OUT/runs."""
+DESCRIPTION = """WHAT is table3 to table9, sanity, fig1 to fig10, or all. Train what is missing, measure it, and write
+the paper's tables and figures with our numbers beside the printed ones. What is done is never done again: a stopped
+command, given once more, goes on. Results go to OUT/PROFILE as Markdown, CSV, JSON lines and PNG, the runs behind
+them to OUT/runs."""
 
 NOT_EVIDENCE = (".gitignore", ".lock", "*.safetensors", "*.ckpt", "/logs/", "/unfinished/")
 """What of OUT is not worth a commit: the rest is what the tables and figures are drawn from."""

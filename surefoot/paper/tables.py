@@ -1,7 +1,7 @@
 """Our records beside the paper's tables, as Markdown.
 
 `python -m surefoot.paper.tables results/mnist` prints Table 3, its black-box half, Table 6's MNIST columns, and what
-AutoAttack leaves, which the paper lacks.
+AutoAttack leaves, which the paper lacks; then Tables 3 and 6 in the form of `surefoot reproduce`.
 """
 
 import json
