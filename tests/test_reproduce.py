@@ -155,7 +155,7 @@ def test_an_interruption_says_how_to_go_on(
 def test_wrong_usage_is_one_sentence(
     args: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    extra = ["--profile", "quick", "--dry-run"] if "--data-dir" in args else []
+    extra = ["--profile", "quick"] if "--data-dir" in args else []
     assert main(["reproduce", *args, "--out", str(tmp_path), *extra]) == 2
     err = capsys.readouterr().err
     assert says in " ".join(err.split())

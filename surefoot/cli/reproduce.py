@@ -22,7 +22,7 @@ from surefoot.paper.figures import can_draw, draw
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.panels import FIGURES, Figure
 from surefoot.paper.profiles import PROFILES
-from surefoot.paper.runs import Task, Workplace
+from surefoot.paper.runs import Task, Training, Workplace
 from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import TABLES, Target
 from surefoot.recipes import RECIPES
@@ -164,6 +164,7 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
     if not tasks:
         say("Everything is there; nothing is run.")
         return []
+    check_data(tasks, place)
     executor = make_executor(place, options)
     done = 0
 
@@ -186,6 +187,18 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
         raise KeyboardInterrupt(f"{done} of {len(tasks)} tasks are done; go on with: {again}") from None
     finally:
         executor.close()
+
+
+def check_data(tasks: list[Task], place: Workplace) -> None:
+    """Find and decode the data that tasks need, once and before the first begins.
+
+    Raises:
+        ValueError, FileNotFoundError: they are not there.
+    """
+    recipes = [training.recipe for task in tasks for training in task.needs]
+    recipes += [task.recipe for task in tasks if isinstance(task, Training)]
+    for recipe in {(recipe.dataset, recipe.image_size, recipe.num_classes): recipe for recipe in recipes}.values():
+        place.data(recipe)
 
 
 def make_executor(place: Workplace, options: Options) -> Executor:
