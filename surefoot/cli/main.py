@@ -12,6 +12,7 @@ VERBS = {
     "demo": "train five models on embedded digits and see which are robust (about a minute, no network)",
     "train": "train a recipe, from its name and any field you change",
     "evaluate": "measure a model's accuracy on clean images and under attack",
+    "reproduce": "train and measure what the paper's tables and figures show, beside its numbers",
     "benchmark": "time attacks and training steps against their limits",
     "list": "show the recipes, networks, data sets, attacks and objectives",
 }

@@ -15,6 +15,14 @@ from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import check_label_smoothing, check_weight, mean_cross_entropy
 
+Classified = Literal["one", "both"]
+
+
+def check_classified(value: str) -> None:
+    """Refuse what is neither of the two readings."""
+    if value not in ("one", "both"):
+        raise ValueError(f"classified is {value!r}; it is 'one' or 'both'.")
+
 
 @dataclass(frozen=True)
 class SatR1:
@@ -30,6 +38,8 @@ class SatR1:
         pair: which samples are paired: the `first` k of the mini-batch, or the `last` k, as the authors'
             released code does. In a shuffled batch the two are equal in distribution.
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        classified: the cross-entropy is over `one` kind of sample, FGSM's, or over `both`, the mean of all m + k,
+            as in the paper's ablations R1-1 and R1-3 (with lam 0).
 
     All samples go through the model in one forward. I-FGSM's first gradient is FGSM's own and is not
     computed again, so a step costs 5 + k (2 steps + 1) / m forward units. Shapes, ranges and errors are
@@ -49,6 +59,7 @@ class SatR1:
     k: int = 1
     pair: Literal["first", "last"] = "first"
     label_smoothing: float = 0.0
+    classified: Classified = "one"
     capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -58,6 +69,7 @@ class SatR1:
         if self.pair not in ("first", "last"):
             raise ValueError(f"pair is {self.pair!r}; it is 'first' or 'last'.")
         check_label_smoothing(self.label_smoothing)
+        check_classified(self.classified)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
@@ -76,8 +88,12 @@ class SatR1:
                 steps=self.steps - 1,
                 step_size=step_size,
             )
-        fgsm_logits, ifgsm_logits = model(torch.cat([fgsm, ifgsm])).split([len(fgsm), len(ifgsm)])
-        classification = mean_cross_entropy(fgsm_logits, labels, self.label_smoothing)
+        logits = model(torch.cat([fgsm, ifgsm]))
+        fgsm_logits, ifgsm_logits = logits.split([len(fgsm), len(ifgsm)])
+        if self.classified == "one":
+            classification = mean_cross_entropy(fgsm_logits, labels, self.label_smoothing)
+        else:
+            classification = mean_cross_entropy(logits, torch.cat([labels, labels[rows]]), self.label_smoothing)
         distance = squared_distance(fgsm_logits[rows], ifgsm_logits).mean()
         return LossTerms(classification + self.lam * distance, classification.detach(), distance.detach())
 
@@ -95,6 +111,8 @@ class SatR2:
         rfgsm_step: R-FGSM's second step is the `remaining` eps - alpha of Eq. 3, or the `full` eps, as in the
             authors' released code, where samples may lie up to eps + alpha away.
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        classified: the cross-entropy is over `one` kind of sample, FGSM's, or over `both`, as in the paper's
+            ablation R2-1 (with lam 0).
 
     Both gradients are one batch and both samples one forward. Costs 10 forward units. Shapes, ranges and
     errors are those of `NormalTraining`.
@@ -112,6 +130,7 @@ class SatR2:
     lam: float
     rfgsm_step: Literal["remaining", "full"] = "remaining"
     label_smoothing: float = 0.0
+    classified: Classified = "one"
     capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -120,6 +139,7 @@ class SatR2:
         if self.rfgsm_step not in ("remaining", "full"):
             raise ValueError(f"rfgsm_step is {self.rfgsm_step!r}; it is 'remaining' or 'full'.")
         check_label_smoothing(self.label_smoothing)
+        check_classified(self.classified)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
@@ -131,8 +151,12 @@ class SatR2:
             clean_signs, start_signs = gradient.sign().chunk(2)
         fgsm = project(inputs + self.eps * clean_signs, inputs, self.eps)
         rfgsm = project(start + second_step * start_signs, inputs, self.random_step + second_step)
-        fgsm_logits, rfgsm_logits = model(torch.cat([fgsm, rfgsm])).chunk(2)
-        classification = mean_cross_entropy(fgsm_logits, labels, self.label_smoothing)
+        logits = model(torch.cat([fgsm, rfgsm]))
+        fgsm_logits, rfgsm_logits = logits.chunk(2)
+        if self.classified == "one":
+            classification = mean_cross_entropy(fgsm_logits, labels, self.label_smoothing)
+        else:
+            classification = mean_cross_entropy(logits, twice, self.label_smoothing)
         distance = squared_distance(fgsm_logits, rfgsm_logits).mean()
         return LossTerms(classification + self.lam * distance, classification.detach(), distance.detach())
 
@@ -152,6 +176,8 @@ class SatR3:
             sample, or alpha as in the authors' released code (0.01 on MNIST, 2/255 on CIFAR-10), where
             samples may lie up to eps + alpha away.
         label_smoothing: share of the target spread over all classes, in [0, 1).
+        classified: the first term is the loss on `one` kind of sample, the large radius's, or the mean of
+            `both`, as in the paper's ablation R3-2 (with lam 0).
 
     One gradient serves both radii and both samples go through one forward. Costs 8 forward units. Shapes,
     ranges and errors are those of `NormalTraining`.
@@ -170,6 +196,7 @@ class SatR3:
     tau: float
     random_step: float = 0.0
     label_smoothing: float = 0.0
+    classified: Classified = "one"
     capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -182,6 +209,7 @@ class SatR3:
             raise ValueError(f"tau is {self.tau}; it must be in (0, 1).")
         RFGSM(self.eps, self.random_step)
         check_label_smoothing(self.label_smoothing)
+        check_classified(self.classified)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
@@ -197,4 +225,5 @@ class SatR3:
         loss_high = mean_cross_entropy(high_logits, labels, self.label_smoothing)
         loss_low = mean_cross_entropy(low_logits, labels, self.label_smoothing)
         excess = (loss_low - self.tau * loss_high).clamp(min=0)
-        return LossTerms(loss_high + self.lam * excess, loss_high.detach(), excess.detach())
+        classification = loss_high if self.classified == "one" else (loss_high + loss_low) / 2
+        return LossTerms(classification + self.lam * excess, classification.detach(), excess.detach())

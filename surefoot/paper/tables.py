@@ -1,31 +1,29 @@
 """Our records beside the paper's tables, as Markdown.
 
 `python -m surefoot.paper.tables results/mnist` prints Table 3, its black-box half, Table 6's MNIST columns, and what
-AutoAttack leaves, which the paper lacks.
+AutoAttack leaves, which the paper lacks; then Tables 3 and 6 in the form of `surefoot reproduce`.
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from surefoot.evaluation import Record, read_records
-from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS, TABLE_6, TABLE_6_COLUMNS, Printed
+from surefoot.evaluation.worker import fields_of
+from surefoot.paper import targets
+from surefoot.paper.beside import Table, printed
+from surefoot.paper.matrix import METHODS as ROWS
+from surefoot.paper.matrix import Column, Grid, Matrix, accuracies
+from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS, TABLE_6, TABLE_6_COLUMNS
+from surefoot.paper.profiles import PAPER
+from surefoot.paper.targets import SOURCES, grid_table
+from surefoot.recipes import RECIPES
 from surefoot.report import attack_label, markdown_table
 from surefoot.report.tables import percent
 
-METHODS = {
-    "normal": "NT",
-    "fgsm-at": "FGSM-AT",
-    "ensemble-at-a": "EAT ens-A",
-    "ensemble-at-b": "EAT ens-B",
-    "ensemble-at-c": "EAT ens-C",
-    "pgd-at": "PGD-AT",
-    "trades": "TRADES",
-    "sat-r1": "SAT-R1",
-    "sat-r2": "SAT-R2",
-    "sat-r3": "SAT-R3",
-}
+METHODS = {method: name for name, method in ROWS}
 WHITE_BOX = {
     "clean": "Clean",
     "FGSM": "FGSM",
@@ -153,9 +151,48 @@ def auto_attack(records: Sequence[Record]) -> str:
     return markdown_table(header, rows)
 
 
-def printed(value: Printed) -> str:
-    """A printed number as the paper has it."""
-    return f"{value[0]:.2f} ± {value[1]:.2f}" if isinstance(value, tuple) else f"{value:.2f}"
+@dataclass(frozen=True)
+class Committed:
+    """The results of finished runs on MNIST, by what their records say of themselves.
+
+    Args:
+        found: records of any models.
+        spent: minutes of each recipe's training.
+        whole: how many images all test images are.
+    """
+
+    found: Sequence[Record]
+    spent: Mapping[str, float]
+    whole: int = 10_000
+
+    def records(self, grid: Grid, column: Column, recipe: str, matrix: Matrix) -> list[Record]:
+        """The last record of each seed that is of the cell's attack, source and number of images."""
+        attack = column.attack(RECIPES[recipe])
+        label = attack_label(type(attack).__name__, fields_of(attack))
+        seeds = {
+            record.seed: record
+            for record in self.found
+            if (record.recipe, record.source, record.split) == (recipe, column.source, column.split)
+            and attack_label(record.attack, record.attack_fields) == label
+            and record.num_examples == (column.images or self.whole)
+        }
+        return list(seeds.values())
+
+    def minutes(self, recipe: str, matrix: Matrix) -> list[float]:
+        """What the training took, where it is known."""
+        return [self.spent[recipe]] if recipe in self.spent else []
+
+
+def reproduced(records: Sequence[Record], minutes: Mapping[str, float]) -> tuple[Table, Table]:
+    """Tables 3 and 6 as `surefoot reproduce --profile paper` has them, from finished runs on MNIST of seed 0."""
+    first = [record for record in records if record.seed == 0]
+    results, scale = Committed(first, minutes), Matrix(PAPER, 1)
+    grid = accuracies("mnist", SOURCES["mnist"], PAPER)
+    title = "Table 3: MNIST, accuracy in % at eps 0.3"
+    return (
+        grid_table("table3", title, grid, TABLE_3, TABLE_3_COLUMNS, scale, results),
+        targets.table_6(scale, results),
+    )
 
 
 def read_runs(root: Path) -> tuple[list[Record], dict[str, float]]:
@@ -188,6 +225,7 @@ def main(argv: Sequence[str]) -> int:
             table_3_black_box(records),
             table_6(records),
             auto_attack(records),
+            *(table.markdown() for table in reproduced(records, minutes)),
             sep="\n\n",
         )
     except (OSError, ValueError, KeyError) as error:

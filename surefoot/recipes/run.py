@@ -96,6 +96,7 @@ def train(
     data_dir: Path | None = None,
     resume: bool = False,
     sources: Mapping[str, Path] | None = None,
+    on_start: Callable[[nn.Module, Dataset], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -108,6 +109,7 @@ def train(
         data_dir: a folder of parquet shards; None takes $SUREFOOT_DATA or the hub.
         resume: go on with the unfinished run in `path`.
         sources: the finished run of each recipe that the objectives craft on, for ensemble adversarial training.
+        on_start: given the model that is about to be trained in place, and its data; it must leave them as they are.
         on_step, on_epoch, on_note: told the progress, as in `training.fit`.
 
     Raises:
@@ -124,6 +126,8 @@ def train(
     dataset = load_recipe_data(recipe, data_dir)
     model = build_recipe_model(recipe, dataset)
     models = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
+    if on_start is not None:
+        on_start(model, dataset)
     if is_first_process():
         write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
     return fit(

@@ -1,0 +1,259 @@
+"""`surefoot reproduce WHAT ...`."""
+
+import dataclasses
+import fcntl
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.table import Table
+
+from surefoot.cli.options import Common, parse, split_names, unknown
+from surefoot.cli.output import commit, duration, print_json, say, stdout
+from surefoot.core.files import write_text
+from surefoot.paper.cluster import Cluster
+from surefoot.paper.estimate import Costs
+from surefoot.paper.figures import can_draw, draw
+from surefoot.paper.matrix import Matrix
+from surefoot.paper.panels import FIGURES, Figure
+from surefoot.paper.profiles import PROFILES
+from surefoot.paper.runs import Task, Training, Workplace
+from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
+from surefoot.paper.targets import TABLES, Target
+from surefoot.recipes import RECIPES
+
+DESCRIPTION = """WHAT is table3 to table9, sanity, fig1 to fig10, or all. Train what is missing, measure it, and write
+the paper's tables and figures with our numbers beside the printed ones. What is done is never done again: a stopped
+command, given once more, goes on. Results go to OUT/PROFILE as Markdown, CSV, JSON lines and PNG, the runs behind
+them to OUT/runs."""
+
+NOT_EVIDENCE = (".gitignore", ".lock", "*.safetensors", "*.ckpt", "/logs/", "/unfinished/")
+"""What of OUT is not worth a commit: the rest is what the tables and figures are drawn from."""
+TARGETS: dict[str, Target | Figure] = {**TABLES, **FIGURES}
+
+
+@dataclass(frozen=True)
+class Options(Common):
+    """What `surefoot reproduce` takes beside the tables and figures."""
+
+    profile: Literal["paper", "quick", "smoke"] = "quick"
+    """`paper`: the paper's settings; `quick`: what two CPU cores can do, stated on every table; `smoke`: seconds."""
+    seeds: int | None = None
+    """Trainings a row, with seeds 0, 1, ...; None is the profile's own."""
+    only: str | None = None
+    """Run only these rows: sat-r1,sat-r3; the others are shown as far as they are there."""
+    dataset: Literal["mnist", "cifar10", "tiny-imagenet-100"] = "mnist"
+    """Of Tables 6 and 8, of the sanity tests and of the figures but Fig. 6; the other tables have their own."""
+    out: Path = Path("reproduction")
+    """Where everything goes; on several machines a folder that they share."""
+    imagenet: Path | None = None
+    """Your own folder of ImageNet images, in place of tiny-imagenet-100: 100 classes at random, 224 pixels a side."""
+    data_dir: Path | None = None
+    """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
+    runs: tuple[Path, ...] = ()
+    """Folders of finished runs of `surefoot train`, to be taken where the settings and the seed are the very same."""
+    workers: int = 1
+    """Processes at a time, each with its share of the cores or a GPU of its own; 0 runs everything in this one."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the trainings, and said on every table; None is the recipes' own, fp32. All attacks measure in fp32."""
+    cluster: str | None = None
+    """A Ray cluster to run on instead (`auto` or HOST:PORT); its machines share OUT; --threads CPUs a task, or 1."""
+    dry_run: bool = False
+    """Print what would be run, and how long it may take; run nothing."""
+    draw: bool = False
+    """Run nothing: draw tables and figures from what is there."""
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"seeds is {self.seeds}; it must be at least 1.")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be at least 0.")
+
+
+def run(args: list[str]) -> int:
+    """Reproduce; exit code 0, or 1 where a task failed."""
+    names, rest = split_names(args)
+    options = parse(Options, rest, prog=f"surefoot reproduce {' '.join(names) or 'WHAT'}", description=DESCRIPTION)
+    targets = named_targets(names)
+    matrix = make_matrix(options)
+    place = Workplace(
+        options.out.absolute(),
+        options.data_dir and options.data_dir.absolute(),
+        tuple(folder.absolute() for folder in options.runs),
+        commit(),
+    )
+    tasks = outstanding([task for target in targets for task in target.tasks(matrix)], place)
+    if options.dry_run:
+        show_plan(tasks, place, options)
+        return 0
+    failures: list[Failure] = []
+    if not options.draw:
+        with only_one(place.out):
+            failures = run_tasks(tasks, place, options, args)
+    whole = dataclasses.replace(matrix, only=None)  # what was not asked for is shown too, run or missing
+    for target in targets:
+        if isinstance(target, Target):
+            write_table(target, whole, place, options)
+        else:
+            write_figure(target, whole, place, options)
+    for failure in failures:
+        say(f"failed: {failure.title}: {failure.error}" + (f" Its log is {failure.log}." if failure.log else ""))
+    return int(bool(failures))
+
+
+def named_targets(names: list[str]) -> list[Target | Figure]:
+    """The targets that were asked for, each once; `all` is all."""
+    if not names:
+        raise ValueError(f"reproduce needs what to reproduce, for example `surefoot reproduce {next(iter(TARGETS))}`.")
+    for name in names:
+        if name not in (*TARGETS, "all"):
+            raise unknown("table or figure", name, [*TARGETS, "all"], "surefoot reproduce --help")
+    return list(TARGETS.values()) if "all" in names else [TARGETS[name] for name in dict.fromkeys(names)]
+
+
+def make_matrix(options: Options) -> Matrix:
+    """The scale, the seeds and the rows."""
+    profile = (
+        PROFILES[options.profile]
+        .trained_in(options.precision)
+        .of_imagenet(options.imagenet and options.imagenet.absolute())
+    )
+    only = None if options.only is None else tuple(part.strip() for part in options.only.split(",") if part.strip())
+    known = [name.partition("/")[2] for name in RECIPES]
+    for method in only or ():
+        if method not in known:
+            raise unknown("row", method, known, "surefoot reproduce --help")
+    return Matrix(profile, profile.seeds if options.seeds is None else options.seeds, only, options.dataset)
+
+
+def show_plan(tasks: list[Task], place: Workplace, options: Options) -> None:
+    """What would be run, in order, and how long it may take."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    costs = Costs(place)
+    seconds = 0.0
+    table = Table(title=f"{len(tasks)} tasks that are not done", title_justify="left")
+    for name in ("task", "about", "estimated from"):
+        table.add_column(name, justify="right" if name == "about" else "left")
+    for task in tasks:
+        estimate = costs(task)
+        seconds += estimate.seconds
+        if options.json:
+            fields = {"task": task.title, "id": task.id, "seconds": estimate.seconds, "basis": estimate.basis}
+            print_json(fields)
+        else:
+            table.add_row(task.title, duration(estimate.seconds), estimate.basis)
+    if not options.json:
+        stdout.print(table)
+    workers = max(1, options.workers)
+    say(
+        f"{duration(seconds)} on one worker like this process ({torch.get_num_threads()} threads)"
+        + (f", {duration(seconds / workers)} on {workers} that do not slow each other down." if workers > 1 else ".")
+        + " `measured`: what finished runs took; `passes`: counted passes times what one took just now, on the CPU. "
+        "Nothing was run."
+    )
+
+
+def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[str]) -> list[Failure]:
+    """Run what is left, and say how it goes."""
+    if not tasks:
+        say("Everything is there; nothing is run.")
+        return []
+    check_data(tasks, place)
+    executor = make_executor(place, options)
+    done = 0
+
+    def on_event(event: Event) -> None:
+        nonlocal done
+        done += event.what != "started"
+        if options.json:
+            fields = {"event": event.what, "task": event.task.title, "id": event.task.id, "seconds": event.seconds}
+            print_json({**fields, "error": event.error})
+        elif event.what == "started":
+            say(f"started: {event.task.title}")
+        else:
+            more = f": {event.error}" if event.error else ""
+            say(f"[{done}/{len(tasks)}] {event.what} in {duration(event.seconds)}: {event.task.title}{more}")
+
+    try:
+        return run_all(tasks, place, executor, on_event)
+    except KeyboardInterrupt:
+        again = shlex.join(["surefoot", "reproduce", *args])
+        raise KeyboardInterrupt(f"{done} of {len(tasks)} tasks are done; go on with: {again}") from None
+    finally:
+        executor.close()
+
+
+def check_data(tasks: list[Task], place: Workplace) -> None:
+    """Find and decode the data that tasks need, once and before the first begins.
+
+    Raises:
+        ValueError, FileNotFoundError: they are not there.
+    """
+    recipes = [training.recipe for task in tasks for training in task.needs]
+    recipes += [task.recipe for task in tasks if isinstance(task, Training)]
+    for recipe in {(recipe.dataset, recipe.image_size, recipe.num_classes): recipe for recipe in recipes}.values():
+        place.data(recipe)
+
+
+def make_executor(place: Workplace, options: Options) -> Executor:
+    """What runs the tasks."""
+    if options.cluster is not None:
+        return Cluster(place, options.cluster, options.threads or 1)
+    if options.workers:
+        return Processes(place, options.workers, options.threads)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return InProcess(place)
+
+
+def write_table(target: Target, matrix: Matrix, place: Workplace, options: Options) -> None:
+    """Write and show a table."""
+    table = target.table(matrix, place)
+    file = place.out / matrix.profile.name / f"{table.name}.md"
+    write_text(file, table.markdown())
+    write_text(file.with_suffix(".csv"), table.csv())
+    if options.json:
+        for line in table.lines():
+            print_json({"profile": matrix.profile.name, **line})
+    else:
+        stdout.print(table.markdown(), markup=False, highlight=False, soft_wrap=True)
+    say(f"{target.name} is in {file} and .csv.")
+
+
+def write_figure(figure: Figure, matrix: Matrix, place: Workplace, options: Options) -> None:
+    """Write a figure's data and draw it."""
+    lines = figure.lines(matrix, place)
+    file = place.out / matrix.profile.name / f"{matrix.named(figure.name)}.jsonl"
+    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
+    if options.json:
+        for line in lines:
+            print_json(line)
+    if can_draw():
+        draw(lines, file.with_suffix(".png"))
+        say(f"{figure.name} is in {file.with_suffix('.png')}, its data in {file.name}.")
+    else:
+        say(f"{figure.name}'s data are in {file}; to draw it: pip install 'surefoot[figures]'.")
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Keep a second reproduction out of the folder.
+
+    Raises:
+        ValueError: there is one at work.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / ".gitignore").exists():
+        write_text(out / ".gitignore", "\n".join(NOT_EVIDENCE) + "\n")
+    with open(out / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another reproduction is at work in {out}; wait for it, or give another --out.") from None
+        yield

@@ -1,0 +1,225 @@
+"""How long tasks will take, from what finished runs took, or from counted passes and a timed step."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
+from surefoot.core.losses import cross_entropy
+from surefoot.core.types import Attack
+from surefoot.evaluation import read_records
+from surefoot.evaluation.passes import seeded
+from surefoot.evaluation.worker import fields_of
+from surefoot.models import build_model
+from surefoot.paper.curves import PGD_STEPS
+from surefoot.paper.measurements import Around, Passes, count_passes
+from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace, read_lines, settings_of
+from surefoot.recipes import Recipe
+from surefoot.recipes.recipe import objective_to_json
+from surefoot.report import attack_label
+
+TIMED = 16  # images of a timed forward
+FAST = 0.5  # seconds of a step of so many images, below which it is timed in earnest
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds on one worker, and their basis: `measured` in finished runs, or `passes` times what one takes here."""
+
+    task: Task
+    seconds: float
+    basis: str
+
+
+@dataclass
+class Costs:
+    """What is known of costs on this machine.
+
+    Args:
+        place: whose runs are looked through; those of `place.finished` too.
+    """
+
+    place: Workplace
+    epochs: dict[str, list[float]] = field(default_factory=dict)
+    images: dict[str, list[float]] = field(default_factory=dict)
+    timed: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for root in (self.place.out / "runs", *self.place.finished):
+            for file in sorted(root.rglob("recipe.json")) if root.exists() else ():
+                self.learn(file.parent)
+
+    def learn(self, folder: Path) -> None:
+        """Take what a run's epochs and records took; a folder that cannot be read tells nothing."""
+        try:
+            recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+            for line, objective in zip(read_lines(folder / "metrics.jsonl"), whole_schedule(recipe), strict=False):
+                self.epochs.setdefault(training_key(recipe, objective), []).append(line["seconds"])
+            for file in (folder / "records.jsonl", *sorted((folder / "evaluations").glob("*.jsonl"))):
+                for record in read_records(file) if file.exists() else ():
+                    if record.source is not None:
+                        continue
+                    seconds = record.seconds / record.num_examples
+                    label = attack_label(record.attack, record.attack_fields)
+                    for method in (recipe.name, None):
+                        self.images.setdefault(attack_key(recipe, label, method), []).append(seconds)
+        except (OSError, ValueError, KeyError):
+            return
+
+    def __call__(self, task: Task) -> Estimate:
+        """How long a task takes on one worker."""
+        if isinstance(task, Training):
+            return self.training(task)
+        if isinstance(task, Evaluation):
+            recipe = task.model.recipe
+            count = images_of(task.images, len(getattr(self.place.data(recipe), task.split).labels))
+            label = attack_label(type(task.attack).__name__, fields_of(task.attack))
+            found = self.images.get(attack_key(recipe, label, recipe.name)) or self.images.get(
+                attack_key(recipe, label, None)
+            )
+            if found:
+                return Estimate(task, fmean(found) * count, "measured")
+            return Estimate(task, attack_units(task.attack) * count * self.forward(recipe), "passes, at most")
+        if isinstance(task, Transfer):
+            recipe = task.source.recipe
+            count = images_of(task.images, len(self.place.data(recipe).test.labels))
+            crafting = attack_units(task.attack) * self.forward(recipe)
+            scoring = sum(2 * self.forward(model.recipe) for model in task.models)
+            return Estimate(task, (crafting + scoring) * count, "passes")
+        if isinstance(task, Passes):
+            objective, size = task.recipe.objective, task.recipe.training.batch_size
+            started = time.perf_counter()
+            self.units(task.recipe, objective)
+            return Estimate(task, time.perf_counter() - started, f"passes of {size} digits")
+        if isinstance(task, Around):
+            units = 2 * (PGD_STEPS + 1) * task.points * task.images if task.what == "losses" else task.points**2
+            return Estimate(task, units * self.forward(task.model.recipe), "passes")
+        raise TypeError(f"there is no estimate of a {type(task).__name__}")
+
+    def training(self, task: Training) -> Estimate:
+        """All epochs of a training, less those that are done."""
+        recipe = task.recipe
+        saved = 0 if task.done(self.place) else len(read_lines(task.folder(self.place) / "metrics.jsonl"))
+        schedule = whole_schedule(recipe)[saved:]
+        seconds, bases = 0.0, set()
+        for objective in schedule:
+            found = self.epochs.get(training_key(recipe, objective))
+            if found:
+                seconds += fmean(found)
+                bases.add("measured")
+                continue
+            bases.add("passes")
+            data = self.place.data(recipe)
+            seconds += self.units(recipe, objective) * len(data.train.labels) * self.training_unit(recipe)
+            seconds += (2 * recipe.selection_steps + 2) * len(data.validation.labels) * self.forward(recipe)
+        return Estimate(task, seconds, " and ".join(sorted(bases)) or "measured")
+
+    def units(self, recipe: Recipe, objective: Any) -> float:
+        """Forward units of a training step by sample, counted once."""
+        key = json.dumps([objective_to_json(objective), recipe.training.batch_size])
+        if key not in self.steps:
+            self.steps[key] = count_passes(dataclasses.replace(recipe, objective=objective, then=()))["units"]
+        return self.steps[key]
+
+    def forward(self, recipe: Recipe) -> float:
+        """Seconds that a forward of one image through the recipe's network takes here, timed once."""
+        key = json.dumps([*where(recipe), "forward"])
+        if key not in self.timed:
+            model, inputs, _ = self.example(recipe, TIMED)
+            with torch.no_grad():
+                self.timed[key] = min(timed(lambda: model.eval()(inputs)) for _ in range(3)) / TIMED
+        return self.timed[key]
+
+    def training_unit(self, recipe: Recipe) -> float:
+        """Seconds of a forward unit of one image in training: a third of an ordinary step, timed once.
+
+        A slow network is timed on few images, a fast one on a whole mini-batch, whose overhead counts.
+        """
+        size = recipe.training.batch_size
+        key = json.dumps([*where(recipe), size])
+        if key not in self.timed:
+            model, inputs, labels = self.example(recipe, min(TIMED, size))
+            optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-9, momentum=0.9)
+
+            def step() -> None:
+                optimizer.zero_grad()
+                cross_entropy(model(inputs), labels).mean().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+            seconds, count = timed(step), len(labels)
+            if seconds < FAST:
+                _, inputs, labels = self.example(recipe, size)
+                seconds, count = min(timed(step) for _ in range(3)), size
+            self.timed[key] = seconds / count / 3
+        return self.timed[key]
+
+    def example(self, recipe: Recipe, count: int) -> tuple[nn.Module, Tensor, Tensor]:
+        """The recipe's network with random weights, and random images of its data's shape."""
+        data = self.place.data(recipe)
+        with seeded(0):
+            model = build_model(
+                recipe.model, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size
+            )
+            inputs = torch.rand(count, data.in_channels, data.image_size, data.image_size)
+            return model, inputs, torch.randint(data.num_classes, (count,))
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def whole_schedule(recipe: Recipe) -> list[Any]:
+    """The objective of each epoch."""
+    return [phase.objective for phase in recipe.phases() for _ in range(phase.epochs)]
+
+
+def where(recipe: Recipe) -> list[Any]:
+    """What of a recipe decides what a pass through its network costs."""
+    return [recipe.dataset, recipe.image_size, recipe.num_classes, recipe.model]
+
+
+def training_key(recipe: Recipe, objective: Any) -> str:
+    """What decides how long an epoch takes."""
+    training = recipe.training
+    how = [training.batch_size, training.precision, training.augment, recipe.selection_steps]
+    how.append(settings_of(recipe)["validation_size"])
+    return json.dumps([*where(recipe), *how, objective_to_json(objective)])
+
+
+def attack_key(recipe: Recipe, label: str, method: str | None) -> str:
+    """What decides how long an attack of a model on itself takes an image; of any method where that is None."""
+    return json.dumps([*where(recipe), label, method])
+
+
+def attack_units(attack: Attack) -> float:
+    """Passes that an attack takes for an image that it never fools; each backward counts as a forward.
+
+    Example:
+        >>> from surefoot.attacks import PGD
+        >>> attack_units(PGD(0.3, steps=40, step_size=0.01))
+        81
+    """
+    if isinstance(attack, AutoAttack):  # nine targets: ten classes, or more
+        return attack.queries + (5 * attack.targets + 2) * attack.steps + attack.targets + 11
+    if isinstance(attack, DeepFool):
+        return attack.steps * (1 + attack.candidates)
+    if isinstance(attack, CarliniWagnerL2):
+        return 2 * attack.steps * attack.search_steps
+    return 2 * getattr(attack, "steps", 1) + 1
+
+
+def images_of(limit: int | None, there: int) -> int:
+    """How many are attacked."""
+    return there if limit is None else min(limit, there)

@@ -1,0 +1,365 @@
+"""The run matrix: trainings and measurements as tasks that know what they need and whether they are done.
+
+A task is a frozen dataclass. Its `id` is a hash of everything that decides its result, so that two tables that need the
+same thing name the same task, and what is on disk under that name is never made again. Called with a `Workplace` it
+does its work; killed at any moment and called again, it goes on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from surefoot.core.files import write_text
+from surefoot.core.types import Attack
+from surefoot.data import DATASETS, Batches, Dataset, Split
+from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
+from surefoot.evaluation.passes import weights_sha256
+from surefoot.evaluation.worker import fields_of
+from surefoot.paper.watch import Watch
+from surefoot.recipes import Recipe, load_run, train
+from surefoot.recipes.run import load_recipe_data
+from surefoot.report import attack_label
+
+VERSION = 1
+"""Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
+BATCH = 250
+
+
+def digest(value: Any) -> str:
+    """A short content key of JSON values."""
+    return hashlib.sha256(json.dumps([VERSION, value], sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a reproduction keeps its things, and what its tasks must know beside their settings.
+
+    Args:
+        out: the folder of all runs, measurements and tables. Several machines must share it.
+        data_dir: a folder of parquet shards; None takes $SUREFOOT_DATA or the hub.
+        finished: folders of runs that `surefoot train` finished, taken where recipe and seed are the very same.
+        commit: of the code, for the records.
+    """
+
+    out: Path
+    data_dir: Path | None = None
+    finished: tuple[Path, ...] = ()
+    commit: str | None = None
+
+    def data(self, recipe: Recipe) -> Dataset:
+        """The recipe's data set."""
+        return load_recipe_data(recipe, self.data_dir)
+
+
+class Task(Protocol):
+    """What the scheduler runs."""
+
+    @property
+    def id(self) -> str:
+        """The content key."""
+
+    @property
+    def title(self) -> str:
+        """What a person reads."""
+
+    @property
+    def needs(self) -> tuple["Training", ...]:
+        """What must be trained before."""
+
+    def done(self, place: Workplace) -> bool:
+        """Is its result there, of the very models that are there now?"""
+
+    def __call__(self, place: Workplace) -> None: ...
+
+
+@dataclass(frozen=True)
+class Training:
+    """Train a recipe in a folder under `runs/`; what it crafts on is trained before.
+
+    Args:
+        recipe: with its seed, at the profile's scale.
+        sources: trainings of the models that the recipe's objectives craft on.
+        watched: measure logit distances and losses meanwhile, for Fig. 1-4, at so many radii; this leaves no trace on
+            the training and is no part of the key. 0 is off.
+    """
+
+    recipe: Recipe
+    sources: tuple["Training", ...] = ()
+    watched: int = 0
+
+    @cached_property
+    def id(self) -> str:
+        return digest(["training", settings_of(self.recipe), [source.id for source in self.sources]])
+
+    @property
+    def title(self) -> str:
+        return f"train {self.recipe.name}, seed {self.recipe.training.seed}"
+
+    @property
+    def needs(self) -> tuple["Training", ...]:
+        return self.sources
+
+    def folder(self, place: Workplace) -> Path:
+        """The run's folder."""
+        return place.out / "runs" / self.recipe.name / f"{self.recipe.training.seed}-{self.id[:8]}"
+
+    def sha256(self, place: Workplace) -> str | None:
+        """Of the weights of the finished run; None before."""
+        file = self.folder(place) / "finished.json"
+        return json.loads(file.read_text(encoding="utf-8"))["weights_sha256"] if file.exists() else None
+
+    def done(self, place: Workplace) -> bool:
+        return self.sha256(place) is not None
+
+    def has_weights(self, place: Workplace) -> bool:
+        """Finished, and with its weights, which committed results lack."""
+        return self.done(place) and (self.folder(place) / "model.safetensors").exists()
+
+    def minutes(self, place: Workplace) -> float | None:
+        """What the training took, selection of the epoch included; None before."""
+        file = self.folder(place) / "metrics.jsonl"
+        if not self.done(place) or not file.exists():
+            return None
+        return sum(float(line["seconds"]) for line in read_lines(file)) / 60
+
+    def speed(self, place: Workplace) -> float | None:
+        """Images a second through a training step, over all epochs; None before it is done."""
+        file = self.folder(place) / "metrics.jsonl"
+        if not self.done(place) or not file.exists():
+            return None
+        lines = read_lines(file)
+        images = sum(line["images_per_second"] * line["train_seconds"] for line in lines)
+        return float(images / sum(line["train_seconds"] for line in lines))
+
+    def model(self, place: Workplace, dataset: Dataset) -> nn.Module:
+        """The trained model, on the device where it is measured."""
+        model = load_run(self.folder(place)).load_model(dataset).requires_grad_(False)
+        return model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def __call__(self, place: Workplace) -> None:
+        folder = self.folder(place)
+        if not (folder / "recipe.json").exists():
+            self.adopt(place)
+        started = (folder / "recipe.json").exists()
+        complete = started and load_run(folder).epochs_done() >= load_run(folder).epochs()
+        if not (complete and (folder / "model.safetensors").exists()):
+            if complete or self.done(place):  # its weights are gone: it is trained anew
+                for name in ("finished.json", "recipe.json", "metrics.jsonl", "watch.jsonl", "state.ckpt"):
+                    (folder / name).unlink(missing_ok=True)
+                started = False
+            watch = Watch(self.recipe, folder, points=self.watched) if self.watched else None
+            train(
+                self.recipe,
+                folder,
+                data_dir=place.data_dir,
+                resume=started,
+                sources={source.recipe.name: source.folder(place) for source in self.sources},
+                on_start=watch.on_start if watch else None,
+                on_step=watch.on_step if watch else None,
+            )
+        model = load_run(folder).load_model(place.data(self.recipe))
+        about = {"id": self.id, "weights_sha256": weights_sha256(model)}
+        write_text(folder / "finished.json", json.dumps(about) + "\n")
+
+    def adopt(self, place: Workplace) -> None:
+        """Copy a finished run of the very same recipe and seed, where the user named its folder."""
+        if self.sources:
+            return  # a run does not tell which models it crafted on
+        for file in (file for root in place.finished for file in sorted(root.rglob("recipe.json"))):
+            try:
+                found = load_run(file.parent)
+                whole = found.epochs_done() >= found.epochs() and (file.parent / "model.safetensors").exists()
+            except ValueError:
+                continue  # damaged: it is not taken
+            if whole and settings_of(found.recipe) == settings_of(self.recipe):
+                folder = self.folder(place)
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", "recipe.json"):
+                    shutil.copy2(file.parent / name, folder / name)
+                return
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Attack a trained model on itself; one record of clean accuracy and one of the attack.
+
+    Args:
+        model: what is attacked.
+        attack: with all its settings.
+        images: the first so many; None is all.
+        split: `test` or `validation`.
+    """
+
+    model: Training
+    attack: Attack
+    images: int | None = None
+    split: str = "test"
+
+    @cached_property
+    def id(self) -> str:
+        return digest(["evaluation", self.model.id, *self.about()])
+
+    def about(self) -> list[Any]:
+        return [type(self.attack).__name__, fields_of(self.attack), self.images, self.split]
+
+    @property
+    def title(self) -> str:
+        recipe, label = self.model.recipe, attack_label(type(self.attack).__name__, fields_of(self.attack))
+        return f"{label} on {recipe.name}, seed {recipe.training.seed}"
+
+    @property
+    def needs(self) -> tuple[Training, ...]:
+        return (self.model,)
+
+    def file(self, place: Workplace) -> Path | None:
+        """Where its records are or will be; None while the model is not trained."""
+        sha256 = self.model.sha256(place)
+        key = digest(["evaluation", sha256, *self.about()])
+        return None if sha256 is None else self.model.folder(place) / "evaluations" / f"{key}.jsonl"
+
+    def done(self, place: Workplace) -> bool:
+        file = self.file(place)
+        return file is not None and file.exists()
+
+    def records(self, place: Workplace) -> list[Record]:
+        """Clean, and under the attack; empty while it is not done."""
+        file = self.file(place)
+        return read_records(file) if file is not None and file.exists() else []
+
+    def __call__(self, place: Workplace) -> None:
+        dataset = place.data(self.model.recipe)
+        records = evaluate(
+            self.model.model(place, dataset),
+            some_batches(dataset, self.images, self.split),
+            [self.attack],
+            about={**about_model(self.model, place), "split": self.split},
+            unfinished=place.out / "unfinished" / self.id,
+        )
+        write_records(self.file(place), records)
+        shutil.rmtree(place.out / "unfinished" / self.id, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Craft on one trained model and score on many: the black-box setting; each model has a record of its own.
+
+    Args:
+        source: what crafts.
+        models: what is scored.
+        attack: with all its settings.
+        images: the first so many test images; None is all.
+    """
+
+    source: Training
+    models: tuple[Training, ...]
+    attack: Attack
+    images: int | None = None
+
+    @cached_property
+    def id(self) -> str:
+        return digest(["transfer", self.source.id, [model.id for model in self.models], *self.about()])
+
+    def about(self) -> list[Any]:
+        return [type(self.attack).__name__, fields_of(self.attack), self.images]
+
+    @property
+    def title(self) -> str:
+        label = attack_label(type(self.attack).__name__, fields_of(self.attack))
+        return f"{label} crafted on {self.source.recipe.name}, scored on {len(self.models)} models"
+
+    @property
+    def needs(self) -> tuple[Training, ...]:
+        return (self.source, *self.models)
+
+    def file(self, place: Workplace, model: Training) -> Path | None:
+        """Where a model's records are or will be; None while it or the source is not trained."""
+        shas = [self.source.sha256(place), model.sha256(place)]
+        key = digest(["transfer", self.source.id, *shas, *self.about()])
+        return None if None in shas else model.folder(place) / "evaluations" / f"{key}.jsonl"
+
+    def left(self, place: Workplace) -> "Transfer":
+        """The same on the models that it was not done on yet."""
+        missing = [model for model in self.models if not ((file := self.file(place, model)) and file.exists())]
+        return dataclasses.replace(self, models=tuple(missing))
+
+    def done(self, place: Workplace) -> bool:
+        return not self.left(place).models
+
+    def records(self, place: Workplace, model: Training) -> list[Record]:
+        """Clean, and under the attack; empty while it is not done on this model."""
+        file = self.file(place, model)
+        return read_records(file) if file is not None and file.exists() else []
+
+    def without(self, failed: set[str]) -> "Transfer":
+        """The same on the models that could be trained."""
+        return dataclasses.replace(self, models=tuple(model for model in self.models if model.id not in failed))
+
+    def __call__(self, place: Workplace) -> None:
+        models = self.left(place).models
+        if not models:
+            return
+        dataset = place.data(self.source.recipe)
+        rows = evaluate_transfer(
+            self.source.model(place, dataset),
+            [model.model(place, dataset) for model in models],
+            some_batches(dataset, self.images, "test"),
+            [self.attack],
+            about=[{**about_model(model, place), "source": self.source.recipe.name} for model in models],
+            unfinished=place.out / "unfinished" / self.id,
+        )
+        for model, records in zip(models, rows, strict=True):
+            write_records(self.file(place, model), records)
+        shutil.rmtree(place.out / "unfinished" / self.id, ignore_errors=True)
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides the weights: all but how it is described and where it runs."""
+    settings = recipe.to_json()
+    del settings["description"], settings["training"]["device"]
+    if settings["validation_size"] is None and recipe.dataset in DATASETS:
+        settings["validation_size"] = DATASETS[recipe.dataset].validation_size
+    return settings
+
+
+def device() -> torch.device:
+    """The accelerator, where there is one."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def some_batches(dataset: Dataset, images: int | None, split: str) -> Batches:
+    """The first images of a split, on the device."""
+    whole: Split = getattr(dataset, split)
+    return Batches(Split(whole.images[:images], whole.labels[:images]), BATCH, device=device(), channels_last=True)
+
+
+def about_model(model: Training, place: Workplace) -> dict[str, Any]:
+    """What a record says of where it comes from."""
+    recipe = model.recipe
+    return {
+        "recipe": recipe.name,
+        "seed": recipe.training.seed,
+        "dataset": recipe.dataset,
+        "commit": place.commit,
+    }
+
+
+def write_records(file: Path | None, records: Sequence[Record]) -> None:
+    """The records of one evaluation, whole or not at all."""
+    assert file is not None
+    write_text(file, "".join(record.to_json() + "\n" for record in records))
+
+
+def read_lines(file: Path | None) -> list[dict[str, Any]]:
+    """The JSON lines of a file; none where there is none."""
+    if file is None or not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,351 @@
+"""The run matrix: nothing twice, what is stopped goes on, what fails holds up nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surefoot.attacks import FGSM
+from surefoot.core.files import load_tensors
+from surefoot.paper import runs, schedule
+from surefoot.paper.estimate import Costs, attack_units
+from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
+from surefoot.paper.measurements import Around, Passes, count_passes
+from surefoot.paper.profiles import PAPER, QUICK, SMOKE
+from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace, read_lines
+from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
+from surefoot.paper.targets import SOURCES, TABLES
+from surefoot.recipes import RECIPES, train
+
+MATRIX = Matrix(SMOKE, seeds=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the recipes that are trained from now on."""
+    names: list[str] = []
+
+    def counted(recipe: Any, *args: Any, **named: Any) -> Any:
+        names.append(recipe.name)
+        return train(recipe, *args, **named)
+
+    monkeypatch.setattr(runs, "train", counted)
+    return names
+
+
+def do(tasks: list[Task], place: Workplace) -> tuple[list[schedule.Failure], list[Event]]:
+    events: list[Event] = []
+    failures = run_all(outstanding(tasks, place), place, InProcess(place), events.append)
+    return failures, events
+
+
+def test_tables_share_their_trainings_and_nothing_is_done_twice(tmp_path: Path, trained: list[str]) -> None:
+    place = Workplace(tmp_path)
+    matrix = dataclasses.replace(MATRIX, only=("sat-r3", "normal"))
+    tasks = [task for name in ("table3", "table7", "table9") for task in TABLES[name].tasks(matrix)]
+    assert do(tasks, place)[0] == []
+    assert sorted(trained) == ["mnist/normal", "mnist/normal-c", "mnist/normal-d", "mnist/sat-r3"]
+    assert outstanding(tasks, place) == []
+    # One more seed trains that seed alone, and crafts on what is there.
+    more = dataclasses.replace(matrix, seeds=2)
+    again = outstanding(list(TABLES["table3"].tasks(more)), place)
+    assert sorted(task.title for task in again if isinstance(task, Training)) == [
+        "train mnist/normal, seed 1",
+        "train mnist/sat-r3, seed 1",
+    ]
+    assert {len(task.models) for task in again if isinstance(task, Transfer)} == {2}
+
+
+def test_sources_are_trained_once_for_all_that_craft_on_them() -> None:
+    matrix = Matrix(PAPER, seeds=3, only=("normal", "ensemble-at-a", "ensemble-at-b", "ensemble-at-c"))
+    tasks = outstanding(list(TABLES["table3"].tasks(matrix)), Workplace(Path("nowhere")))
+    titles = [task.title for task in tasks if isinstance(task, Training)]
+    assert len(titles) == len(set(titles)) == 4 * 3 + 4
+    assert titles.index("train mnist/normal-a, seed 0") < titles.index("train mnist/ensemble-at-a, seed 2")
+    # A source crafts once for every model, whatever its method and seed.
+    assert [len(task.models) for task in tasks if isinstance(task, Transfer)] == [12] * 4
+
+
+def test_what_decides_a_result_is_in_its_key() -> None:
+    one = MATRIX.training("mnist/sat-r1")
+    changed = [
+        MATRIX.training("mnist/sat-r1", seed=1),
+        MATRIX.training("mnist/sat-r2"),
+        Matrix(QUICK, 1).training("mnist/sat-r1"),
+        dataclasses.replace(one, recipe=dataclasses.replace(one.recipe, epochs=2)),
+        dataclasses.replace(one, sources=(MATRIX.training("mnist/normal"),)),
+    ]
+    assert len({one.id, *(task.id for task in changed)}) == 6
+    told_otherwise = dataclasses.replace(one.recipe, description="another sentence")
+    assert dataclasses.replace(one, recipe=told_otherwise, watched=5).id == one.id
+    tasks = [Evaluation(one, FGSM(0.3)), Evaluation(one, FGSM(0.2)), Evaluation(one, FGSM(0.3), images=5)]
+    assert len({task.id for task in tasks}) == 3
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Training(dataclasses.replace(MATRIX.training("mnist/fgsm-at").recipe, epochs=3), watched=3)
+    place, other = Workplace(tmp_path / "a"), Workplace(tmp_path / "b")
+
+    def stopped(*args: Any, **named: Any) -> None:
+        def on_epoch(line: dict[str, Any]) -> None:
+            if line["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        train(*args, **named, on_epoch=on_epoch)
+
+    monkeypatch.setattr(runs, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        do([whole], place)
+    assert not whole.done(place)
+    monkeypatch.setattr(runs, "train", train)
+    assert do([whole], place)[0] == []
+    do([dataclasses.replace(whole, watched=0)], other)  # at one go, and unwatched: watching leaves no trace
+    assert whole.sha256(place) == whole.sha256(other)
+    lines = read_lines(whole.folder(place) / "watch.jsonl")
+    assert [line["stage"] for line in lines if line["stage"]] == ["early", "late"]
+    steps = [line["step"] for line in lines if "distances" in line]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == lines[-1]["steps"]
+
+
+def test_a_run_that_is_there_already_is_taken(tmp_path: Path, trained: list[str]) -> None:
+    recipe = MATRIX.training("mnist/sat-r3").recipe
+    train(recipe, tmp_path / "runs" / "mine")
+    place = Workplace(tmp_path / "out", finished=(tmp_path / "runs",))
+    task, other = Training(recipe), Training(dataclasses.replace(recipe, epochs=2))
+    do([task, other], place)
+    assert trained == ["mnist/sat-r3"]  # the one of two epochs is another
+    weights = [
+        load_tensors(folder / "model.safetensors")[0] for folder in (tmp_path / "runs" / "mine", task.folder(place))
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_records_without_weights_need_no_training_until_more_is_asked_for(tmp_path: Path, trained: list[str]) -> None:
+    place = Workplace(tmp_path)
+    model = MATRIX.training("mnist/normal")
+    first, second = Evaluation(model, FGSM(0.1), 8), Evaluation(model, FGSM(0.2), 8)
+    do([first], place)
+    (model.folder(place) / "model.safetensors").unlink()
+    (model.folder(place) / "state.ckpt").unlink()
+    assert outstanding([first], place) == []
+    assert outstanding([first, second], place)[0].title == "train mnist/normal, seed 0"
+    assert do([first, second], place)[0] == []
+    assert len(trained) == 2
+    assert first.records(place)[1].weights_sha256 == second.records(place)[1].weights_sha256 == model.sha256(place)
+
+
+@dataclass(frozen=True)
+class Fake(Training):
+    """A training that writes its name, fails, or dies the first time."""
+
+    name: str = ""
+    what: str = "works"
+    after: tuple[Training, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return self.name
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    @property
+    def needs(self) -> tuple[Training, ...]:
+        return self.after
+
+    def done(self, place: Workplace) -> bool:
+        return (place.out / self.name).exists()
+
+    def has_weights(self, place: Workplace) -> bool:
+        return self.done(place)
+
+    def __call__(self, place: Workplace) -> None:
+        print(f"{self.name} at work")
+        tried = place.out / f"{self.name}-tried"
+        if self.what == "dies" and not tried.exists():
+            tried.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "fails":
+            raise ValueError("the moon is not round enough.")
+        (place.out / self.name).touch()
+
+
+def fake(name: str, what: str = "works", after: tuple[Training, ...] = ()) -> Fake:
+    return Fake(RECIPES["digits/normal"], name=name, what=what, after=after)
+
+
+def test_a_failing_task_is_told_of_with_its_log_and_the_others_finish(tmp_path: Path) -> None:
+    bad, good = fake("bad", "fails"), fake("good")
+    after_bad, after_good = fake("after-bad", after=(bad, good)), fake("after-good", after=(good,))
+    failures, events = do([bad, after_bad, after_good], Workplace(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"good", "after-good", "logs"}
+    assert [(failure.title, failure.error) for failure in failures] == [
+        ("bad", "the moon is not round enough."),
+        ("after-bad", "it needs what failed: bad"),
+    ]
+    assert failures[0].log is not None
+    log = failures[0].log.read_text(encoding="utf-8")
+    assert "bad at work" in log
+    assert "Traceback" in log
+    assert [event.what for event in events].count("failed") == 1
+
+
+def test_black_box_goes_on_with_the_models_that_could_be_trained(tmp_path: Path) -> None:
+    bad, good, source = fake("bad", "fails"), fake("good"), fake("source")
+    seen = []
+
+    class Recording(InProcess):
+        def start(self, task: Task) -> None:
+            if isinstance(task, Transfer):
+                seen.append([model.title for model in task.models])
+                self.finished.append((task.id, None))
+            else:
+                super().start(task)
+
+    place = Workplace(tmp_path)
+    crafted = Transfer(source, (bad, good), FGSM(0.1))
+    failures = run_all([bad, good, source, crafted], place, Recording(place), lambda event: None)
+    assert seen == [["good"]]
+    assert [failure.title for failure in failures] == ["bad"]
+    lost = run_all([bad, Transfer(bad, (good,), FGSM(0.1))], place, Recording(place), lambda event: None)
+    assert len(lost) == 2
+
+
+def test_a_killed_worker_is_replaced_and_its_task_done(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    executor = Processes(place, workers=1, threads=1)
+    events: list[Event] = []
+    try:
+        first, second = fake("first", "dies"), fake("second")
+        assert run_all([first, second], place, executor, events.append) == []
+    finally:
+        executor.close()
+    assert first.done(place)
+    assert second.done(place)
+    assert executor.deaths == {"first": 1}
+    assert [event.what for event in events] == ["started", "done", "started", "done"]
+    assert "first at work" in (tmp_path / "logs" / "first.log").read_text(encoding="utf-8")
+
+
+def test_a_task_whose_workers_all_die_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dead:
+        """A process that is over before it has begun."""
+
+        exitcode = -9
+
+        def __init__(self, **named: Any) -> None:
+            self.sentinel, end = os.pipe()
+            os.close(end)
+
+        def start(self) -> None: ...
+        def kill(self) -> None: ...
+        def join(self) -> None: ...
+
+    executor = Processes(Workplace(tmp_path), workers=1, threads=1)
+    monkeypatch.setattr(executor.context, "Process", Dead, raising=False)
+    failures = run_all([fake("never")], Workplace(tmp_path), executor, lambda event: None)
+    executor.close()
+    assert [failure.error for failure in failures] == ["its process died 3 times, last with -9"]
+
+
+def test_a_worker_leaves_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    thread = threading.Thread(target=schedule.leave_with, args=(os.getppid() + 1,))
+    thread.start()
+    thread.join(timeout=5)
+    assert codes == [1]
+
+
+def test_profiles_change_the_scale_and_nothing_else() -> None:
+    for recipe in RECIPES.values():
+        assert PAPER.recipe(recipe, recipe.training.seed) == recipe
+    sequence = QUICK.recipe(RECIPES["mnist/sat-r1-r3"], 2)
+    assert [phase.epochs for phase in sequence.phases()] == [1, 3]
+    assert sequence.training.seed == 2
+    assert sequence.phases()[1].learning_rate == 0.05
+    pgd_at = QUICK.recipe(RECIPES["mnist/pgd-at"], 0).objective
+    assert (pgd_at.steps, round(pgd_at.step_size, 6)) == (10, 0.04)  # type: ignore[union-attr]
+    colour = QUICK.recipe(RECIPES["tiny-imagenet-100/sat-r1"], 0)
+    assert (colour.model, colour.image_size, colour.training.learning_rate) == ("lenet-plus", 32, 0.01)
+    assert QUICK.recipe(RECIPES["cifar10/sat-r1"], 0).image_size is None
+    own = PAPER.of_imagenet(Path("imagenet"))
+    assert "the user's own folder" in own.note
+    large = own.recipe(RECIPES["tiny-imagenet-100/trades"], 0)
+    assert (large.dataset, large.num_classes, large.image_size) == ("imagefolder:imagenet", 100, 224)
+    assert QUICK.of_imagenet(Path("x")).recipe(RECIPES["tiny-imagenet-100/trades"], 0).image_size == 32
+    assert own.recipe(RECIPES["cifar10/trades"], 0) == RECIPES["cifar10/trades"]
+    assert "bf16" in QUICK.trained_in("bf16").note
+    assert Matrix(QUICK.trained_in("bf16"), 1).training("mnist/normal").recipe.training.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "crafting", "units"),
+    [
+        ("mnist/normal", 0, 3),
+        ("mnist/fgsm-at", 0.5, 4),
+        ("mnist/ensemble-at-c", 0.5, 4),
+        ("mnist/pgd-at", 40, 83),
+        ("mnist/trades", 40, 87),
+        ("mnist/sat-r1", 1 + 9 / 32, 5 + 21 / 32),
+        ("mnist/sat-r2", 2, 10),
+        ("mnist/sat-r3", 1, 8),
+    ],
+)
+def test_passes_are_counted(name: str, crafting: float, units: float) -> None:
+    counted = count_passes(RECIPES[name])
+    assert counted["crafting_backwards"] == pytest.approx(crafting)
+    assert counted["units"] == pytest.approx(units)
+
+
+def test_costs_come_from_finished_runs_or_from_passes(tmp_path: Path) -> None:
+    place = Workplace(tmp_path, finished=(tmp_path / "runs",))
+    recipe = MATRIX.training("mnist/sat-r3").recipe
+    folder = tmp_path / "runs" / "x"
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_json()), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text('{"seconds": 7.0}\n', encoding="utf-8")
+    costs = Costs(place)
+    three = Training(dataclasses.replace(recipe, epochs=3))
+    assert (costs(three).seconds, costs(three).basis) == (21.0, "measured")
+    other = costs(MATRIX.training("mnist/sat-r2"))
+    assert other.basis == "passes"
+    assert 0 < other.seconds < 600
+    one, many = (costs(Evaluation(three, attack, 16)) for attack in (fgsm(recipe), SMOKE.auto_attack(0.3)))
+    assert many.seconds > one.seconds > 0
+    assert attack_units(fgsm(recipe)) == 3
+    tasks: list[Task] = [Around(three, "losses", 16, 3), Around(three, "surface", 16, 3), Passes(recipe)]
+    assert all(costs(task).seconds > 0 for task in tasks)
+
+
+def test_grids_have_the_papers_rows_and_columns() -> None:
+    for dataset, sources in SOURCES.items():
+        grid = accuracies(dataset, sources, PAPER)
+        assert len(grid.rows) == 10
+        assert len(grid.columns) == 10
+        for _, recipe in grid.rows:
+            assert recipe in RECIPES
+    grid = ladder(rows_of("mnist", (("SAT-R1", "sat-r1"),)), PAPER)
+    attacks: list[Callable[..., Any]] = [column.attack(RECIPES["mnist/sat-r1"]) for column in grid.columns]
+    assert [getattr(attack, "steps", None) for attack in attacks] == [None, None, 40, 100]
+    assert isinstance(grid, Grid)

@@ -1,0 +1,211 @@
+"""Our numbers beside the paper's: cells, tables, sanity tests and figures from data alone."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from surefoot.evaluation import Record, evaluate
+from surefoot.objectives import SatR1, SatR2, SatR3
+from surefoot.paper import figures
+from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells
+from surefoot.paper.curves import logit_gaps, loss_curves
+from surefoot.paper.matrix import Matrix
+from surefoot.paper.panels import FIGURES
+from surefoot.paper.profiles import PAPER, SMOKE
+from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace, write_records
+from surefoot.paper.targets import TABLES
+
+
+def record(robust: float, clean: float = 0.9, **changes: Any) -> Record:
+    (found,) = evaluate(nn.Linear(2, 2), [(torch.rand(2, 2), torch.tensor([0, 1]))], [])
+    fields = {"robust_accuracy": robust, "clean_accuracy": clean, "robust_interval": (robust - 0.1, robust + 0.1)}
+    return Record(**{**vars(found), "attack": "PGD", "attack_fields": {"steps": 5}, **fields, **changes})
+
+
+def test_a_cell_shows_mean_and_deviation_beside_the_papers() -> None:
+    one = accuracy_cell([record(0.5)], (50.5, 0.1))
+    assert one.text() == "50.00 (50.50 ± 0.10)"
+    assert one.bounds() == pytest.approx((40, 60))  # Wilson's, as the record has it
+    three = accuracy_cell([record(0.4), record(0.5), record(0.6)], 50.0)
+    assert three.text() == "50.00 ± 10.00 (50.00)"
+    # Student's 97.5 % quantile for two degrees of freedom is 4.302653.
+    assert three.bounds() == pytest.approx((50 - 4.302653 * 10 / 3**0.5, 50 + 4.302653 * 10 / 3**0.5))
+    clean = accuracy_cell([record(0.5, clean=0.9, num_examples=1000)], clean=True)
+    assert clean.text() == "90.00"
+    assert clean.bounds() == pytest.approx((87.98, 91.71), abs=0.01)  # its own, not that of the attack
+    assert accuracy_cell([], 1.0).text() == "- (1.00)"
+
+
+def test_fooling_rates_count_what_was_wrong_before() -> None:
+    rate, length = fooling_cells([record(0.05, mean_l2=4.2)], (89.0, 4.51))
+    assert (rate.text(), length.text()) == ("95.0 (89)", "4.20 (4.51)")
+    rate, length = fooling_cells([record(1.0, mean_l2=None)], None)
+    assert (rate.text(), length.text()) == ("0.0", "-")
+    assert Table("t", "", "", ("FR", "l2"), (("x", (rate, length)),)).missing() == []  # run, but nothing fooled
+
+
+def test_a_table_is_markdown_and_csv_and_says_what_is_missing_and_far() -> None:
+    rows = (("A", (Cell((50.0,), (40.0, 60.0), 16, 55.0), "Yes")), ("B", (Cell(paper=(1.0, 0.5)), "No")))
+    table = Table("table0", "A title", "trained by", ("PGD", "models"), rows, ("A note.",))
+    assert table.grid().splitlines()[2:] == ["| A | 50.00 (55.00) | Yes |", "| B | - (1.00 ± 0.50) | No |"]
+    text = table.markdown()
+    assert text.startswith("# A title\n")
+    assert "| A | 40.00 to 60.00 |" in text
+    assert text.endswith("A note.\n")
+    assert table.missing() == ["B"]
+    part = dataclasses.replace(table, columns=("PGD", "FGSM"), rows=(("B", (Cell((1.0,)), Cell())),))
+    assert part.missing() == ["B FGSM"]
+    assert table.far() == ["A PGD -5.00"]
+    assert table.far(points=6) == []
+    first, second = csv.DictReader(io.StringIO(table.csv()))
+    assert (first["row"], first["ours"], first["low"], first["images"], first["paper"]) == (
+        "A",
+        "50.0",
+        "40.0",
+        "16",
+        "55.0",
+    )
+    assert (second["seeds"], second["ours"], second["paper_deviation"]) == ("0", "", "0.5")
+
+
+def finish(training: Training, place: Workplace) -> None:
+    """As if it were trained."""
+    folder = training.folder(place)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "finished.json").write_text(json.dumps({"weights_sha256": training.id}), encoding="utf-8")
+    line = {"seconds": 90.0, "train_seconds": 60.0, "images_per_second": 20.0}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+
+
+def pretend(place: Workplace, matrix: Matrix, name: str, accuracy: Any) -> None:
+    """Write the records of a table's tasks; `accuracy(task)` is what each of them found."""
+    for task in TABLES[name].tasks(matrix):
+        for training in task.needs:
+            finish(training, place)
+        if isinstance(task, Transfer):
+            for model in task.models:
+                write_records(task.file(place, model), [record(0.9), record(accuracy(task))])
+        elif isinstance(task, Evaluation):
+            write_records(task.file(place), [record(0.9), record(accuracy(task))])
+
+
+def test_section_5_4_fails_a_model_that_masks(tmp_path: Path) -> None:
+    def robust(task: Any) -> float:
+        eps: float = task.attack.eps
+        steps: int = getattr(task.attack, "steps", 1)
+        return max(0.0, 0.8 - eps) - (0.1 if steps > 1 else 0.0) + (0.2 if isinstance(task, Transfer) else 0.0)
+
+    def masked(task: Any) -> float:
+        eps: float = task.attack.eps
+        return 0.1 if isinstance(task, Transfer) else 0.5 + eps / 10  # white-box gets weaker with the radius
+
+    matrix = Matrix(dataclasses.replace(SMOKE, points=4), 1, ("sat-r1",))
+    verdicts = {}
+    for name, accuracy in (("robust", robust), ("masked", masked)):
+        place = Workplace(tmp_path / name)
+        assert "not run" in TABLES["sanity"].table(matrix, place).grid()
+        pretend(place, matrix, "sanity", accuracy)
+        ((_, cells),) = TABLES["sanity"].table(matrix, place).rows
+        verdicts[name] = [cell for cell in cells if isinstance(cell, str)]
+    assert verdicts == {"robust": ["passed"] * 4, "masked": ["FAILED"] * 4}
+
+
+def test_a_table_is_drawn_from_what_is_there_and_names_the_rest(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    matrix = Matrix(PAPER, 2, ("sat-r1", "sat-r3"))
+    pretend(place, dataclasses.replace(matrix, only=("sat-r3",)), "table9", lambda task: 0.875)
+    table = TABLES["table9"].table(matrix, place)
+    cells = dict(table.rows)["SAT-R3"]
+    assert [cell.text() for cell in cells if isinstance(cell, Cell)] == [
+        "90.00 ± 0.00 (98.79 ± 0.24)",
+        "87.50 ± 0.00 (94.44 ± 0.36)",
+        "87.50 ± 0.00 (86.48 ± 0.42)",
+        "87.50 ± 0.00 (82.88 ± 0.60)",
+        "1.5 ± 0.0",
+    ]
+    assert "PGD-100 +4.62" in table.markdown()
+    other = TABLES["table7"].table(dataclasses.replace(matrix, only=("ablation-r1-1",)), place)
+    assert "Not run: Ablation-R1-1." in other.markdown()
+    assert "97.71" in other.grid()  # the paper's number is there all the same
+
+
+def test_figures_are_drawn_from_data_alone(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    matrix = Matrix(SMOKE, 1)
+    for name, figure in FIGURES.items():
+        lines = figure.lines(matrix, place)
+        assert lines[0]["figure"] == name
+        assert len(lines) > 1
+        assert all("missing" in panel for panel in lines[1:])
+    surface = {"e1": [-1.0, 0.0, 1.0], "e2": [-2.0, 2.0], "loss": [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]}
+    series = [{"name": "PGD", "x": [1, 10], "y": [90.0, 80.0]}]
+    panels = [
+        {"title": "a", "surface": surface},
+        {"title": "b", "x_label": "x", "y_label": "y", "log_x": True, "series": series},
+        {"title": "c", "missing": "not run"},
+    ]
+    about = {"figure": "fig0", "title": "t", "columns": 2, "note": "n"}
+    file = tmp_path / "fig0.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in [about, *panels]), encoding="utf-8")
+    assert figures.main([str(file)]) == 0
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    file.write_text("{}\n", encoding="utf-8")
+    assert figures.main([str(file)]) == 2
+
+
+def test_curves_of_a_linear_model_are_known() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    inputs, labels = torch.full((3, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    curves = loss_curves(model, inputs, labels, [0.0, 0.25, 0.5])
+    # The logits move by the radius, one down and one up: log(1 + e^(2 radius)).
+    wanted = [float(torch.tensor(2 * radius).exp().log1p()) for radius in curves["radii"]]
+    assert curves["fgsm"] == pytest.approx(wanted)
+    assert curves["pgd"] == pytest.approx(wanted)
+    gaps = logit_gaps(model, inputs, labels, eps=0.25, random_step=0.0)
+    assert gaps["ifgsm"] == pytest.approx(0, abs=1e-6)
+    curved = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
+    for parameter in curved.parameters():
+        parameter.data.mul_(20)
+    assert logit_gaps(curved, inputs, labels, eps=0.5, random_step=0.25)["rfgsm"] > 0.1
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        SatR1(0.1, lam=0.0, steps=4, k=2, classified="both"),
+        SatR2(0.1, random_step=0.05, lam=0.0, classified="both"),
+        SatR3(0.1, eps_low=0.03, lam=0.0, tau=0.5, classified="both"),
+    ],
+)
+def test_an_ablation_classifies_both_kinds_of_samples(objective: Any) -> None:
+    """With lam 0 the loss is the mean cross-entropy of every sample in the objective's one forward."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    inputs, labels = torch.rand(5, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    seen: list[torch.Tensor] = []
+    model.train()
+    handle = model.register_forward_hook(
+        lambda module, args, out: seen.append(out.detach()) if module.training else None
+    )
+    terms = objective(model, inputs, labels)
+    handle.remove()
+    (logits,) = seen
+    assert len(logits) == (7 if isinstance(objective, SatR1) else 10)
+    all_labels = torch.cat([labels, labels])[: len(logits)]
+    wanted = torch.nn.functional.cross_entropy(logits, all_labels)
+    assert float(terms.loss.detach()) == pytest.approx(float(wanted), abs=1e-12)
+    torch.manual_seed(0)
+    one = dataclasses.replace(objective, classified="one")
+    assert float(one(model, inputs, labels).loss.detach()) != pytest.approx(float(wanted), abs=1e-6)
+    with pytest.raises(ValueError, match="classified is 'all'"):
+        dataclasses.replace(objective, classified="all")

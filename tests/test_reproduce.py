@@ -1,0 +1,187 @@
+"""`surefoot reproduce` as a user meets it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surefoot.cli import main
+from surefoot.cli.reproduce import TARGETS, only_one
+from surefoot.objectives import SatR1
+from surefoot.paper import runs
+from surefoot.paper.matrix import Matrix
+from surefoot.paper.measurements import count_passes
+from surefoot.paper.profiles import PAPER
+from surefoot.paper.runs import Workplace
+from surefoot.paper.tables import read_runs, reproduced
+from surefoot.paper.targets import TABLES
+from surefoot.recipes import RECIPES, train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def smoke(*args: str, out: Path) -> int:
+    return main(["reproduce", *args, "--profile", "smoke", "--workers", "0", "--out", str(out)])
+
+
+def test_everything_the_paper_shows_is_a_target() -> None:
+    wanted = [*(f"table{number}" for number in range(3, 10)), "sanity", *(f"fig{number}" for number in range(1, 11))]
+    assert list(TARGETS) == wanted
+
+
+def test_a_table_and_figures_from_nothing_and_then_for_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("table9", "table8", "fig1", "fig3", "fig9", "fig10")
+    assert smoke(*names, "--only", "sat-r3,fgsm-at", "--json", out=tmp_path) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    done = [line["task"] for line in lines if line.get("event") == "done"]
+    assert sorted(task for task in done if task.startswith("train")) == [
+        "train mnist/fgsm-at, seed 0",
+        "train mnist/sat-r3, seed 0",
+    ]
+    pgd, *others = (line for line in lines if line.get("table") == "table9" and line["column"] == "PGD-100")
+    assert [line["ours"] for line in others] == [None, None]
+    assert (pgd["row"], pgd["profile"], pgd["images"], pgd["paper"]) == ("SAT-R3", "smoke", 16, 82.88)
+    assert 0 <= pgd["ours"] <= 100
+    text = (tmp_path / "smoke" / "table9.md").read_text(encoding="utf-8")
+    assert "| SAT-R3 |" in text
+    assert "no result at all" in text
+    assert (tmp_path / "smoke" / "table9.csv").read_text(encoding="utf-8").startswith("table,row,column,seeds,ours")
+    shapes = {"fig1": (3, 0), "fig3": (2, 0), "fig9": (3, 2), "fig10": (3, 2)}  # SAT-R1 and R2 were not asked for
+    for name in names[2:]:
+        assert (tmp_path / "smoke" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        panels = (tmp_path / "smoke" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+        lost = sum("missing" in json.loads(panel) for panel in panels)
+        assert (len(panels), lost) == shapes[name]
+
+    def never(*args: Any, **named: Any) -> None:
+        raise AssertionError("nothing is left to do")
+
+    for name in ("train", "evaluate", "evaluate_transfer"):
+        monkeypatch.setattr(runs, name, never)
+    assert smoke(*names, "--only", "sat-r3,fgsm-at", out=tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert "Everything is there" in err
+    assert "| SAT-R3 |" in out
+    # What was not run is shown as missing, never invented.
+    assert smoke("table9", "--draw", out=tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert "Not run" in out
+    assert "| SAT-R1 + SAT-R3 | - (98.80 ± 0.09) |" in out
+
+
+def test_a_dry_run_runs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any, **named: Any) -> None:
+        raise AssertionError("a dry run must not run")
+
+    for name in ("train", "evaluate", "evaluate_transfer"):
+        monkeypatch.setattr(runs, name, never)
+    assert smoke("table9", "fig10", "--dry-run", "--json", out=tmp_path / "out") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["task"] for line in lines if line["task"].startswith("train")] == [
+        "train mnist/sat-r3, seed 0",
+        "train mnist/sat-r1-r3, seed 0",
+        "train mnist/sat-r3-r2, seed 0",
+        "train mnist/sat-r1, seed 0",
+        "train mnist/sat-r2, seed 0",
+    ]
+    assert all(line["seconds"] > 0 and line["basis"] for line in lines)
+    assert not (tmp_path / "out").exists()
+    assert smoke("table9", "--only", "sat-r3", "--dry-run", out=tmp_path / "out") == 0
+    out, err = capsys.readouterr()
+    assert "4 tasks that are not done" in out
+    assert "Nothing was run" in err
+
+
+def test_a_failed_task_is_told_of_and_the_others_finish(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(recipe: Any, *args: Any, **named: Any) -> Any:
+        if recipe.name == "mnist/sat-r2":
+            raise RuntimeError("a wire is loose")
+        return train(recipe, *args, **named)
+
+    monkeypatch.setattr(runs, "train", broken)
+    assert smoke("fig10", "--only", "sat-r2,sat-r3", out=tmp_path) == 1
+    err = capsys.readouterr().err
+    assert "failed: train mnist/sat-r2, seed 0: RuntimeError: a wire is loose Its log is" in err
+    assert "failed: surface of mnist/sat-r2, seed 0: it needs what failed" in err
+    assert "done in" in err
+    panels = (tmp_path / "smoke" / "fig10.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    assert [json.loads(panel).get("missing") for panel in panels] == ["not run", "not run", None]
+    (log,) = (file for file in (tmp_path / "logs").iterdir() if "a wire is loose" in file.read_text(encoding="utf-8"))
+    assert "Traceback" in log.read_text(encoding="utf-8")
+
+
+def test_an_interruption_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*args: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train", stopped)
+    assert smoke("fig10", out=tmp_path) == 130
+    err = capsys.readouterr().err
+    assert "0 of 6 tasks are done; go on with: surefoot reproduce fig10 --profile smoke" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((), "reproduce needs what to reproduce"),
+        (("table33",), "there is no table or figure 'table33'; did you mean table3"),
+        (("table3", "--only", "sat-r4"), "there is no row 'sat-r4'; did you mean sat-r"),
+        (("table3", "--seeds", "0"), "seeds is 0; it must be at least 1"),
+        (("table3", "--workers", "-1"), "workers is -1"),
+        (("fig10", "--only", "sat-r1", "--data-dir", "nowhere", "--dataset", "mnist"), "nowhere"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    args: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = ["--profile", "quick"] if "--data-dir" in args else []
+    assert main(["reproduce", *args, "--out", str(tmp_path), *extra]) == 2
+    err = capsys.readouterr().err
+    assert says in " ".join(err.split())
+    assert "Traceback" not in err
+
+
+def test_two_at_once_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_one(tmp_path):
+        assert smoke("table8", "--only", "sat-r3", out=tmp_path) == 2
+    assert "another reproduction is at work" in capsys.readouterr().err
+    assert smoke("table8", "--only", "sat-r3", out=tmp_path) == 0
+
+
+def test_the_document_is_drawn_from_the_committed_records() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    table_3, table_6 = reproduced(*read_runs(ROOT / "results" / "mnist"))
+    table_8 = TABLES["table8"].table(Matrix(PAPER, 1), Workplace(ROOT / "results" / "reproduction"))
+    for table in (table_3, table_6, table_8):
+        assert table.grid() in text
+    for table in (table_3, table_6):
+        assert "More than two points from the paper's: " + "; ".join(table.far()) in text
+    assert "Not run: " + "; ".join(table_3.missing()) in text
+    assert table_3.markdown().split("several seeds:\n\n")[1].split("\n\n")[0] in text
+    # SAT-R1, R2 and R3 are within two points in every column of Table 3, as the text says.
+    assert not any(name.startswith("SAT") for name in table_3.far())
+    sat_r1 = RECIPES["mnist/sat-r1"]
+    assert isinstance(sat_r1.objective, SatR1)
+    forty = dataclasses.replace(sat_r1, objective=dataclasses.replace(sat_r1.objective, steps=40))
+    assert f"{count_passes(forty)['units']:.1f} forward units, still the fewest" in text
