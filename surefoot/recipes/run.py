@@ -13,9 +13,11 @@ from surefoot.core.files import load_tensors, write_text
 from surefoot.data import Dataset
 from surefoot.data import load as load_dataset
 from surefoot.models import build_model
+from surefoot.objectives import SatR1
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
-from surefoot.training import FitResult, fit, load_weights
+from surefoot.training import FitResult, Monitor, fit, load_weights
 from surefoot.training.fit import StepReport, is_first_process, make_fabric
+from surefoot.training.monitor import PROBE_SIZE
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class Run:
     def epochs(self) -> int:
         """Epochs in all its phases."""
         return sum(phase.epochs for phase in self.recipe.phases())
+
+    def is_finished(self) -> bool:
+        """Are all epochs done, or did the run stop for good where its gradients were masked?"""
+        state = self.path / "state.ckpt"
+        if not state.exists():
+            return False
+        metrics = load_tensors(state)[1]["metrics"]
+        stopped = any((line.get("masking") or {}).get("action") == "stop" for line in metrics)
+        return stopped or len(metrics) >= self.epochs()
 
     def load_data(self, data_dir: Path | None = None) -> Dataset:
         """The run's data set."""
@@ -96,6 +107,7 @@ def train(
     data_dir: Path | None = None,
     resume: bool = False,
     sources: Mapping[str, Path] | None = None,
+    on_note: Callable[[str], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> FitResult:
@@ -107,7 +119,7 @@ def train(
         data_dir: a folder of parquet shards; None takes $SUREFOOT_DATA or the hub.
         resume: go on with the unfinished run in `path`.
         sources: the finished run of each recipe that the objectives craft on, for ensemble adversarial training.
-        on_step, on_epoch: told the progress, as in `training.fit`.
+        on_note, on_step, on_epoch: told the progress, as in `training.fit`.
 
     Raises:
         ValueError: `path` holds another or a finished run, or a bad setting.
@@ -134,9 +146,20 @@ def train(
         run_dir=path,
         resume=resume,
         fabric=fabric,
+        monitor=recipe_monitor(recipe, dataset),
+        repair=SatR1(recipe.eps, lam=0.2, steps=10),
+        on_note=on_note,
         on_step=on_step,
         on_epoch=on_epoch,
     )
+
+
+def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
+    """The monitor of a recipe's training: its eps, the first validation images; None where there is nothing to see."""
+    images, labels = (tensor[:PROBE_SIZE] for tensor in dataset.validation)
+    if recipe.training.on_masking == "off" or recipe.eps == 0 or len(labels) == 0:
+        return None
+    return Monitor(images.float() / 255, labels.clone(), eps=recipe.eps, every=recipe.training.monitor_every)
 
 
 def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
@@ -151,7 +174,7 @@ def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
         return
     run = load_run(path)
     done = run.epochs_done()
-    if done >= run.epochs():
+    if run.is_finished():
         raise ValueError(f"{path} holds a finished run, which is never overwritten; give another folder with --out.")
     if not resume:
         raise ValueError(
