@@ -1,5 +1,6 @@
 """A run: the folder that a recipe is trained in, and the model that comes out of it."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from surefoot.core.files import load_tensors, write_text
 from surefoot.data import Dataset
 from surefoot.data import load as load_dataset
 from surefoot.models import build_model
-from surefoot.objectives import SatR1
+from surefoot.objectives import NormalTraining, SatR1
+from surefoot.recipes.cifar10 import CIFAR10
+from surefoot.recipes.digits import DIGITS
+from surefoot.recipes.imagenet import IMAGENET
+from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, Monitor, fit, load_weights
 from surefoot.training.fit import StepReport, is_first_process, make_fabric
-from surefoot.training.monitor import PROBE_SIZE
+from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ def train(
         resume=resume,
         fabric=fabric,
         monitor=recipe_monitor(recipe, dataset),
-        repair=SatR1(recipe.eps, lam=0.2, steps=10),
+        repair=recipe_repair(recipe),
         on_note=on_note,
         on_step=on_step,
         on_epoch=on_epoch,
@@ -155,11 +160,25 @@ def train(
 
 
 def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
-    """The monitor of a recipe's training: its eps, the first validation images; None where there is nothing to see."""
+    """What looks at a recipe's training, at its eps on its first validation images.
+
+    None in ordinary training, which has nothing to mask, at eps 0, and where nothing is held out.
+    """
+    config = recipe.training
     images, labels = (tensor[:PROBE_SIZE] for tensor in dataset.validation)
-    if recipe.training.on_masking == "off" or recipe.eps == 0 or len(labels) == 0:
+    ordinary = all(isinstance(phase.objective, NormalTraining) for phase in recipe.phases())
+    if config.on_masking == "off" or ordinary or recipe.eps == 0 or len(labels) == 0:
         return None
-    return Monitor(images.float() / 255, labels.clone(), eps=recipe.eps, every=recipe.training.monitor_every)
+    every = config.monitor_every or max(1, LOOK_EVERY_IMAGES // config.batch_size)
+    return Monitor(images.float() / 255, labels.clone(), eps=recipe.eps, every=every)
+
+
+def recipe_repair(recipe: Recipe) -> SatR1:
+    """The data set's own SAT-R1 at the recipe's eps; elsewhere with CIFAR-10's settings."""
+    own = {each.name: each.objective for each in (*DIGITS, *MNIST, *CIFAR10, *IMAGENET)}
+    found = own.get(f"{recipe.dataset}/sat-r1", own["cifar10/sat-r1"])
+    assert isinstance(found, SatR1)
+    return dataclasses.replace(found, eps=recipe.eps)
 
 
 def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
