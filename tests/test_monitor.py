@@ -30,7 +30,7 @@ from surefoot.objectives import FgsmAT, SatR1
 from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import Run, check_folder, recipe_monitor, recipe_repair
 from surefoot.training import FitConfig, FitResult, Look, Monitor, Phase, describe, fit, monitor_curves
-from surefoot.training.monitor import binomial_tail
+from surefoot.training.monitor import OnMasking, binomial_tail
 
 EPS = 0.3
 GREY = 128 / 255
@@ -125,10 +125,8 @@ def test_the_measurements_are_those_of_the_attacks_and_probes() -> None:
     assert look.agreement == close(gradient_agreement(model, inputs, corner, labels).mean().item())
     stands, still = (predictions(model, each) == labels for each in (fgsm, pgd))
     assert look.lost == int((stands & ~still).sum())
-    assert (look.fgsm_accuracy, look.pgd_accuracy) == (
-        close(stands.float().mean().item()),
-        close(still.float().mean().item()),
-    )
+    assert look.fgsm_accuracy == close(stands.float().mean().item())
+    assert look.pgd_accuracy == close(still.float().mean().item())
 
 
 def test_the_tail_is_the_binomials() -> None:
@@ -232,7 +230,7 @@ def grey_data() -> Dataset:
 
 
 def fit_planted(
-    data: Dataset, action: str, *, epochs: int = 4, repair: Objective | None = None, **settings: Any
+    data: Dataset, action: OnMasking, *, epochs: int = 4, repair: Objective | None = None, **settings: Any
 ) -> tuple[FitResult, Planted, Monitor]:
     model, config = Planted(0.0), dataclasses.replace(SLOWLY, on_masking=action)
     images, labels = data.validation
@@ -313,7 +311,7 @@ def test_repair_goes_back_and_on_with_the_other_objective(grey_data: Dataset) ->
 @pytest.mark.parametrize("action", ["warn", "repair"])
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_resumed_training_remembers_its_looks_and_where_to_go_back_to(
-    grey_data: Dataset, tmp_path: Path, action: str, cut: int
+    grey_data: Dataset, tmp_path: Path, action: OnMasking, cut: int
 ) -> None:
     class Cut(Exception):
         pass
@@ -371,6 +369,10 @@ def test_recipes_bring_their_monitor_and_their_repair() -> None:
     assert (monitor.eps, monitor.every, len(monitor.labels)) == (EPS, 500, 128)
     assert recipe_monitor(RECIPES["digits/normal"], digits) is None
     recipe = RECIPES["digits/fgsm-at"]
+    stop = dataclasses.replace(RECIPES["digits/normal"].training, on_masking="stop")
+    stopped = dataclasses.replace(RECIPES["digits/normal"], training=stop)
+    with pytest.raises(ValueError, match="ordinary training masks no gradients"):
+        recipe_monitor(stopped, digits)
     off = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, on_masking="off"))
     assert recipe_monitor(off, digits) is None
     assert recipe_repair(recipe) == RECIPES["digits/sat-r1"].objective

@@ -163,11 +163,17 @@ def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
     """What looks at a recipe's training, at its eps on its first validation images.
 
     None in ordinary training, which has nothing to mask, at eps 0, and where nothing is held out.
+
+    Raises:
+        ValueError: none of these can be watched, and `on_masking` asks for more than a warning.
     """
     config = recipe.training
     images, labels = (tensor[:PROBE_SIZE] for tensor in dataset.validation)
     ordinary = all(isinstance(phase.objective, NormalTraining) for phase in recipe.phases())
     if config.on_masking == "off" or ordinary or recipe.eps == 0 or len(labels) == 0:
+        if config.on_masking in ("stop", "repair"):
+            why = "ordinary training masks no gradients" if ordinary else "eps is 0 or no images are held out"
+            raise ValueError(f"on_masking is {config.on_masking!r}, but {why}; leave it out.")
         return None
     every = config.monitor_every or max(1, LOOK_EVERY_IMAGES // config.batch_size)
     return Monitor(images.float() / 255, labels.clone(), eps=recipe.eps, every=every)

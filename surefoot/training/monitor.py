@@ -247,22 +247,12 @@ def binomial_tail(successes: int, trials: int, rate: float) -> float:
         >>> round(binomial_tail(2, 3, 0.5), 6)
         0.5
     """
-    if successes <= 0:
-        return 1.0
-    whole = math.lgamma(trials + 1)
-    return min(
-        1.0,
-        math.fsum(
-            math.exp(
-                whole
-                - math.lgamma(k + 1)
-                - math.lgamma(trials - k + 1)
-                + k * math.log(rate)
-                + (trials - k) * math.log1p(-rate)
-            )
-            for k in range(successes, trials + 1)
-        ),
-    )
+
+    def log_chance(k: int) -> float:
+        ways = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        return ways + k * math.log(rate) + (trials - k) * math.log1p(-rate)
+
+    return min(1.0, math.fsum(math.exp(log_chance(k)) for k in range(successes, trials + 1)))
 
 
 def describe(look: Look) -> str:
@@ -381,7 +371,7 @@ class Guard:
 
     def _what_next(self) -> str:
         if self.action == "warn":
-            return "the model is likely not robust; SAT-R1 avoids it, and --on-masking repair changes to it in time"
+            return "the model looks more robust than it is; on_masking 'repair' goes back and on with another objective"
         where = f"to step {self.healthy_step}, its last healthy look" if self.healthy_step else "before the first step"
         after = "the training ends there" if self.action == "stop" else f"goes on with {type(self.repair).__name__}"
         return f"the training is put back {where}, and {after}"
