@@ -118,7 +118,7 @@ class Monitor:
     eps: float
     every: int = 500
     steps: int = 4
-    bound: float = 0.25
+    bound: float = 0.3
     false_alarm_rate: float = 0.01
     seed: int = 0
     history: list[Look] = field(default_factory=list)
