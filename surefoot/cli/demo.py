@@ -107,7 +107,7 @@ def is_trained(recipe: Recipe, path: Path) -> bool:
     found = load_run(path)
     if found.recipe.to_json() != recipe.to_json():
         raise ValueError(f"{path} holds a run with other settings; give another folder with --out.")
-    return found.epochs_done() >= found.epochs()
+    return found.is_finished()
 
 
 def demo_table(measured: dict[str, list[Record]]) -> Table:

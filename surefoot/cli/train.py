@@ -93,7 +93,7 @@ def trained_source(name: str, recipe: Recipe, options: Options, command: str) ->
     source = dataclasses.replace(source, dataset=recipe.dataset, training=training)
     folder = default_path(source)
     started = (folder / "recipe.json").exists()
-    if not started or load_run(folder).epochs_done() < load_run(folder).epochs():
+    if not started or not load_run(folder).is_finished():
         say(f"{recipe.name} crafts on {name}, which is trained first, in {folder}")
         train_with_progress(source, folder, options, {}, resume=started, again=command)
     return folder
@@ -111,9 +111,9 @@ def train_with_progress(
                 data_dir=options.data_dir,
                 resume=resume,
                 sources=sources,
+                on_note=lambda note: say(f"{recipe.name}: {note}"),
                 on_step=progress.on_step,
                 on_epoch=(lambda line: print_json({"run": str(path), **line})) if options.json else progress.on_epoch,
-                on_note=say,
             )
     except KeyboardInterrupt:
         if not (path / "recipe.json").exists():

@@ -1,5 +1,6 @@
 """A run: the folder that a recipe is trained in, and the model that comes out of it."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,15 @@ from surefoot.core.files import load_tensors, write_text
 from surefoot.data import Dataset
 from surefoot.data import load as load_dataset
 from surefoot.models import build_model
+from surefoot.objectives import NormalTraining, SatR1
+from surefoot.recipes.cifar10 import CIFAR10
+from surefoot.recipes.digits import DIGITS
+from surefoot.recipes.imagenet import IMAGENET
+from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
-from surefoot.training import FitResult, fit, load_weights
+from surefoot.training import FitResult, Monitor, fit, load_weights
 from surefoot.training.fit import StepReport, is_first_process, make_fabric
+from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,15 @@ class Run:
     def epochs(self) -> int:
         """Epochs in all its phases."""
         return sum(phase.epochs for phase in self.recipe.phases())
+
+    def is_finished(self) -> bool:
+        """Are all epochs done, or did the run stop for good where its gradients were masked?"""
+        state = self.path / "state.ckpt"
+        if not state.exists():
+            return False
+        metrics = load_tensors(state)[1]["metrics"]
+        stopped = any((line.get("masking") or {}).get("action") == "stop" for line in metrics)
+        return stopped or len(metrics) >= self.epochs()
 
     def load_data(self, data_dir: Path | None = None) -> Dataset:
         """The run's data set."""
@@ -139,10 +155,40 @@ def train(
         run_dir=path,
         resume=resume,
         fabric=fabric,
+        monitor=recipe_monitor(recipe, dataset),
+        repair=recipe_repair(recipe),
         on_step=on_step,
         on_epoch=on_epoch,
         on_note=on_note,
     )
+
+
+def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
+    """What looks at a recipe's training, at its eps on its first validation images.
+
+    None in ordinary training, which has nothing to mask, at eps 0, and where nothing is held out.
+
+    Raises:
+        ValueError: none of these can be watched, and `on_masking` asks for more than a warning.
+    """
+    config = recipe.training
+    images, labels = (tensor[:PROBE_SIZE] for tensor in dataset.validation)
+    ordinary = all(isinstance(phase.objective, NormalTraining) for phase in recipe.phases())
+    if config.on_masking == "off" or ordinary or recipe.eps == 0 or len(labels) == 0:
+        if config.on_masking in ("stop", "repair"):
+            why = "ordinary training masks no gradients" if ordinary else "eps is 0 or no images are held out"
+            raise ValueError(f"on_masking is {config.on_masking!r}, but {why}; leave it out.")
+        return None
+    every = config.monitor_every or max(1, LOOK_EVERY_IMAGES // config.batch_size)
+    return Monitor(images.float() / 255, labels.clone(), eps=recipe.eps, every=every)
+
+
+def recipe_repair(recipe: Recipe) -> SatR1:
+    """The data set's own SAT-R1 at the recipe's eps; elsewhere with CIFAR-10's settings."""
+    own = {each.name: each.objective for each in (*DIGITS, *MNIST, *CIFAR10, *IMAGENET)}
+    found = own.get(f"{recipe.dataset}/sat-r1", own["cifar10/sat-r1"])
+    assert isinstance(found, SatR1)
+    return dataclasses.replace(found, eps=recipe.eps)
 
 
 def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
@@ -157,7 +203,7 @@ def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
         return
     run = load_run(path)
     done = run.epochs_done()
-    if done >= run.epochs():
+    if run.is_finished():
         raise ValueError(f"{path} holds a finished run, which is never overwritten; give another folder with --out.")
     if not resume:
         raise ValueError(

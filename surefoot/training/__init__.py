@@ -3,14 +3,19 @@
 from surefoot.core.files import CheckpointError
 from surefoot.training.checkpoint import load_weights, save_weights
 from surefoot.training.fit import FitConfig, FitResult, Phase, TrainingDiverged, fit
+from surefoot.training.monitor import Look, Monitor, describe, monitor_curves
 
 __all__ = [
     "CheckpointError",
     "FitConfig",
     "FitResult",
+    "Look",
+    "Monitor",
     "Phase",
     "TrainingDiverged",
+    "describe",
     "fit",
     "load_weights",
+    "monitor_curves",
     "save_weights",
 ]

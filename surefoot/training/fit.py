@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning_fabric import Fabric
@@ -23,11 +24,13 @@ from surefoot.data import Batches, Dataset
 from surefoot.evaluation import accuracy
 from surefoot.training.captured import CapturedStep
 from surefoot.training.checkpoint import check_fits, load_weights, save_weights
+from surefoot.training.monitor import Guard, Monitor, OnMasking
 from surefoot.training.schedules import SCHEDULES
 from surefoot.training.step import EagerStep, LossHistory, Step
 
 EVALUATION_BATCH = 500
 CHECK_EVERY = 50  # steps between looks at the loss; a look waits for the device
+HEALTHY = "healthy."  # before the names of the tensors to go back to, in state.ckpt
 
 
 class TrainingDiverged(RuntimeError):
@@ -82,11 +85,18 @@ class FitConfig:
     """`bf16`: forward and backward in bfloat16 where that is safe; weights, losses and the update stay fp32."""
     capture: Literal["auto", "off"] = "auto"
     """On one CUDA device, `auto` replays each step as a CUDA graph; `off` is for a model that draws on the host."""
+    on_masking: OnMasking = "warn"
+    """Where the monitor sees masked gradients: `warn` says so, `stop` ends at the last healthy look, `repair` goes
+    back to it and on with SAT-R1; `off` does not look."""
+    monitor_every: int | None = None
+    """Training steps between two looks of the monitor; None looks every 16,000 images: less than 3 % of the time."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.monitor_every is not None and self.monitor_every < 1:
+            raise ValueError(f"monitor_every is {self.monitor_every}; it must be at least 1.")
         check_learning_rate(self.learning_rate)
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -95,6 +105,8 @@ class FitConfig:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of at least 0.")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; it is one of {', '.join(SCHEDULES)}.")
+        if self.on_masking not in get_args(OnMasking):
+            raise ValueError(f"on_masking is {self.on_masking!r}; it is one of {', '.join(get_args(OnMasking))}.")
 
 
 def check_learning_rate(value: float | None) -> None:
@@ -173,6 +185,8 @@ def fit(
     run_dir: Path | None = None,
     resume: bool = False,
     fabric: Fabric | None = None,
+    monitor: Monitor | None = None,
+    repair: Objective | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -194,12 +208,15 @@ def fit(
         resume: go on from `run_dir`'s `state.ckpt` where there is one, to the same weights as without a break
             (bit-identical on a CPU with as many threads).
         fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.
+        monitor: looks at the model as `config.on_masking` says; None does not look. Its looks are in the lines.
+        repair: what is minimised after going back, where `config.on_masking` is `repair`.
         on_step: told the progress every few steps.
         on_epoch: told the line of `metrics.jsonl` after each epoch.
-        on_note: told in a sentence what a user should know, as that a step cannot be captured.
+        on_note: told in a sentence what a user should know: what the monitor saw and what was done about it, that a
+            step cannot be captured.
 
     Raises:
-        ValueError: a bad setting, a negative label, or no phases.
+        ValueError: a bad setting, a negative label, no phases, or no monitor or repair where `on_masking` needs one.
         CheckpointError: a state that is damaged, pickled, or of another run.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
@@ -215,6 +232,8 @@ def fit(
     """
     if not phases:
         raise ValueError("phases is empty; give at least one Phase(objective, epochs).")
+    if config.on_masking in ("stop", "repair") and monitor is None:
+        raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
     run = None if run_dir is None else Path(run_dir)
     fabric = fabric or make_fabric(config)
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
@@ -253,15 +272,23 @@ def fit(
     schedule = [phase for phase in phases for _ in range(phase.epochs)]
     factor = SCHEDULES[config.schedule]
 
+    guard = None
+    if monitor is not None and config.on_masking != "off":
+        state = partial(training_tensors, module, optimizer, average)
+        guard = Guard(monitor, config.on_masking, repair, state, on_note if rank == 0 else None, fabric.broadcast)
+
     metrics: list[dict[str, Any]] = []
     best_epoch, best_score = 0, -1.0
     best_weights: dict[str, Tensor] = {}
     if resume and run is not None and (run / "state.ckpt").exists():
-        metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average)
+        metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average, guard)
 
     started = time.perf_counter()
     for epoch in range(len(metrics) + 1, len(schedule) + 1):
+        if guard is not None and guard.did("stop"):
+            break
         phase = schedule[epoch - 1]
+        objective = phase.objective if guard is None else guard.objective(phase.objective)
         base_rate = phase.learning_rate or config.learning_rate
         torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + rank)  # so that resuming needs no generator state
         history = LossHistory(len(batches), device)
@@ -269,7 +296,7 @@ def fit(
         checked = 0
         for number, (inputs, labels) in enumerate(batches.epoch(epoch), start=1):
             rate = base_rate * factor((epoch - 1 + (number - 1) / len(batches)) / len(schedule))
-            history.add(step(phase.objective, inputs[rank::world], labels[rank::world], rate))
+            history.add(step(objective, inputs[rank::world], labels[rank::world], rate))
             if average is not None:
                 average.update_parameters(module)
             if number % CHECK_EVERY == 0 or number == len(batches):
@@ -293,6 +320,14 @@ def fit(
                         )
                     )
                 checked = len(losses)
+            if guard is not None:
+                with fabric.autocast():
+                    put_back = guard(module, (epoch - 1) * len(batches) + number)
+                if put_back:
+                    objective = guard.objective(phase.objective)
+                    best_epoch, best_score = 0, -1.0  # an epoch before it may have been masked already
+                    if guard.did("stop"):
+                        break
         train_seconds = time.perf_counter() - epoch_started
 
         clean = robust = math.nan
@@ -301,21 +336,23 @@ def fit(
                 clean = accuracy(judged, validation)
                 robust = clean if selection is None else accuracy(judged, validation, selection)
         score = float(epoch) if math.isnan(robust) else robust
-        means = losses.mean(dim=0).tolist()
+        means = history.arrived(wait=True).mean(dim=0).tolist()
         line = {
             "epoch": epoch,
-            "objective": type(phase.objective).__name__,
+            "objective": type(objective).__name__,
             "learning_rate": rate,
             "loss": means[0],
             "classification": means[1],
             "regularizer": means[2],
             "validation_clean_accuracy": None if math.isnan(clean) else clean,
             "validation_robust_accuracy": None if math.isnan(robust) else robust,
-            "images_per_second": min(len(batches) * config.batch_size, len(dataset.train.labels)) / train_seconds,
+            "images_per_second": min(number * config.batch_size, len(dataset.train.labels)) / train_seconds,
             "train_seconds": train_seconds,
             "seconds": time.perf_counter() - epoch_started,
             "selected": score > best_score,
         }
+        if guard is not None:
+            line.update(guard.lines(since=(epoch - 1) * len(batches)))
         metrics.append(line)
         if score > best_score:
             best_epoch, best_score = epoch, score
@@ -326,7 +363,7 @@ def fit(
         if run is not None and rank == 0:
             save_weights(judged, run / "last.safetensors")
             write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
-            save_state(run / "state.ckpt", module, optimizer, average, metrics, best_epoch, best_score)
+            save_state(run / "state.ckpt", module, optimizer, average, metrics, best_epoch, best_score, guard)
         if on_epoch is not None and rank == 0:
             on_epoch(line)
 
@@ -386,14 +423,19 @@ def save_state(
     metrics: list[dict[str, Any]],
     best_epoch: int,
     best_score: float,
+    guard: Guard | None,
 ) -> None:
-    """Write all that training goes on from, atomically."""
+    """Write all that training goes on from, and what it may go back to, atomically."""
     about = {"metrics": metrics, "best_epoch": best_epoch, "best_score": best_score}
-    save_tensors(path, training_tensors(module, optimizer, average), about)
+    tensors = training_tensors(module, optimizer, average)
+    if guard is not None:
+        about["healthy_step"] = guard.healthy_step
+        tensors.update({f"{HEALTHY}{name}": tensor for name, tensor in guard.healthy.items()})
+    save_tensors(path, tensors, about)
 
 
 def load_state(
-    path: Path, module: nn.Module, optimizer: Optimizer, average: nn.Module | None
+    path: Path, module: nn.Module, optimizer: Optimizer, average: nn.Module | None, guard: Guard | None
 ) -> tuple[list[dict[str, Any]], int, float]:
     """Put a saved state back in place; gives the lines so far, the best epoch and its score.
 
@@ -404,8 +446,12 @@ def load_state(
     if not {"metrics", "best_epoch", "best_score"} <= about.keys():
         raise CheckpointError(f"{path} is no training state; give the state.ckpt of a run.")
     wanted = training_tensors(module, optimizer, average)
+    kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEALTHY)}
     check_fits(path, tensors, wanted)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
+    if guard is not None:
+        healthy = {name.removeprefix(HEALTHY): tensor for name, tensor in kept.items()}
+        guard.resume(about["metrics"], healthy, about.get("healthy_step", 0))
     return about["metrics"], about["best_epoch"], about["best_score"]
