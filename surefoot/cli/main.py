@@ -12,6 +12,7 @@ VERBS = {
     "demo": "train five models on embedded digits and see which are robust (about a minute, no network)",
     "train": "train a recipe, from its name and any field you change",
     "evaluate": "measure a model's accuracy on clean images and under attack",
+    "audit": "say whether a model is robust or only masks its gradients",
     "benchmark": "time attacks against their limit and against other libraries",
     "list": "show the recipes, networks, data sets, attacks and objectives",
 }

@@ -1,0 +1,231 @@
+"""The audit of one model: recognised, attacked, questioned, judged."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.audit.bench import Bench, Trial
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, STEPS
+from surefoot.audit.landscape import surface
+from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
+from surefoot.audit.substitute import train_substitute
+from surefoot.audit.verdict import Looks, decide
+from surefoot.core.geometry import check_batch, l2_distance, linf_distance
+from surefoot.core.gradients import crafting
+from surefoot.evaluation.evaluate import device_name, versions
+from surefoot.evaluation.passes import seeded, weights_sha256
+from surefoot.evaluation.records import wilson_interval
+from surefoot.models.wrappers import Averaged
+
+REQUIRED = 0.1
+"""Worst-case accuracy that counts as robust where nothing else is asked for."""
+
+DRAWS = 8
+"""Calls that a model's random answers are averaged over."""
+
+
+def audit(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    eps: float,
+    *,
+    name: str = "model",
+    required: float = REQUIRED,
+    others: Tensor | None = None,
+    sources: Mapping[str, nn.Module] | None = None,
+    flips: float | None = None,
+    classes: Sequence[str] | None = None,
+    budget_minutes: float | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Audit:
+    """Is a model robust at `eps`, or does it only look so? Twelve checks, a verdict, and what they rest on.
+
+    Args:
+        model: returns logits `[batch, classes]`; take an unusual one through `evaluation.recognise` first. An
+            `Averaged` one is judged by its mean answer.
+        inputs: `[images, ...]` in [0, 1] and labels int64 `[images]`, on the model's device.
+        eps: l-infinity radius in pixel units.
+        name: as the user calls the model.
+        required: the worst-case accuracy that counts as robust.
+        others: further images, of the training set, that substitutes learn the model's answers on; None trains none.
+        sources: models to craft on instead, by name.
+        flips: of a model that answers randomly, the share of its predictions that change between two calls.
+        classes: the names of the classes; None numbers them.
+        budget_minutes: when to stop; what is left then is `unclear`. None ends when all is done.
+        seed: of all that is random; torch's generators are left as they were.
+        about: further fields of `Audit`: dataset, split, commit, command, recipe.
+        progress: told what runs.
+
+    Returns:
+        The audit.
+
+    Raises:
+        ValueError: no images, pixels outside [0, 1], a bad radius or requirement.
+    """
+    check_batch(inputs, labels)
+    if len(labels) == 0:
+        raise ValueError("there are no images to audit on.")
+    if not 0 < eps <= 1:
+        raise ValueError(f"eps is {eps}; it is a radius in pixel units, above 0 and at most 1, for example 8/255.")
+    if not 0 < required < 1:
+        raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
+    started = time.perf_counter()
+    deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
+    count = outputs(model, inputs)
+    bench = Bench(
+        model=model,
+        once=model.model if isinstance(model, Averaged) else model,
+        inputs=inputs,
+        labels=labels,
+        eps=eps,
+        classes=count,
+        batch_size=batch_size,
+        seed=seed,
+        deadline=deadline,
+        flips=flips,
+        substitutes=dict(sources or {}),
+        progress=progress,
+    )
+    if not sources and others is not None:
+        bench.substitutes = substitutes(bench, others, deadline)
+    checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
+    names = list(classes) if classes is not None else [str(each) for each in range(count)]
+    standing = bench.standing()
+    total, left = len(labels), int(standing.sum())
+    verdict = decide(
+        [checks[key] for key in QUESTIONS],
+        [looks(trial, bench, standing) for trial in cheap(bench)],
+        eps=eps,
+        total=total,
+        right=int(bench.right.sum()),
+        standing=left,
+        required=required,
+    )
+    return Audit(
+        **{
+            "dataset": None,
+            "split": "test",
+            "commit": None,
+            "command": None,
+            **(about or {}),
+        },
+        model=name,
+        verdict=verdict.name,
+        sentence=verdict.sentence,
+        warnings=list(verdict.warnings),
+        required=required,
+        eps=eps,
+        num_examples=total,
+        clean_accuracy=float(bench.right.float().mean()),
+        worst_case_accuracy=left / total,
+        worst_case_interval=wilson_interval(left, total),
+        checks=[checks[key] for key in QUESTIONS],
+        attacks=[trial.as_json() for trial in bench.trials.values()],
+        curves=curves(bench, checks),
+        surfaces=surfaces(bench, names),
+        pictures=pictures(bench, names),
+        classes=names,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        budget_minutes=budget_minutes,
+        device=device_name(inputs.device),
+        weights_sha256=weights_sha256(model),
+        versions=versions(),
+    )
+
+
+def outputs(model: nn.Module, inputs: Tensor) -> int:
+    """How many classes the model tells apart."""
+    with crafting(model) as frozen, torch.no_grad():
+        return int(frozen(inputs[:2]).shape[1])
+
+
+def substitutes(bench: Bench, others: Tensor, deadline: float) -> dict[str, nn.Module]:
+    """Two networks that learn the model's answers, one of them on adversarial samples."""
+    if bench.progress is not None:
+        bench.progress("training substitutes")
+    return {
+        "a substitute": train_substitute(bench.model, others, bench.classes, seed=bench.seed, deadline=deadline),
+        "a robust substitute": train_substitute(
+            bench.model, others, bench.classes, eps=bench.eps, seed=bench.seed, deadline=deadline
+        ),
+    }
+
+
+def cheap(bench: Bench) -> list[Trial]:
+    """The attacks that somebody may have judged the model by: one step, and plain PGD."""
+    return [bench.trials[name] for name in ("FGSM", f"PGD-{STEPS}") if name in bench.trials]
+
+
+def looks(trial: Trial, bench: Bench, standing: Tensor) -> Looks:
+    """What that attack alone reports, and how much of it others take."""
+    left = int(trial.robust.sum())
+    return Looks(trial.name, int(bench.right.sum()), left, left - int((trial.robust & standing).sum()))
+
+
+def curves(bench: Bench, checks: Mapping[str, Check]) -> list[Curve]:
+    """Accuracy against eps, and the logits' distances."""
+    found = []
+    values = checks["accuracy-never-rises"].values
+    if values:
+        found.append(Curve(plot="accuracy-eps", name="FGSM", x=values["radii"], y=values["accuracy"]))
+    return found
+
+
+def surfaces(bench: Bench, names: Sequence[str]) -> list[Surface]:
+    """The loss around the first four rightly classified images."""
+    places = bench.right.nonzero().squeeze(1)[:4].tolist()
+    return [
+        surface(bench.model, bench.inputs[i], int(bench.labels[i]), bench.eps, sample=i, names=names, seed=bench.seed)
+        for i in places
+        if bench.inputs.dim() == 4
+    ]
+
+
+def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:
+    """What fooled the first images of each class, at most ten."""
+    if bench.inputs.dim() != 4:
+        return []
+    found, seen = [], set()
+    for i in bench.right.nonzero().squeeze(1).tolist():
+        label = int(bench.labels[i])
+        trial = next((t for t in bench.trials.values() if t.eps <= bench.eps and not t.robust[i]), None)
+        if label in seen or (trial is None and not bench.trials):
+            continue
+        seen.add(label)
+        trial = trial or list(bench.trials.values())[-1]
+        clean, changed = bench.inputs[i], trial.adv_inputs[i]
+        with crafting(bench.model) as frozen, torch.no_grad(), seeded(bench.seed):
+            shares = frozen(torch.stack([clean, changed])).float().softmax(dim=1)
+        after, before = (int(row.argmax()) for row in (shares[1], shares[0]))
+        found.append(
+            Picture(
+                sample=i,
+                label=names[label],
+                clean=pixels(clean),
+                adversarial=pixels(changed),
+                clean_prediction=names[before],
+                adversarial_prediction=names[after],
+                clean_confidence=float(shares[0, before]),
+                adversarial_confidence=float(shares[1, after]),
+                attack=trial.name,
+                linf=float(linf_distance(changed[None], clean[None])),
+                l2=float(l2_distance(changed[None], clean[None])),
+            )
+        )
+        if len(found) == 10:
+            break
+    return found
+
+
+def pixels(image: Tensor) -> list[list[list[int]]]:
+    """In 0-255, `[channels][height][width]`."""
+    return (image * 255).round().to(torch.int64).tolist()  # type: ignore[no-any-return]
