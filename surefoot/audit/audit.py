@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.audit.bench import Bench, Trial
-from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, STEPS
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, plain_name
+from surefoot.audit.effort import Effort, seconds_of_gradient
 from surefoot.audit.landscape import surface
 from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
 from surefoot.audit.substitute import train_substitute
@@ -80,6 +81,9 @@ def audit(
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
     count = outputs(model, inputs)
+    seconds = seconds_of_gradient(model, inputs[:64], labels[:64])
+    effort, images = Effort.within(budget_minutes, seconds, len(labels))
+    inputs, labels = inputs[:images], labels[:images]
     bench = Bench(
         model=model,
         once=model.model if isinstance(model, Averaged) else model,
@@ -92,6 +96,7 @@ def audit(
         deadline=deadline,
         flips=flips,
         substitutes=dict(sources or {}),
+        effort=effort,
         progress=progress,
     )
     if not sources and others is not None:
@@ -105,7 +110,6 @@ def audit(
         [looks(trial, bench, standing) for trial in cheap(bench)],
         eps=eps,
         total=total,
-        right=int(bench.right.sum()),
         standing=left,
         required=required,
     )
@@ -152,17 +156,18 @@ def substitutes(bench: Bench, others: Tensor, deadline: float) -> dict[str, nn.M
     """Two networks that learn the model's answers, one of them on adversarial samples."""
     if bench.progress is not None:
         bench.progress("training substitutes")
+    steps = bench.effort.substitute_steps
     return {
-        "a substitute": train_substitute(bench.model, others, bench.classes, seed=bench.seed, deadline=deadline),
-        "a robust substitute": train_substitute(
-            bench.model, others, bench.classes, eps=bench.eps, seed=bench.seed, deadline=deadline
-        ),
+        name: train_substitute(
+            bench.model, others, bench.classes, eps=eps, steps=steps, seed=bench.seed, deadline=deadline
+        )
+        for name, eps in (("a substitute", None), ("a robust substitute", bench.eps))
     }
 
 
 def cheap(bench: Bench) -> list[Trial]:
     """The attacks that somebody may have judged the model by: one step, and plain PGD."""
-    return [bench.trials[name] for name in ("FGSM", f"PGD-{STEPS}") if name in bench.trials]
+    return [bench.trials[name] for name in ("FGSM", plain_name(bench)) if name in bench.trials]
 
 
 def looks(trial: Trial, bench: Bench, standing: Tensor) -> Looks:
@@ -172,11 +177,30 @@ def looks(trial: Trial, bench: Bench, standing: Tensor) -> Looks:
 
 
 def curves(bench: Bench, checks: Mapping[str, Check]) -> list[Curve]:
-    """Accuracy against eps, and the logits' distances."""
-    found = []
-    values = checks["accuracy-never-rises"].values
-    if values:
-        found.append(Curve(plot="accuracy-eps", name="FGSM", x=values["radii"], y=values["accuracy"]))
+    """Accuracy and loss against eps, accuracy against steps, the logits' distances, as far as they were measured."""
+    found: list[Curve] = []
+    total = len(bench.labels)
+
+    def accuracies(plot: Any, name: str, x: Sequence[float], shares: Sequence[float]) -> None:
+        low, high = zip(*(wilson_interval(round(share * total), total) for share in shares), strict=True)
+        found.append(Curve(plot=plot, name=name, x=list(x), y=list(shares), low=list(low), high=list(high)))
+
+    if values := checks["accuracy-never-rises"].values:
+        accuracies("accuracy-eps", "FGSM", values["radii"], values["accuracy"])
+        accuracies("accuracy-eps", "random noise", values["radii"], values["noise_accuracy"])
+        accuracies("accuracy-eps", values["pgd"], values["pgd_radii"], values["pgd_accuracy"])
+    if values := checks["loss-rises"].values:
+        found.append(Curve(plot="loss-eps", name="FGSM", x=values["radii"], y=values["losses"]))
+        found.append(Curve(plot="loss-eps", name="random noise", x=values["radii"], y=values["noise_losses"]))
+        pgd = Curve(
+            plot="loss-eps", name=plain_name(bench), x=[0.0, bench.eps], y=[values["losses"][0], values["pgd_loss"]]
+        )
+        found.append(pgd)
+    if bench.course:
+        accuracies("accuracy-steps", "PGD", list(bench.course), [count / total for count in bench.course.values()])
+    if values := checks["logits-lie-close"].values:
+        for name, key in (("FGSM to R-FGSM", "fgsm_r_fgsm"), ("FGSM to I-FGSM", "fgsm_i_fgsm")):
+            found.append(Curve(plot="logit-distance", name=name, x=[bench.eps], y=[values[key]]))
     return found
 
 
@@ -228,4 +252,4 @@ def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:
 
 def pixels(image: Tensor) -> list[list[list[int]]]:
     """In 0-255, `[channels][height][width]`."""
-    return (image * 255).round().to(torch.int64).tolist()  # type: ignore[no-any-return]
+    return (image * 255).round().to(torch.int64).tolist()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from surefoot.audit.effort import Effort
 from surefoot.core.gradients import NO_GRADIENT
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
@@ -22,7 +23,8 @@ Kind = Literal["single step", "gradient", "transfer", "gradient-free", "noise"]
 class Trial:
     """One attack tried on some of the samples.
 
-    - `robust [samples]` bool: right when clean, and not fooled; those that were not attacked count by their clean answer.
+    - `robust [samples]` bool: attacked, and not fooled; where only what others left was attacked,
+      what is left after all.
     - `tried [samples]` bool: which were attacked.
     - `adv_inputs [samples, ...]`: clean where not attacked.
     - `refused`: why the attack could not run at all; then it leaves every image as it is.
@@ -34,14 +36,16 @@ class Trial:
     tried: Tensor
     adv_inputs: Tensor
     eps: float
+    total: int
+    """Images that its accuracy is a share of."""
     seconds: float = 0.0
     forwards: int = 0
     backwards: int = 0
     refused: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As `Audit.attacks` has it; accuracies are of all samples."""
-        left, total = int(self.robust.sum()), len(self.robust)
+        """As `Audit.attacks` has it."""
+        left, total = int(self.robust.sum()), self.total
         return {
             "name": self.name,
             "kind": self.kind,
@@ -84,7 +88,10 @@ class Bench:
     flips: float | None = None
     """Of a model that answers randomly: the share of predictions that change between two calls."""
     substitutes: dict[str, nn.Module] = field(default_factory=dict)
+    effort: Effort = field(default_factory=Effort)
     progress: Callable[[str], None] | None = None
+    course: dict[int, int] = field(default_factory=dict)
+    """How many images the plain attack leaves after so many steps."""
     trials: dict[str, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,7 +100,7 @@ class Bench:
 
     def answers(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """The classes given to `inputs`, `[samples]`."""
-        return torch.cat([predictions(model, part) for part in inputs.split(self.batch_size)])
+        return torch.cat([predictions(model, part) for part in torch.split(inputs, self.batch_size)])
 
     def check_time(self) -> None:
         """Raises OutOfTime: the budget is used up."""
@@ -129,13 +136,13 @@ class Bench:
             self.progress(name)
         radius = self.eps if eps is None else eps
         tried = self.right if rows is None else rows & self.right
-        robust, adv_inputs, refused = self.right.clone(), self.inputs.clone(), None
+        robust, adv_inputs, refused = tried.clone(), self.inputs.clone(), None
         crafter = self.model if crafter is None else crafter
         places = tried.nonzero().squeeze(1)
         started = time.perf_counter()
         forwards = backwards = 0
         with exact_float32(self.inputs.device), Meter(crafter) as meter:
-            for number, part in enumerate(places.split(self.batch_size)):
+            for number, part in enumerate(torch.split(places, self.batch_size)):
                 clean, labels = self.inputs[part], self.labels[part]
                 with seeded(self.seed * 1_000_003 + number):
                     try:
@@ -153,7 +160,17 @@ class Bench:
                     forwards, backwards = meter.counter.forwards, meter.counter.backwards
                 self.check_time()
         trial = Trial(
-            name, kind, robust, tried, adv_inputs, radius, time.perf_counter() - started, forwards, backwards, refused
+            name,
+            kind,
+            robust,
+            tried,
+            adv_inputs,
+            radius,
+            len(tried) if eps is None else int(tried.sum()),
+            time.perf_counter() - started,
+            forwards,
+            backwards,
+            refused,
         )
         self.trials[name] = trial
         return trial

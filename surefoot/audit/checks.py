@@ -1,4 +1,4 @@
-"""The twelve questions put to a model. Each has a threshold that chance alone crosses at most `CHECK_ERROR` of the time.
+"""The twelve questions put to a model; chance alone crosses each one's threshold at most `CHECK_ERROR` of the time.
 
 Where a question is about a share of images, the limit is a share that sound models stay below, robust or not, and the
 check fails where the exact binomial test rejects that limit. It passes where the share itself is within the limit, and
@@ -6,10 +6,11 @@ cannot tell between the two.
 """
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,16 +19,54 @@ from torch import Tensor, nn
 
 from surefoot.attacks import APGD, FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss, Square
 from surefoot.attacks.apgd import dlr_loss
+from surefoot.attacks.gradient_sign import ascend
 from surefoot.audit.bench import Bench, OutOfTime, Trial
+from surefoot.audit.label_search import LabelSearch
 from surefoot.audit.landscape import gradients, local_linearity_errors, margin
 from surefoot.audit.record import Check, Outcome
 from surefoot.audit.statistics import CHECK_ERROR, sign_test, tail
+from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting, plain_module
+from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
 
-STEPS = 40
-"""Of the plain attack that the others are compared with."""
+MARKS = (1, 2, 5, 10, 20, 40, 100, 200, 500)
+"""Steps after which an attack's accuracy is noted."""
+
+
+@dataclass
+class Watched:
+    """PGD on cross-entropy from a random start, and how many samples it has fooled after `MARKS` steps.
+
+    Args:
+        eps, steps: as `PGD` has them.
+
+    Called as an attack is; `standing` grows by a list of counts a batch.
+    """
+
+    eps: float
+    steps: int
+    marks: tuple[int, ...] = ()
+    standing: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.marks = (*[mark for mark in MARKS if mark < self.steps], self.steps)
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        size = step(self.eps, self.steps)
+        adv_inputs = project(inputs + torch.empty_like(inputs).uniform_(-self.eps, self.eps), inputs, self.eps)
+        counts, before = [], 0
+        with crafting(model) as frozen:
+            for mark in self.marks:
+                adv_inputs = ascend(
+                    frozen, inputs, labels, adv_inputs, eps=self.eps, steps=mark - before, step_size=size
+                )
+                before = mark
+                with torch.no_grad():
+                    counts.append(int((frozen(adv_inputs).argmax(dim=1) == labels).sum()))
+        self.standing.append(counts)
+        return adv_inputs
 
 
 @dataclass(frozen=True)
@@ -95,8 +134,17 @@ def i_fgsm(bench: Bench) -> Trial:
 
 def pgd(bench: Bench) -> Trial:
     """The plain attack: cross-entropy, float32, one run, one call of the model."""
-    name = f"PGD-{STEPS}"
-    return bench.attack(name, PGD(bench.eps, STEPS, step(bench.eps, STEPS)), "gradient", crafter=bench.once)
+    name = plain_name(bench)
+    if name not in bench.trials:
+        watched = Watched(bench.eps, bench.effort.steps)
+        bench.attack(name, watched, "gradient", crafter=bench.once)
+        bench.course = dict(zip(watched.marks, map(sum, zip(*watched.standing, strict=True)), strict=False))
+    return bench.trials[name]
+
+
+def plain_name(bench: Bench) -> str:
+    """What the plain attack is called."""
+    return f"PGD-{bench.effort.steps}"
 
 
 def step(eps: float, steps: int) -> float:
@@ -145,12 +193,12 @@ def iterative_beats_single_step(bench: Bench) -> Finding:
 def transfers(bench: Bench) -> list[Trial]:
     """What substitutes craft, on what the plain attacks left."""
     left = survivors(white_box(bench))
-    found = []
+    found: list[Trial] = []
     for name, model in bench.substitutes.items():
-        attack = PGD(bench.eps, 20, step(bench.eps, 20), loss=MarginLoss(50.0))
-        found.append(bench.attack(f"PGD-20 from {name}", attack, "transfer", rows=left, crafter=model))
-        momentum = MIFGSM(bench.eps, 10)
-        found.append(bench.attack(f"MI-FGSM-10 from {name}", momentum, "transfer", rows=left, crafter=model))
+        for attack in (PGD(bench.eps, 20, step(bench.eps, 20), loss=MarginLoss(50.0)), MIFGSM(bench.eps, 10)):
+            rows = found[-1].robust if found else left
+            label = "PGD-20" if isinstance(attack, PGD) else "MI-FGSM-10"
+            found.append(bench.attack(f"{label} from {name}", attack, "transfer", rows=rows, crafter=model))
     return found
 
 
@@ -192,7 +240,20 @@ def first(rows: Tensor, count: int) -> Tensor:
 
 def accuracy_never_rises(bench: Bench) -> Finding:
     radii = [bench.eps * k / 8 for k in range(13)]
-    right = fgsm_right(bench, radii)
+    direction = batched(bench, lambda x, y: gradients(bench.model, x, y).sign())
+    right = right_along(bench, direction, radii)
+    with seeded(bench.seed):
+        noise = right_along(bench, torch.randn_like(bench.inputs).sign(), radii)
+    pgd_radii, steps = [bench.eps / 4, bench.eps / 2], 20
+    weaker = [
+        bench.attack(
+            f"PGD-{steps} at ε = {radius:.3g}",
+            PGD(radius, steps, step(radius, steps), stop_when_fooled=True),
+            "gradient",
+            eps=radius,
+        ).robust
+        for radius in pgd_radii
+    ]
     pairs = [(i, j) for i in range(len(radii)) for j in range(i + 1, len(radii))]
     rows = bench.right
     worst, rise, where = 1.0, 0, (0, 0)
@@ -204,7 +265,11 @@ def accuracy_never_rises(bench: Bench) -> Finding:
     total = int(rows.sum())
     clear = worst <= CHECK_ERROR / len(pairs)
     failed = clear and rise > 0.05 * total
-    curve = [float((each & rows).float().sum() / max(len(rows), 1)) for each in right]
+
+    def accuracy(each: Tensor) -> float:
+        return float((each & rows).float().mean())
+
+    curve = [accuracy(each) for each in right]
     told = (
         f"Along FGSM's direction accuracy rises from {percent(curve[where[0]])} at ε = {radii[where[0]]:.3g} to "
         f"{percent(curve[where[1]])} at {radii[where[1]]:.3g}."
@@ -215,26 +280,33 @@ def accuracy_never_rises(bench: Bench) -> Finding:
     return Finding(
         "failed" if failed else "passed",
         told,
-        "Fails where a larger ε gives more than 5 % more right answers, clearly; exact sign test over all pairs of radii.",
+        "Fails where a larger ε gives more than 5 % more right answers, clearly; exact sign test over all pairs.",
         min(1.0, rise / max(total, 1)) if failed else 0.0,
-        {"radii": radii, "accuracy": curve, "rise": rise},
+        {
+            "radii": radii,
+            "accuracy": curve,
+            "rise": rise,
+            "noise_accuracy": [accuracy(each) for each in noise],
+            "pgd": f"PGD-{steps}",
+            "pgd_radii": [0.0, *pgd_radii, bench.eps],
+            "pgd_accuracy": [accuracy(each) for each in (rows, *weaker, pgd(bench).robust)],
+        },
         rows,
     )
 
 
-def fgsm_right(bench: Bench, radii: Sequence[float]) -> list[Tensor]:
-    """Which samples are right at each radius along the clean gradient's sign."""
-    direction = batched(bench, lambda x, y: gradients(bench.model, x, y).sign())
+def right_along(bench: Bench, direction: Tensor, radii: Sequence[float]) -> list[Tensor]:
+    """Which samples are right at each radius along a direction."""
     return [
         bench.answers(bench.model, (bench.inputs + radius * direction).clamp(0, 1)) == bench.labels for radius in radii
     ]
 
 
-def batched(bench: Bench, what: Callable[[Tensor, Tensor], Tensor], *others: Tensor) -> Tensor:
+def batched(bench: Bench, what: Callable[..., Tensor], *others: Tensor) -> Tensor:
     """`what(inputs, labels, ...)` over the samples, a batch at a time, from a seed."""
     parts = []
     with seeded(bench.seed):
-        for rows in torch.arange(len(bench.inputs), device=bench.inputs.device).split(bench.batch_size):
+        for rows in torch.split(torch.arange(len(bench.inputs), device=bench.inputs.device), bench.batch_size):
             bench.check_time()
             parts.append(what(bench.inputs[rows], bench.labels[rows], *(each[rows] for each in others)))
     return torch.cat(parts)
@@ -249,25 +321,31 @@ def loss_rises(bench: Bench) -> Finding:
         return losses_along(bench.model, inputs, labels, direction, radii).T
 
     along = batched(bench, course)
+    noisy = batched(
+        bench,
+        lambda x, y: losses_along(bench.model, x, y, torch.randn_like(x).sign(), radii).T,
+    )
     fall = (along.cummax(dim=1).values - along).amax(dim=1)
     falls = fall > torch.clamp(along.amax(dim=1) / 4, min=0.1)
     one = batched(bench, lambda x, y, adv: sample_losses(bench.model, adv, y), single.adv_inputs)
     other = batched(bench, lambda x, y, adv: sample_losses(bench.model, adv, y), many.adv_inputs)
     differ = (one < other / 4) & (other - one > math.log(bench.classes) / 2)
     rows = bench.right
-    finding = by_share(
+    return by_share(
         falls | differ,
         rows,
         0.5,
-        "On {bad} of {total} images ({share}) the loss falls on the way to FGSM's sample or is there less than a quarter "
-        f"of {many.name}'s; the mean losses are {mean(one[rows]):.3g} and {mean(other[rows]):.3g}.",
+        "On {bad} of {total} images ({share}) the loss falls on the way to FGSM's sample or is less there than a "
+        f"quarter of {many.name}'s; the mean losses are {mean(one[rows]):.3g} and {mean(other[rows]):.3g}.",
         "ordinary and robust models alike stay below half",
         falls=int((falls & rows).sum()),
         differ=int((differ & rows).sum()),
         fgsm_loss=mean(one[rows]),
         pgd_loss=mean(other[rows]),
+        radii=radii,
+        losses=[mean(each[rows]) for each in along.T],
+        noise_losses=[mean(each[rows]) for each in noisy.T],
     )
-    return finding
 
 
 def mean(values: Tensor) -> float:
@@ -281,8 +359,9 @@ def logits_lie_close(bench: Bench) -> Finding:
 
     def spread(inputs: Tensor, labels: Tensor) -> Tensor:
         with crafting(bench.model) as frozen, torch.no_grad():
-            logits = frozen(inputs)
-        return (logits - logits.mean(dim=1, keepdim=True)).norm(dim=1)
+            logits: Tensor = frozen(inputs)
+        length: Tensor = (logits - logits.mean(dim=1, keepdim=True)).norm(dim=1)
+        return length
 
     own = batched(bench, spread).clamp(min=1e-12)
 
@@ -298,8 +377,9 @@ def logits_lie_close(bench: Bench) -> Finding:
         far | ~torch.maximum(to_random, to_many).isfinite(),
         rows,
         0.5,
-        "On {bad} of {total} images ({share}) the logits of FGSM's and R-FGSM's or I-FGSM's samples lie further apart than "
-        f"a clean image's are from their mean; mean distances {mean(to_random[rows]):.3g} and {mean(to_many[rows]):.3g}.",
+        "On {bad} of {total} images ({share}) the logits of FGSM's and R-FGSM's or I-FGSM's samples lie further apart "
+        "than a clean image's are from their mean; mean distances "
+        f"{mean(to_random[rows]):.3g} and {mean(to_many[rows]):.3g}.",
         "sound models move less",
         fgsm_r_fgsm=mean(to_random[rows]),
         fgsm_i_fgsm=mean(to_many[rows]),
@@ -310,8 +390,14 @@ def logits_lie_close(bench: Bench) -> Finding:
 def steps_saturate(bench: Bench) -> Finding:
     plain = pgd(bench)
     more = bench.attack(
-        "PGD-100 x 2",
-        PGD(bench.eps, 100, step(bench.eps, 100), restarts=2, stop_when_fooled=True),
+        f"PGD-{bench.effort.more_steps} x {bench.effort.restarts}",
+        PGD(
+            bench.eps,
+            bench.effort.more_steps,
+            step(bench.eps, bench.effort.more_steps),
+            restarts=bench.effort.restarts,
+            stop_when_fooled=True,
+        ),
         "gradient",
         rows=plain.robust,
         crafter=bench.once,
@@ -320,7 +406,7 @@ def steps_saturate(bench: Bench) -> Finding:
         plain.robust & ~more.robust,
         plain.robust,
         0.75,
-        f"Of {{total}} images that {plain.name} leaves, {more.name} restarts fools {{bad}} ({{share}}).",
+        f"Of {{total}} images that {plain.name} leaves, {more.name} runs fools {{bad}} ({{share}}).",
         "what restarts find on models that are robust to few attacks",
     )
 
@@ -357,8 +443,8 @@ def gradients_exist(bench: Bench) -> Finding:
     worse = max(no_gradient, at_odds, key=lambda each: (each.outcome == "failed", each.strength))
     told = (
         f"Of {total} images {counts['zero']} have a gradient of exactly zero, {counts['non_finite']} one that is not "
-        f"finite, {counts['underflow']} one below 1e-30; between an image and a point ε/8 beside it the gradients' mean "
-        f"cosine is {numbers['agreement']:.2f}, and below 0.2 for {numbers['disagree']}."
+        f"finite, {counts['underflow']} one below 1e-30; between an image and a point ε/8 beside it the gradients' "
+        f"mean cosine is {numbers['agreement']:.2f}, and below 0.2 for {numbers['disagree']}."
     )
     return Finding(
         worse.outcome,
@@ -373,7 +459,10 @@ def gradients_exist(bench: Bench) -> Finding:
 
 def gradient_free(bench: Bench, rows: Tensor) -> list[Trial]:
     """Attacks that need no gradient, on what is left."""
-    return [bench.attack("Square-500", Square(bench.eps, 500), "gradient-free", rows=rows)]
+    queries = bench.effort.queries
+    square = bench.attack(f"Square-{queries}", Square(bench.eps, queries), "gradient-free", rows=rows)
+    search = LabelSearch(bench.eps, queries)
+    return [square, bench.attack(f"label search-{queries}", search, "gradient-free", rows=square.robust)]
 
 
 def gradient_beats_search(bench: Bench) -> Finding:
@@ -390,7 +479,7 @@ def gradient_beats_search(bench: Bench) -> Finding:
         0.4,
         "Of {total} images that every gradient attack leaves, a search without gradients fools {bad} ({share}).",
         "what a search may find beside gradients",
-        queries=500,
+        queries=bench.effort.queries,
     )
 
 
@@ -400,7 +489,7 @@ def answers_repeat(bench: Bench) -> Finding:
         "passed" if flips is None else "failed",
         "Two calls give the same answers."
         if flips is None
-        else f"Between two calls {percent(flips)} of the predictions change; the mean of several calls is attacked and judged.",
+        else f"Between two calls {percent(flips)} of the predictions change; the mean answer is attacked and judged.",
         "Fails where two calls differ by more than rounding; no chance in it.",
         0.0 if flips is None else min(1.0, 0.2 + flips),
         {"flips": flips or 0.0},
@@ -425,27 +514,24 @@ def unsaturated(bench: Bench) -> list[Trial]:
     """The plain attack where nothing can saturate: logits of unit margin, float64, margin losses."""
     left = pgd(bench).robust
     with crafting(bench.model) as frozen, torch.no_grad():
-        logits = torch.cat([frozen(part) for part in bench.inputs.split(bench.batch_size)]).double()
+        logits = torch.cat([frozen(part) for part in torch.split(bench.inputs, bench.batch_size)]).double()
     scale = float((-margin(logits, bench.labels))[bench.right].abs().median()) if bench.right.any() else 1.0
     scale = scale if scale > 0 and math.isfinite(scale) else 1.0
-    again = PGD(bench.eps, STEPS, step(bench.eps, STEPS))
-    found = [
-        bench.attack("PGD-40, rescaled", again, "gradient", rows=left, crafter=Rescaled(bench.model, scale)),
-        bench.attack(
-            "PGD-40, margin",
-            PGD(bench.eps, STEPS, step(bench.eps, STEPS), loss=margin),
-            "gradient",
-            rows=left,
-        ),
-        bench.attack("APGD-DLR-50", APGD(bench.eps, 50, loss=dlr_loss), "gradient", rows=left),
+    steps, name = bench.effort.steps, plain_name(bench)
+    again = PGD(bench.eps, steps, step(bench.eps, steps), stop_when_fooled=True)
+    on_margin = dataclasses.replace(again, loss=margin)
+    attacks: list[tuple[str, Attack, nn.Module, torch.dtype | None]] = [
+        (f"{name}, margin", on_margin, bench.model, None),
+        (f"APGD-DLR-{steps}", APGD(bench.eps, steps, loss=dlr_loss), bench.model, None),
+        (f"{name}, rescaled", again, Rescaled(bench.model, scale), None),
     ]
     wide = in_double(bench)
     if wide is not None:
-        found.append(
-            bench.attack(
-                "PGD-40, float64", again, "gradient", rows=left, crafter=Rescaled(wide, scale), convert=torch.float64
-            )
-        )
+        attacks.append((f"{name}, float64", again, Rescaled(wide, scale), torch.float64))
+    found: list[Trial] = []
+    for each, attack, crafter, convert in attacks:
+        rows = found[-1].robust if found else left
+        found.append(bench.attack(each, attack, "gradient", rows=rows, crafter=crafter, convert=convert))
     return found
 
 
@@ -469,8 +555,8 @@ def nothing_saturates(bench: Bench) -> Finding:
         worst_of(found, left),
         left,
         0.75,
-        f"Of {{total}} images that {pgd(bench).name} leaves, the same attack on rescaled logits, in float64 or on the margin "
-        "fools {bad} ({share}).",
+        f"Of {{total}} images that {pgd(bench).name} leaves, the same attack on rescaled logits, in float64 or on a "
+        "margin fools {bad} ({share}).",
         "what other losses find on models that are not saturated",
         accuracies={trial.name: float(trial.robust.float().mean()) for trial in found},
     )
@@ -491,11 +577,16 @@ def no_sharp_curvature(bench: Bench) -> Finding:
         ~(found <= 0.75),
         rows,
         0.5,
-        "On {bad} of {total} images ({share}) the margin ε/8 away is far from its tangent; the local linearity error is "
-        f"{mean(found[rows]):.2f} in the mean (0: linear, 1: the tangent says nothing).",
+        "On {bad} of {total} images ({share}) the margin ε/8 away is far from its tangent; the local linearity error "
+        f"is {mean(found[rows]):.2f} in the mean (0: linear, 1: the tangent says nothing).",
         "sound models stay below 0.75 on nearly all",
         local_linearity_error=mean(found[rows]),
     )
+
+
+def unanswered(bench: Bench, why: str) -> Finding:
+    """The finding of a check that could not be made."""
+    return Finding("unclear", why, "It was not asked.", 0.0, {}, torch.zeros_like(bench.right))
 
 
 @dataclass(frozen=True)
@@ -505,15 +596,21 @@ class Question:
     key: str
     question: str
     find: Callable[[Bench], Finding]
+    needs_gradient: bool = True
+    """Is it about attacks that a model without any gradient does not allow?"""
 
     def __call__(self, bench: Bench) -> Check:
         """Put the question; `unclear` where the budget ends before the answer."""
         started = time.perf_counter()
         try:
-            finding = self.find(bench)
+            if self.needs_gradient and fgsm(bench).refused is not None:
+                finding = unanswered(bench, "The model gives no gradient to ask this of.")
+            elif not bench.right.any():
+                finding = unanswered(bench, "No image is classified rightly.")
+            else:
+                finding = self.find(bench)
         except OutOfTime:
-            nothing = torch.zeros_like(bench.right)
-            finding = Finding("unclear", "The time budget ended before it.", "", 0.0, {}, nothing)
+            finding = unanswered(bench, "The time budget ended before it.")
         return Check(
             key=self.key,
             question=self.question,
@@ -534,18 +631,36 @@ QUESTIONS = {
         Question(
             "iterative-beats-single-step", "Do iterative attacks beat single-step ones?", iterative_beats_single_step
         ),
-        Question("white-box-beats-black-box", "Do white-box attacks beat black-box ones?", white_box_beats_black_box),
         Question(
-            "large-eps-reaches-zero", "Does accuracy fall to zero once ε is large enough?", large_eps_reaches_zero
+            "white-box-beats-black-box",
+            "Do white-box attacks beat black-box ones?",
+            white_box_beats_black_box,
+            needs_gradient=False,
+        ),
+        Question(
+            "large-eps-reaches-zero",
+            "Does accuracy fall to chance once ε is large enough?",
+            large_eps_reaches_zero,
+            needs_gradient=False,
         ),
         Question("accuracy-never-rises", "Does accuracy never rise with ε?", accuracy_never_rises),
         Question("loss-rises", "Does the loss rise along FGSM's direction, and agree with PGD's?", loss_rises),
         Question("logits-lie-close", "Do FGSM, R-FGSM and I-FGSM end at similar logits?", logits_lie_close),
         Question("steps-saturate", "Do more PGD steps and restarts stop helping?", steps_saturate),
-        Question("gradients-exist", "Do gradients exist, and agree from point to point?", gradients_exist),
-        Question("gradient-beats-search", "Does the gradient beat an attack without gradients?", gradient_beats_search),
-        Question("answers-repeat", "Are answers the same from call to call?", answers_repeat),
-        Question("nothing-saturates", "Is the attack free of saturation?", nothing_saturates),
+        Question(
+            "gradients-exist",
+            "Do gradients exist, and agree from point to point?",
+            gradients_exist,
+            needs_gradient=False,
+        ),
+        Question(
+            "gradient-beats-search",
+            "Does the gradient beat a search without gradients?",
+            gradient_beats_search,
+            needs_gradient=False,
+        ),
+        Question("answers-repeat", "Are answers the same from call to call?", answers_repeat, needs_gradient=False),
+        Question("nothing-saturates", "Is the plain attack free of saturation?", nothing_saturates),
         Question("no-sharp-curvature", "Is the loss smooth near the images?", no_sharp_curvature),
     )
 }

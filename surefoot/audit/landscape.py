@@ -55,7 +55,8 @@ def loss_surface(
         ValueError: fewer than two points.
 
     Example:
-        >>> e1, e2, loss = loss_surface(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(1, 2, 2), 0, 0.1, points=3)
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> e1, e2, loss = loss_surface(net, torch.rand(1, 2, 2), 0, 0.1, points=3)
         >>> [round(each, 3) for each in e1], len(loss), len(loss[0])
         ([-0.1, 0.0, 0.1], 3, 3)
 
@@ -72,7 +73,7 @@ def loss_surface(
     steps = torch.linspace(-reach * eps, reach * eps, points, device=image.device)
     shape = [-1, *[1] * image.dim()]
     grid = torch.cat([(image + e2 * across + steps.view(shape) * along).clamp(0, 1) for e2 in steps])
-    losses = torch.cat([sample_losses(model, part, labels.expand(len(part))) for part in grid.split(256)])
+    losses = torch.cat([sample_losses(model, part, labels.expand(len(part))) for part in torch.split(grid, 256)])
     sides = steps.tolist()
     return sides, sides, losses.view(points, points).tolist()
 

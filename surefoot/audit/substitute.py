@@ -56,7 +56,7 @@ def train_substitute(
         noisy = (inputs + 0.3 * torch.randn_like(inputs)).clamp(0, 1)
         pool = torch.cat([inputs, noisy])
         with torch.no_grad():
-            labels = torch.cat([frozen(part).argmax(dim=1) for part in pool.split(256)])
+            labels = torch.cat([frozen(part).argmax(dim=1) for part in torch.split(pool, 256)])
         network = small_network(inputs, classes).to(inputs.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         attack = None if eps is None else PGD(eps, steps=3, step_size=min(1.0, eps / 2))
@@ -66,7 +66,7 @@ def train_substitute(
             if attack is not None:
                 images = attack(network, images, targets)
             optimizer.zero_grad()
-            F.cross_entropy(network(images), targets).backward()
+            F.cross_entropy(network(images), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if time.perf_counter() > deadline:
                 break

@@ -30,6 +30,10 @@ class Looks:
         """Would its user take the model for robust?"""
         return self.left > 0 and self.left >= LOOKS_ROBUST * self.right and self.left / total >= required
 
+    def told(self, total: int) -> str:
+        """What it reports, in words."""
+        return f"{self.attack} alone leaves {percent(self.left / total)}"
+
     def false(self) -> bool:
         """Is clearly more than half of what it left lost to other attacks?"""
         return self.left > 0 and tail(self.lost, self.left, MOSTLY_LOST) <= CHECK_ERROR
@@ -45,6 +49,11 @@ class Verdict:
 
 
 def percent(share: float) -> str:
+    """A share in percent with a decimal.
+
+    >>> percent(0.123)
+    '12.3 %'
+    """
     return f"{100 * share:.1f} %"
 
 
@@ -54,80 +63,90 @@ def decide(
     *,
     eps: float,
     total: int,
-    right: int,
     standing: int,
     required: float,
 ) -> Verdict:
     """Weigh the evidence.
 
     - masked: a cheap attack alone would have called the model robust, others fool clearly more than half of what it
-      left, and a check says why.
-    - robust: the lower end of the worst case's 95 % interval is above `required`, and no check failed (but for
-      answers that change, which are judged by their mean).
-    - not robust: the upper end is below `required`, or the attacks leave fewer than required, and nothing was masked.
-    - inconclusive: the rest; a check failed where no attack got through, or too few images were examined.
+      left, and a check failed that says why.
+    - robust: the lower end of the worst case's 95 % interval reaches `required`, and no check failed, but for answers
+      that change from call to call, which are judged by their mean.
+    - not robust: fewer survive than required, and nothing was masked.
+    - inconclusive: the rest. A check failed where no attack got through, or too few images were examined.
 
     Args:
         checks: all twelve.
         looks: what the cheap attacks alone report.
         eps: l-infinity radius.
-        total, right, standing: images examined, rightly classified when clean, and left by everything tried.
+        total, standing: images examined, and left by everything tried.
         required: the share that must be left for `robust`.
 
     Example:
-        >>> decide([], [], eps=0.3, total=100, right=99, standing=0, required=0.1).name
+        >>> decide([], [Looks("PGD-40", 99, 0, 0)], eps=0.3, total=100, standing=0, required=0.1).name
         'not robust'
     """
     low, high = wilson_interval(standing, total)
-    worst = f"{percent(standing / total)} of {total} images survive everything tried ({percent(low)} - {percent(high)})"
-    failed = sorted((check for check in checks if check.outcome == "failed"), key=lambda each: -each.strength)
-    against = [check for check in failed if check.key not in JUDGED_ALL_THE_SAME]
-    unclear = [check for check in checks if check.outcome == "unclear"]
+    worst = (
+        f"{percent(standing / total)} of {total} images survive everything that was tried "
+        f"(95 % interval {percent(low)} to {percent(high)})"
+    )
+    failed = sorted((each for each in checks if each.outcome == "failed"), key=lambda each: -each.strength)
+    against = [each for each in failed if each.key not in JUDGED_ALL_THE_SAME]
     deceived = [each for each in looks if each.robust(total, required) and each.false()]
-    warnings = []
-    if unclear:
-        warnings.append("Could not tell: " + "; ".join(f"{check.question} {check.measured}" for check in unclear))
-    at = f"at ε = {eps:g}"
+    strongest = min(looks, key=lambda each: each.left, default=None)
+    warnings = told_apart(checks)
+    name: VerdictName
     if deceived and against:
         most = max(deceived, key=lambda each: each.left)
-        return Verdict(
+        name, text = (
             "masked",
-            f"Masked {at}: the model only looks robust. {most.attack} alone leaves {percent(most.left / total)}, but {worst}; "
-            + evidence(against[:2]),
-            tuple(warnings),
+            f"it only looks robust. {most.attack} alone leaves {percent(most.left / total)}, but {worst}",
         )
-    if low >= required and not against:
-        passed = [check for check in checks if check.outcome == "passed"]
-        return Verdict(
-            "robust",
-            f"Robust {at}: {worst}, at least {percent(required)} is required; "
-            f"{len(passed)} of {len(checks)} checks passed" + ("." if not passed else ": " + evidence(passed[:2])),
-            tuple(warnings),
-        )
-    if standing / total < required:
-        return Verdict(
-            "not robust",
-            f"Not robust {at}: {worst}, and at least {percent(required)} is required"
-            + ("; " + evidence(against[:2]) if against else "; the gradient attacks find this by themselves."),
-            tuple(warnings),
-        )
-    if against:
-        warnings.insert(
-            0,
-            "The attacks were too weak to tell: a check failed, and still they do not get through. Take no number above for robustness.",
-        )
-        return Verdict(
-            "inconclusive",
-            f"Inconclusive {at}: {worst}, but the attacks cannot be trusted here; " + evidence(against[:2]),
-            tuple(warnings),
-        )
-    return Verdict(
-        "inconclusive",
-        f"Inconclusive {at}: {worst}; that is too few images to say whether {percent(required)} are reached.",
-        tuple(warnings),
-    )
+        pieces = [each.measured for each in [*against, *failed]][:2]
+    elif low >= required and not against:
+        name, text = "robust", f"{worst}, where {percent(required)} are required"
+        passed = sum(each.outcome == "passed" for each in checks)
+        pieces = [
+            f"{passed} of {len(checks)} checks passed",
+            "none of the others failed" if passed < len(checks) else "",
+        ]
+        pieces = [strongest.told(total), pieces[0]] if strongest is not None else pieces[:1]
+    elif standing / total < required:
+        name, text = "not robust", f"{worst}, where {percent(required)} are required"
+        pieces = [each.measured for each in against[:1]]
+        pieces = ([strongest.told(total)] if strongest is not None else []) + (pieces or ["no check speaks of masking"])
+    elif against:
+        name, text = "inconclusive", f"{worst}, but the attacks cannot be trusted on this model"
+        pieces = [each.measured for each in against[:2]]
+        warnings.insert(0, "The attacks were too weak to tell: a check failed and still they do not get through.")
+    else:
+        name, text = "inconclusive", f"{worst}, which are too few to say whether {percent(required)} are reached"
+        pieces = [strongest.told(total)] if strongest is not None else []
+        warnings.insert(0, "Too few images: give more with --num-examples.")
+    told = "; ".join([text, *map(inside, dict.fromkeys(pieces))])
+    return Verdict(name, f"{name.capitalize()} at ε = {eps:g}: {told}.", tuple(warnings))
 
 
-def evidence(checks: Sequence[Check]) -> str:
-    """What was measured, as the end of a sentence."""
-    return " ".join(check.measured for check in checks)
+def told_apart(checks: Sequence[Check]) -> list[str]:
+    """What a reader must know of checks that could not tell."""
+    whys: dict[str, list[str]] = {}
+    for check in checks:
+        if check.outcome == "unclear":
+            whys.setdefault(check.measured, []).append(check.question)
+    return [
+        f"{why} Without an answer: {' '.join(questions)}"
+        if len(questions) > 1
+        else f"Cannot tell: {questions[0]} {why}"
+        for why, questions in whys.items()
+    ]
+
+
+def inside(sentence: str) -> str:
+    """A sentence as a part of another: without its full stop, and small where its first letter is.
+
+    >>> inside("Of 9 images 3 are right."), inside("FGSM leaves 3.")
+    ('of 9 images 3 are right', 'FGSM leaves 3')
+    """
+    sentence = sentence.removesuffix(".")
+    return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]

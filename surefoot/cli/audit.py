@@ -18,9 +18,9 @@ from surefoot.core.files import write_text
 from surefoot.data import Dataset
 from surefoot.evaluation import recognise
 
-DESCRIPTION = """Is a model robust, or does it only look so? Twelve checks, a verdict and its evidence. A MODEL is a run's
-folder, or package.module:factory with --weights, --dataset and --eps. Exit code: 0 robust, 3 masked, 4 inconclusive,
-5 not robust; of several models the first of 3, 4, 5, 0 that any of them has."""
+DESCRIPTION = """Is a model robust, or does it only look so? Twelve checks, a verdict and its evidence. A MODEL is a
+run's folder, or package.module:factory with --weights, --dataset and --eps. Exit code: 0 robust, 3 masked,
+4 inconclusive, 5 not robust; of several models the first of 3, 4, 5, 0 that any of them has."""
 
 WORST_FIRST = (3, 4, 5, 0)
 

@@ -1,0 +1,131 @@
+"""Masks to put on a model, so that the audit is tried on models whose truth is known. None of them adds robustness.
+
+They take a trained module and train nothing: training belongs to higher floors (`surefoot.cli.calibrate`).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Scaled(nn.Module):
+    """Logits times a constant, so large that the softmax saturates and float32 rounds the loss's gradient to zero.
+
+    The temperature distillation of Papernot et al. (2016) ends in the same: trained at a temperature and used at 1,
+    its logits are that many times larger.
+    """
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs) * self.factor  # type: ignore[no-any-return]
+
+
+class Rounded(nn.Module):
+    """Pixels rounded to a few levels first: the gradient is zero almost everywhere (Xu et al., 2018, bit depth)."""
+
+    def __init__(self, model: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.model, self.levels = model, levels
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model((inputs * (self.levels - 1)).round() / (self.levels - 1))  # type: ignore[no-any-return]
+
+
+class Noisy(nn.Module):
+    """Gaussian noise on the pixels at each call."""
+
+    def __init__(self, model: nn.Module, sigma: float) -> None:
+        super().__init__()
+        self.model, self.sigma = model, sigma
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs + self.sigma * torch.randn_like(inputs))  # type: ignore[no-any-return]
+
+
+class Resized(nn.Module):
+    """Shifted and padded at random at each call, as by random resizing and padding (Xie et al., 2018)."""
+
+    def __init__(self, model: nn.Module, margin: int) -> None:
+        super().__init__()
+        self.model, self.margin = model, margin
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        height, width = inputs.shape[2:]
+        smaller = height - int(torch.randint(0, self.margin + 1, ()))
+        small = nn.functional.interpolate(inputs, size=(smaller, smaller), mode="nearest")
+        top = int(torch.randint(0, height - smaller + 1, ()))
+        left = int(torch.randint(0, width - smaller + 1, ()))
+        padded = nn.functional.pad(small, (left, width - smaller - left, top, height - smaller - top))
+        return self.model(padded)  # type: ignore[no-any-return]
+
+
+class Staircase(nn.Module):
+    """Pixels through a staircase whose steps are steep sigmoids: gradients vanish on the steps, explode between them.
+
+    x -> (floor(n x) + sigmoid(steepness (n x - floor(n x) - 1/2))) / n.
+    """
+
+    def __init__(self, model: nn.Module, levels: int, steepness: float) -> None:
+        super().__init__()
+        self.model, self.levels, self.steepness = model, levels, steepness
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        scaled = inputs * self.levels
+        floor = scaled.detach().floor()
+        stairs = (floor + torch.sigmoid(self.steepness * (scaled - floor - 0.5))) / self.levels
+        return self.model(stairs)  # type: ignore[no-any-return]
+
+
+class Wrinkled(nn.Module):
+    """Pixels plus a tiny fast sine: the value hardly moves, the gradient's sign is the sine's."""
+
+    def __init__(self, model: nn.Module, frequency: float, height: float) -> None:
+        super().__init__()
+        self.model, self.frequency, self.height = model, frequency, height
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs + self.height * torch.sin(self.frequency * inputs))  # type: ignore[no-any-return]
+
+
+class BrokenBackward(torch.autograd.Function):
+    """The identity, with a gradient that is `kind`: zero, random signs, or not a number."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, kind: str) -> Tensor:
+        ctx.kind = kind
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        if ctx.kind == "zero":
+            return torch.zeros_like(gradient), None
+        if ctx.kind == "random":
+            return torch.randn_like(gradient), None
+        return torch.full_like(gradient, torch.nan), None
+
+
+class BadGradient(nn.Module):
+    """A model whose gradient is `zero`, `random` or `nan`; its answers are as before."""
+
+    def __init__(self, model: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.model, self.kind = model, kind
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(BrokenBackward.apply(inputs, self.kind))  # type: ignore[no-any-return,no-untyped-call]
+
+
+class Detached(nn.Module):
+    """A model without any gradient to its inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs.detach())  # type: ignore[no-any-return]
