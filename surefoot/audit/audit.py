@@ -39,7 +39,7 @@ def audit(
     required: float = REQUIRED,
     others: Tensor | None = None,
     sources: Mapping[str, nn.Module] | None = None,
-    flips: float | None = None,
+    notes: Sequence[str] = (),
     classes: Sequence[str] | None = None,
     budget_minutes: float | None = None,
     batch_size: int = 128,
@@ -58,9 +58,10 @@ def audit(
         required: the worst-case accuracy that counts as robust.
         others: further images, of the training set, that substitutes learn the model's answers on; None trains none.
         sources: models to craft on instead, by name.
-        flips: of a model that answers randomly, the share of its predictions that change between two calls.
+        notes: what a reader must know beforehand, as `recognise` says it; among the warnings.
         classes: the names of the classes; None numbers them.
-        budget_minutes: when to stop; what is left then is `unclear`. None ends when all is done.
+        budget_minutes: buys more steps, restarts and queries, or fewer of them on fewer images; what is not done by
+            then is `unclear`. None is the usual effort, on fewer images where that would take long.
         seed: of all that is random; torch's generators are left as they were.
         about: further fields of `Audit`: dataset, split, commit, command, recipe.
         progress: told what runs.
@@ -70,6 +71,14 @@ def audit(
 
     Raises:
         ValueError: no images, pixels outside [0, 1], a bad radius or requirement.
+
+    Example:
+        >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(8, 1, 2, 2)
+        >>> with torch.no_grad():
+        ...     labels = net(inputs).argmax(1)
+        >>> found = audit(net, inputs, labels, eps=0.9)
+        >>> found.verdict, len(found.checks)
+        ('not robust', 12)
     """
     check_batch(inputs, labels)
     if len(labels) == 0:
@@ -83,6 +92,7 @@ def audit(
     count = outputs(model, inputs)
     seconds = seconds_of_gradient(model, inputs[:64], labels[:64])
     effort, images = Effort.within(budget_minutes, seconds, len(labels))
+    given = len(labels)
     inputs, labels = inputs[:images], labels[:images]
     bench = Bench(
         model=model,
@@ -94,7 +104,7 @@ def audit(
         batch_size=batch_size,
         seed=seed,
         deadline=deadline,
-        flips=flips,
+        flips=share_of_flips(model, inputs, seed) if isinstance(model, Averaged) else None,
         substitutes=dict(sources or {}),
         effort=effort,
         progress=progress,
@@ -124,7 +134,7 @@ def audit(
         model=name,
         verdict=verdict.name,
         sentence=verdict.sentence,
-        warnings=list(verdict.warnings),
+        warnings=[*notes, *fewer(images, given), *verdict.warnings],
         required=required,
         eps=eps,
         num_examples=total,
@@ -150,6 +160,20 @@ def outputs(model: nn.Module, inputs: Tensor) -> int:
     """How many classes the model tells apart."""
     with crafting(model) as frozen, torch.no_grad():
         return int(frozen(inputs[:2]).shape[1])
+
+
+def share_of_flips(model: Averaged, inputs: Tensor, seed: int) -> float:
+    """How many predictions change between two calls of a model that answers randomly."""
+    with seeded(seed), crafting(model.model) as frozen, torch.no_grad():
+        first, second = (frozen(inputs).argmax(dim=1) for _ in range(2))
+    return float((first != second).float().mean())
+
+
+def fewer(images: int, given: int) -> list[str]:
+    """What to say where time was not enough for all images."""
+    return (
+        [f"{images} of {given} images were examined, for more take long; give more --budget."] if images < given else []
+    )
 
 
 def substitutes(bench: Bench, others: Tensor, deadline: float) -> dict[str, nn.Module]:
@@ -200,7 +224,7 @@ def curves(bench: Bench, checks: Mapping[str, Check]) -> list[Curve]:
         accuracies("accuracy-steps", "PGD", list(bench.course), [count / total for count in bench.course.values()])
     if values := checks["logits-lie-close"].values:
         for name, key in (("FGSM to R-FGSM", "fgsm_r_fgsm"), ("FGSM to I-FGSM", "fgsm_i_fgsm")):
-            found.append(Curve(plot="logit-distance", name=name, x=[bench.eps], y=[values[key]]))
+            found.append(Curve(plot="logit-distance", name=name, x=values["radii"], y=values[f"{key}_by_radius"]))
     return found
 
 

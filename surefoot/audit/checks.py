@@ -373,6 +373,8 @@ def logits_lie_close(bench: Bench) -> Finding:
     to_random, to_many = distance(random), distance(many)
     far = torch.maximum(to_random, to_many) > own
     rows = bench.right
+    radii = [bench.eps / 4, bench.eps / 2, bench.eps]
+    by_radius = [mean_distances(bench, radius) for radius in radii]
     return by_share(
         far | ~torch.maximum(to_random, to_many).isfinite(),
         rows,
@@ -384,7 +386,22 @@ def logits_lie_close(bench: Bench) -> Finding:
         fgsm_r_fgsm=mean(to_random[rows]),
         fgsm_i_fgsm=mean(to_many[rows]),
         spread=mean(own[rows]),
+        radii=[0.0, *radii],
+        fgsm_r_fgsm_by_radius=[0.0, *(each[0] for each in by_radius)],
+        fgsm_i_fgsm_by_radius=[0.0, *(each[1] for each in by_radius)],
     )
+
+
+def mean_distances(bench: Bench, eps: float) -> tuple[float, float]:
+    """The mean logit distances of FGSM's samples to R-FGSM's and to I-FGSM's, over at most 64 images."""
+    rows = bench.right.nonzero().squeeze(1)[:64]
+    inputs, labels = bench.inputs[rows], bench.labels[rows]
+    with seeded(bench.seed):
+        single, *others = (
+            attack(bench.model, inputs, labels) for attack in (FGSM(eps), RFGSM(eps, eps / 2), IFGSM(eps, 10))
+        )
+        first, second = (mean(logit_distances(bench.model, single, other)) for other in others)
+    return first, second
 
 
 def steps_saturate(bench: Bench) -> Finding:

@@ -1,20 +1,20 @@
 """Masks to put on a model, so that the audit is tried on models whose truth is known. None of them adds robustness.
 
-They take a trained module and train nothing: training belongs to higher floors (`surefoot.cli.calibrate`).
+They take a module that is trained: the recipes that train it, and with them the robust controls, are on a higher
+floor (`surefoot.cli.calibration`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from surefoot.evaluation.passes import seeded
+
 
 class Scaled(nn.Module):
-    """Logits times a constant, so large that the softmax saturates and float32 rounds the loss's gradient to zero.
-
-    The temperature distillation of Papernot et al. (2016) ends in the same: trained at a temperature and used at 1,
-    its logits are that many times larger.
-    """
+    """Logits times a constant, so large that the softmax saturates and float32 rounds the loss's gradient to zero."""
 
     def __init__(self, model: nn.Module, factor: float) -> None:
         super().__init__()
@@ -129,3 +129,47 @@ class Detached(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs.detach())  # type: ignore[no-any-return]
+
+
+def distilled(
+    teacher: nn.Module, student: nn.Module, inputs: Tensor, temperature: float, *, steps: int = 1500, seed: int = 0
+) -> nn.Module:
+    """Train `student` on the teacher's answers at a temperature, to be used at 1: its softmax saturates.
+
+    Args:
+        teacher: in evaluation mode, gives logits.
+        student: untrained, of the teacher's classes.
+        inputs: `[images, ...]` in [0, 1] to train on.
+        temperature: divides both networks' logits while training.
+        steps: mini-batches of 64.
+
+    Source:
+        Papernot et al., "Distillation as a Defense to Adversarial Perturbations", 2016; broken by Carlini and
+        Wagner, 2017. The teacher here is trained at 1 and only asked at the temperature.
+    """
+    with seeded(seed):
+        with torch.no_grad():
+            aims = (teacher(inputs) / temperature).softmax(dim=1)
+        optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
+        for _ in range(steps):
+            rows = torch.randint(len(inputs), (64,), device=inputs.device)
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(student(inputs[rows]) / temperature, aims[rows])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return student.eval()
+
+
+MASKS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "logits x 1000": lambda model: Scaled(model, 1000.0),
+    "pixels rounded to 4 levels": lambda model: Rounded(model, 4),
+    "noise at the input": lambda model: Noisy(model, 0.3),
+    "random resizing": lambda model: Resized(model, 2),
+    "steep staircase": lambda model: Staircase(model, 8, 60.0),
+    "fast sine on the pixels": lambda model: Wrinkled(model, 1000.0, 0.02),
+    "zero gradient": lambda model: BadGradient(model, "zero"),
+    "random gradient": lambda model: BadGradient(model, "random"),
+    "NaN gradient": lambda model: BadGradient(model, "nan"),
+    "no gradient": Detached,
+}
+"""Masks on a model that is not robust, by what they do."""

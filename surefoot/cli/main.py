@@ -23,7 +23,8 @@ Single-step adversarial training that stays robust, and a check that a model is.
 
 {verbs}
 
-`surefoot VERB --help` tells more.  Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
+`surefoot VERB --help` tells more.  Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted;
+of audit: 0 robust, 3 masked, 4 inconclusive, 5 not robust."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: without the program's name; None takes `sys.argv`.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
+        0 done (audit: robust), 1 failed, 2 wrong usage or input, 130 interrupted; audit: 3 masked, 4 inconclusive,
+        5 not robust.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
