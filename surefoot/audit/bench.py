@@ -42,6 +42,8 @@ class Trial:
     forwards: int = 0
     backwards: int = 0
     refused: str | None = None
+    cut: bool = False
+    """Did the budget end before all were attacked? The others count as not fooled."""
 
     def as_json(self) -> dict[str, Any]:
         """As `Audit.attacks` has it."""
@@ -130,6 +132,8 @@ class Bench:
             OutOfTime: the budget does not allow it.
         """
         if name in self.trials:
+            if self.trials[name].cut:
+                raise OutOfTime
             return self.trials[name]
         self.check_time()
         if self.progress is not None:
@@ -140,7 +144,7 @@ class Bench:
         crafter = self.model if crafter is None else crafter
         places = tried.nonzero().squeeze(1)
         started = time.perf_counter()
-        forwards = backwards = 0
+        forwards, backwards, cut = 0, 0, False
         with exact_float32(self.inputs.device), Meter(crafter) as meter:
             for number, part in enumerate(torch.split(places, self.batch_size)):
                 clean, labels = self.inputs[part], self.labels[part]
@@ -158,7 +162,8 @@ class Bench:
                     adv_inputs[part] = made
                     robust[part] = predictions(self.model, made) == labels
                     forwards, backwards = meter.counter.forwards, meter.counter.backwards
-                self.check_time()
+                if cut := time.perf_counter() > self.deadline and part[-1] != places[-1]:
+                    break
         trial = Trial(
             name,
             kind,
@@ -171,8 +176,11 @@ class Bench:
             forwards,
             backwards,
             refused,
+            cut,
         )
         self.trials[name] = trial
+        if cut:
+            raise OutOfTime
         return trial
 
     def standing(self, *kinds: Kind) -> Tensor:

@@ -219,7 +219,9 @@ def white_box_beats_black_box(bench: Bench) -> Finding:
 
 def large_eps_reaches_zero(bench: Bench) -> Finding:
     rows = first(bench.right, 128)
-    trial = bench.attack("PGD-20 at ε = 1", PGD(1.0, 20, 0.2), "gradient", rows=rows, crafter=bench.once, eps=1.0)
+    trial = bench.attack(
+        "PGD-20 at ε = 1", PGD(1.0, 20, 0.2, random_start=False), "gradient", rows=rows, crafter=bench.once, eps=1.0
+    )
     return by_share(
         trial.robust,
         rows,
@@ -302,10 +304,10 @@ def right_along(bench: Bench, direction: Tensor, radii: Sequence[float]) -> list
     ]
 
 
-def batched(bench: Bench, what: Callable[..., Tensor], *others: Tensor) -> Tensor:
-    """`what(inputs, labels, ...)` over the samples, a batch at a time, from a seed."""
+def batched(bench: Bench, what: Callable[..., Tensor], *others: Tensor, shift: int = 0) -> Tensor:
+    """`what(inputs, labels, ...)` over the samples, a batch at a time, from a seed; another one for each `shift`."""
     parts = []
-    with seeded(bench.seed):
+    with seeded(bench.seed + shift):
         for rows in torch.split(torch.arange(len(bench.inputs), device=bench.inputs.device), bench.batch_size):
             bench.check_time()
             parts.append(what(bench.inputs[rows], bench.labels[rows], *(each[rows] for each in others)))
@@ -357,35 +359,27 @@ def mean(values: Tensor) -> float:
 def logits_lie_close(bench: Bench) -> Finding:
     single, random, many = fgsm(bench), r_fgsm(bench), i_fgsm(bench)
 
-    def spread(inputs: Tensor, labels: Tensor) -> Tensor:
-        with crafting(bench.model) as frozen, torch.no_grad():
-            logits: Tensor = frozen(inputs)
-        length: Tensor = (logits - logits.mean(dim=1, keepdim=True)).norm(dim=1)
-        return length
+    def distance(one: Tensor, other: Tensor) -> Tensor:
+        return batched(bench, lambda x, y, a, b: logit_distances(bench.model, a, b), one, other)
 
-    own = batched(bench, spread).clamp(min=1e-12)
-
-    def distance(trial: Trial) -> Tensor:
-        return batched(
-            bench, lambda x, y, a, b: logit_distances(bench.model, a, b), single.adv_inputs, trial.adv_inputs
-        )
-
-    to_random, to_many = distance(random), distance(many)
-    far = torch.maximum(to_random, to_many) > own
+    samples = [trial.adv_inputs for trial in (single, random, many)]
+    moved = torch.stack([distance(bench.inputs, each) for each in samples]).mean(dim=0)
+    to_random, to_many = (distance(samples[0], each) for each in samples[1:])
+    apart = torch.maximum(to_random, to_many)
     rows = bench.right
     radii = [bench.eps / 4, bench.eps / 2, bench.eps]
     by_radius = [mean_distances(bench, radius) for radius in radii]
     return by_share(
-        far | ~torch.maximum(to_random, to_many).isfinite(),
+        (apart > moved) | ~apart.isfinite(),
         rows,
         0.5,
-        "On {bad} of {total} images ({share}) the logits of FGSM's and R-FGSM's or I-FGSM's samples lie further apart "
-        "than a clean image's are from their mean; mean distances "
-        f"{mean(to_random[rows]):.3g} and {mean(to_many[rows]):.3g}.",
-        "sound models move less",
+        "On {bad} of {total} images ({share}) the logits of FGSM's sample lie further from R-FGSM's or I-FGSM's than "
+        f"they lie from the clean image's; the mean distances are {mean(to_random[rows]):.3g} and "
+        f"{mean(to_many[rows]):.3g}, to the clean image {mean(moved[rows]):.3g}.",
+        "sound models stay below half",
         fgsm_r_fgsm=mean(to_random[rows]),
         fgsm_i_fgsm=mean(to_many[rows]),
-        spread=mean(own[rows]),
+        moved=mean(moved[rows]),
         radii=[0.0, *radii],
         fgsm_r_fgsm_by_radius=[0.0, *(each[0] for each in by_radius)],
         fgsm_i_fgsm_by_radius=[0.0, *(each[1] for each in by_radius)],
@@ -433,10 +427,10 @@ def gradients_exist(bench: Bench) -> Finding:
         near = bench.inputs + bench.eps / 8 * torch.randn_like(bench.inputs).sign()
         far = bench.inputs + torch.empty_like(bench.inputs).uniform_(-bench.eps, bench.eps)
 
-    def at(others: Tensor) -> Tensor:
-        return batched(bench, lambda x, y, o: gradients(bench.model, o, y).flatten(1), others.clamp(0, 1))
+    def at(others: Tensor, shift: int) -> Tensor:
+        return batched(bench, lambda x, y, o: gradients(bench.model, o, y).flatten(1), others.clamp(0, 1), shift=shift)
 
-    here, beside, there = at(bench.inputs), at(near), at(far)
+    here, beside, there = (at(each, shift) for shift, each in enumerate((bench.inputs, near, far)))
     both = torch.stack([here, there])
     spoiled = (~both.isfinite()).any(dim=2).any(dim=0)
     largest = both.nan_to_num(0, 0, 0).abs().amax(dim=2).amin(dim=0)

@@ -70,8 +70,8 @@ def decide(
 
     - masked: a cheap attack alone would have called the model robust, others fool clearly more than half of what it
       left, and a check failed that says why.
-    - robust: the lower end of the worst case's 95 % interval reaches `required`, and no check failed, but for answers
-      that change from call to call, which are judged by their mean.
+    - robust: the lower end of the worst case's 95 % interval reaches `required`, every check was made, and none failed,
+      but for answers that change from call to call, which are judged by their mean.
     - not robust: fewer survive than required, and nothing was masked.
     - inconclusive: the rest. A check failed where no attack got through, or too few images were examined.
 
@@ -94,6 +94,7 @@ def decide(
     failed = sorted((each for each in checks if each.outcome == "failed"), key=lambda each: -each.strength)
     against = [each for each in failed if each.key not in JUDGED_ALL_THE_SAME]
     deceived = [each for each in looks if each.robust(total, required) and each.false()]
+    missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
     strongest = min(looks, key=lambda each: each.left, default=None)
     warnings = told_apart(checks)
     name: VerdictName
@@ -104,14 +105,11 @@ def decide(
             f"it only looks robust. {most.attack} alone leaves {percent(most.left / total)}, but {worst}",
         )
         pieces = [each.measured for each in [*against, *failed]][:2]
-    elif low >= required and not against:
+    elif low >= required and not against and not missing:
         name, text = "robust", f"{worst}, where {percent(required)} are required"
         passed = sum(each.outcome == "passed" for each in checks)
-        pieces = [
-            f"{passed} of {len(checks)} checks passed",
-            "none of the others failed" if passed < len(checks) else "",
-        ]
-        pieces = [strongest.told(total), pieces[0]] if strongest is not None else pieces[:1]
+        pieces = [strongest.told(total)] if strongest is not None else []
+        pieces.append(f"{passed} of {len(checks)} checks passed")
     elif standing / total < required:
         name, text = "not robust", f"{worst}, where {percent(required)} are required"
         pieces = [each.measured for each in against[:1]]
@@ -120,6 +118,9 @@ def decide(
         name, text = "inconclusive", f"{worst}, but the attacks cannot be trusted on this model"
         pieces = [each.measured for each in against[:2]]
         warnings.insert(0, "The attacks were too weak to tell: a check failed and still they do not get through.")
+    elif missing:
+        name, text = "inconclusive", f"{worst}, but {len(missing)} of {len(checks)} checks were not made"
+        pieces = [strongest.told(total)] if strongest is not None else []
     else:
         name, text = "inconclusive", f"{worst}, which are too few to say whether {percent(required)} are reached"
         pieces = [strongest.told(total)] if strongest is not None else []
