@@ -401,7 +401,7 @@ def test_an_audit_repeats_and_leaves_no_trace() -> None:
 )
 def test_bad_settings_are_refused(change: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        examined(Matching(), **{"eps": EPS, **change})  # type: ignore[arg-type]
+        examined(Matching(), **{"eps": EPS, **change})
 
 
 def test_no_images_are_refused() -> None:

@@ -162,7 +162,7 @@ class Bench:
                     adv_inputs[part] = made
                     robust[part] = predictions(self.model, made) == labels
                     forwards, backwards = meter.counter.forwards, meter.counter.backwards
-                if cut := time.perf_counter() > self.deadline and part[-1] != places[-1]:
+                if cut := time.perf_counter() > self.deadline and bool(part[-1] != places[-1]):
                     break
         trial = Trial(
             name,
