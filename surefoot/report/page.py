@@ -200,7 +200,7 @@ def title(audits: Sequence[Audit]) -> str:
         return f"{audits[0].model}: {audits[0].verdict}"
     verdicts = [audit.verdict for audit in audits]
     return f"{len(audits)} models: " + ", ".join(
-        f"{verdicts.count(verdict)} {verdict}" for verdict in get_args(VerdictName) if verdict in verdicts
+        f"{verdicts.count(verdict)} {verdict}".replace(" ", "\N{NO-BREAK SPACE}") for verdict in get_args(VerdictName) if verdict in verdicts
     )
 
 

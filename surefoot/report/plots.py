@@ -237,15 +237,13 @@ def surface_choice(surface: Surface) -> dict[str, Any]:
 def surface_in_words(surface: Surface) -> str:
     """What a loss surface shows, as sentences."""
     values = finite(surface)
-    taken = "rightly taken for it" if surface.prediction == surface.label else f"taken for “{surface.prediction}”"
-    begin = f"Image {surface.sample}, a “{surface.label}”, is {taken} when unchanged."
-    if not values:
-        return f"{begin} No finite loss was found around it."
+    taken = "taken for one" if surface.prediction == surface.label else f"taken for “{surface.prediction}”"
     return (
-        f"{begin} The loss is {number(loss_at(surface, 0, 0))} at the image and {number(loss_at(surface, surface.eps, 0))} "
-        f"a step of ε = {radius(surface.eps)} along its gradient; on the whole surface it lies between "
-        f"{number(min(values))} and {number(max(values))}. Within ε it leaves its tangent plane by at most "
-        f"{number(surface.local_linearity_error)} (local linearity error)."
+        f"Image {surface.sample} is a “{surface.label}” and, unchanged, {taken}. The loss is "
+        f"{loss_at(surface, 0, 0):.3f} at the image and {loss_at(surface, surface.eps, 0):.3f} after a step of "
+        f"ε = {radius(surface.eps)} along its gradient; on the whole surface it lies between {min(values):.3f} and "
+        f"{max(values):.3f}. Within ε it leaves its tangent plane by at most {surface.local_linearity_error:.3f} "
+        "(local linearity error)."
     )
 
 
@@ -264,7 +262,7 @@ def table_of_surfaces(surfaces: Sequence[Surface]) -> tuple[list[str], list[list
     ]
     rows = []
     for surface in surfaces:
-        values = finite(surface) or [math.nan]
+        values = finite(surface)
         losses = [
             loss_at(surface, 0, 0),
             loss_at(surface, surface.eps, 0),

@@ -4,7 +4,7 @@
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "8px 3px 1px 3px"];
   const MARKERS = ["circle", "square", "diamond", "triangle-up", "x", "cross", "star"];
   const EYE = { x: -1.45, y: -1.45, z: 0.85 }; // of the surface's camera, where it begins
-  const PRINTED = 660; // pixels between the margins of A4 and of Letter
+  const PRINTED = 660; // pixels between the margins of A4, and of Letter
   const WEBGL = (() => {
     const canvas = document.createElement("canvas");
     return Boolean(canvas.getContext("webgl2") || canvas.getContext("webgl"));
@@ -47,7 +47,7 @@
       if (line.low && line.high) {
         bands.push({
           x: [...line.x, ...line.x.toReversed()], y: [...line.high, ...line.low.toReversed()], mode: "lines", fill: "toself",
-          fillcolor: colour + "24", line: { width: 0 }, hoverinfo: "skip", showlegend: false, legendgroup: line.name,
+          fillcolor: colour + (lines.length > 3 ? "18" : "26"), line: { width: 0 }, hoverinfo: "skip", showlegend: false, legendgroup: line.name,
         });
       }
       traces.push({
@@ -60,7 +60,7 @@
     return [[...bands, ...traces], {
       ...baseLayout(look, width, 330 + 22 * Math.ceil(lines.length / Math.max(1, Math.floor(width / 170)))),
       margin: { l: 52, r: 10, t: 8, b: 8 }, hovermode: "x unified", showlegend: true,
-      xaxis: axis(look, figure.x, figure.log ? { type: "log", dtick: "D1", tickformat: "~s" } : {}),
+      xaxis: axis(look, figure.x, figure.log ? { type: "log", tickmode: "array", tickvals: [...new Set(lines.flatMap((line) => line.x))] } : {}),
       yaxis: axis(look, figure.y, figure.percent ? { range: [-3, 103], dtick: 20 } : { rangemode: "tozero" }),
       legend: { orientation: "h", x: 0, xanchor: "left", y: -0.24, yanchor: "top", font: { size: 13 } },
     }];
@@ -70,7 +70,7 @@
 
   function drawSurface(id, look, width) {
     const { e1, e2, loss, eps } = choiceOf(id);
-    const side = (title) => ({ title: { text: title }, color: look.soft, gridcolor: look.line, zeroline: false, showspikes: false, nticks: 6 });
+    const side = (title) => ({ title: { text: title }, color: look.soft, gridcolor: look.line, tickfont: { size: 11 }, zeroline: false, showspikes: false, nticks: 6 });
     const [i, j] = [nearest(e2, 0), nearest(e1, 0)];
     return [[
       {
@@ -78,7 +78,7 @@
         contours: { x: { highlight: false }, y: { highlight: false }, z: { highlight: false } },
         hovertemplate: "e<sub>1</sub> %{x:.3f}, e<sub>2</sub> %{y:.3f}<br>loss %{z:.3f}<extra></extra>",
       },
-      { type: "scatter3d", x: [e1[j]], y: [e2[i]], z: [loss[i][j]], mode: "markers", marker: { size: 5, symbol: "x", color: "#d55e00" }, hovertemplate: "the image<extra></extra>" },
+      { type: "scatter3d", x: [e1[j]], y: [e2[i]], z: [loss[i][j]], mode: "markers", marker: { size: 4.5, symbol: "diamond", color: "#d55e00", line: { color: "#fff", width: 1 } }, hovertemplate: "the image<extra></extra>" },
     ], {
       ...baseLayout(look, width, width < 500 ? 330 : 440), margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false, uirevision: "the reader's",
       scene: { xaxis: side("e<sub>1</sub>"), yaxis: side("e<sub>2</sub>"), zaxis: side("loss"), aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.75 }, camera: { eye: EYE } },
@@ -87,14 +87,15 @@
 
   function drawMaps(id, look, width) {
     const parts = choiceOf(id).map(([figure, choice, name]) => ({ name, ...figures[figure].choices[choice] }));
-    const columns = parts.length === 1 ? 1 : Math.max(1, Math.min(parts.length, Math.floor(width / 190)));
+    const columns = parts.length === 1 ? 1 : Math.max(1, Math.min(parts.length, Math.floor(width / 150)));
     const rows = Math.ceil(parts.length / columns);
     const titled = parts.length > 1 ? 26 : 0;
-    const height = parts.length === 1 ? Math.min(width, 400) : rows * (Math.min(width / columns, 330) + titled) + 40;
+    const below = rows > 1; // where the colour bar stands
+    const height = parts.length === 1 ? Math.min(width, 400) : rows * (Math.min(width / columns, 330) + titled) + 40 + (below ? 50 : 0);
     const losses = parts.flatMap((part) => part.loss.flat()).filter((value) => value !== null);
     const layout = {
-      ...baseLayout(look, width, height), margin: { l: 46, r: 8, t: titled, b: 40 }, shapes: [], annotations: [],
-      coloraxis: { colorscale: "Viridis", cmin: Math.min(...losses), cmax: Math.max(...losses), colorbar: { title: { text: "loss", side: "right" }, thickness: 10, outlinewidth: 0, tickcolor: look.line, tickfont: { color: look.soft } } },
+      ...baseLayout(look, width, height), margin: { l: 46, r: 8, t: titled, b: below ? 100 : 40 }, shapes: [], annotations: [],
+      coloraxis: { colorscale: "Viridis", cmin: Math.min(...losses), cmax: Math.max(...losses), colorbar: { title: { text: "loss", side: below ? "top" : "right", font: { color: look.soft, size: 13 } }, ...(below ? { orientation: "h", y: 0, yref: "container", yanchor: "bottom" } : {}), thickness: 10, outlinewidth: 0, tickcolor: look.line, tickfont: { color: look.soft } } },
     };
     const traces = [];
     parts.forEach((part, i) => {
@@ -126,7 +127,7 @@
     const element = at(id);
     const { kind } = figures[id];
     if (kind === "surface" && (!WEBGL || printing)) return;
-    const width = printing ? (kind === "lines" ? PRINTED / 2 - 8 : kind === "maps" && element.classList.contains("map") ? 420 : PRINTED) : element.clientWidth;
+    const width = printing ? (element.classList.contains("map") ? 420 : PRINTED) : element.clientWidth;
     const [traces, layout] = KINDS[kind](id, theme(), width);
     element.style.minHeight = "0";
     Plotly.react(element, traces, layout, { displayModeBar: false, scrollZoom: false, doubleClick: "reset" });
