@@ -12,8 +12,9 @@
   const chosen = {};
   let printing = false;
 
+  const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "%\u200b{"); // Plotly reads some HTML
   const at = (id) => document.getElementById(id);
-  const isShown = (element) => element.getClientRects().length > 0;
+  const isClosed = (element) => element.closest("details:not([open])") !== null;
   const choiceOf = (id) => figures[id].choices[chosen[id] || 0];
 
   function theme() {
@@ -51,14 +52,14 @@
         });
       }
       traces.push({
-        x: line.x, y: line.y, name: line.name, legendgroup: line.name, mode: line.x.length > 60 ? "lines" : "lines+markers",
+        x: line.x, y: line.y, name: plain(line.name), legendgroup: line.name, mode: line.x.length > 60 ? "lines" : "lines+markers",
         line: { color: colour, dash: DASHES[line.style % DASHES.length], width: 2 },
         marker: { color: colour, symbol: MARKERS[line.style % MARKERS.length], size: 7 },
         hovertemplate: figure.percent ? "%{y:.1f} %" : "%{y:.4~g}",
       });
     }
     return [[...bands, ...traces], {
-      ...baseLayout(look, width, 330 + 22 * Math.ceil(lines.length / Math.max(1, Math.floor(width / 170)))),
+      ...baseLayout(look, width, (printing ? 240 : 330) + 22 * Math.ceil(lines.length / Math.max(1, Math.floor(width / 170)))),
       margin: { l: 52, r: 10, t: 8, b: 8 }, hovermode: "x unified", showlegend: true,
       xaxis: axis(look, figure.x, figure.log ? { type: "log", tickmode: "array", tickvals: [...new Set(lines.flatMap((line) => line.x))] } : {}),
       yaxis: axis(look, figure.y, figure.percent ? { range: [-3, 103], dtick: 20 } : { rangemode: "tozero" }),
@@ -70,7 +71,7 @@
 
   function drawSurface(id, look, width) {
     const { e1, e2, loss, eps } = choiceOf(id);
-    const side = (title) => ({ title: { text: title }, color: look.soft, gridcolor: look.line, tickfont: { size: 11 }, zeroline: false, showspikes: false, nticks: 6 });
+    const side = (title, more) => ({ title: { text: title }, color: look.soft, gridcolor: look.line, tickfont: { size: 11 }, zeroline: false, showspikes: false, ...more });
     const [i, j] = [nearest(e2, 0), nearest(e1, 0)];
     return [[
       {
@@ -81,37 +82,45 @@
       { type: "scatter3d", x: [e1[j]], y: [e2[i]], z: [loss[i][j]], mode: "markers", marker: { size: 4.5, symbol: "diamond", color: "#d55e00", line: { color: "#fff", width: 1 } }, hovertemplate: "the image<extra></extra>" },
     ], {
       ...baseLayout(look, width, width < 500 ? 330 : 440), margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false, uirevision: "the reader's",
-      scene: { xaxis: side("e<sub>1</sub>"), yaxis: side("e<sub>2</sub>"), zaxis: side("loss"), aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.75 }, camera: { eye: EYE } },
+      scene: { xaxis: side("e<sub>1</sub>", inEps(eps)), yaxis: side("e<sub>2</sub>", inEps(eps)), zaxis: side("loss", { nticks: 6 }), aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.75 }, camera: { eye: EYE } },
     }];
+  }
+
+  function inEps(eps) {
+    return { tickmode: "array", tickvals: [-eps, 0, eps], ticktext: ["−ε", "0", "ε"] };
   }
 
   function drawMaps(id, look, width) {
     const parts = choiceOf(id).map(([figure, choice, name]) => ({ name, ...figures[figure].choices[choice] }));
-    const columns = parts.length === 1 ? 1 : Math.max(1, Math.min(parts.length, Math.floor(width / 150)));
+    const columns = Math.min(parts.length, Math.max(1, Math.floor(width / 150)));
     const rows = Math.ceil(parts.length / columns);
-    const titled = parts.length > 1 ? 26 : 0;
     const below = rows > 1; // where the colour bar stands
-    const height = parts.length === 1 ? Math.min(width, 400) : rows * (Math.min(width / columns, 330) + titled) + 40 + (below ? 50 : 0);
+    const named = parts.length > 1 ? 26 : 4;
+    const margin = { l: 36, r: below ? 8 : 70, t: named, b: below ? 110 : 40 };
+    const gap = 12;
+    const side = Math.min(360, (width - margin.l - margin.r - gap * (columns - 1)) / columns);
+    const [inner, high] = [width - margin.l - margin.r, rows * side + (rows - 1) * named];
     const losses = parts.flatMap((part) => part.loss.flat()).filter((value) => value !== null);
+    const bar = below ? { orientation: "h", x: 0, xanchor: "left", y: 0, yref: "container", yanchor: "bottom" } : { x: (columns * (side + gap)) / inner, xanchor: "left" };
     const layout = {
-      ...baseLayout(look, width, height), margin: { l: 46, r: 8, t: titled, b: below ? 100 : 40 }, shapes: [], annotations: [],
-      coloraxis: { colorscale: "Viridis", cmin: Math.min(...losses), cmax: Math.max(...losses), colorbar: { title: { text: "loss", side: below ? "top" : "right", font: { color: look.soft, size: 13 } }, ...(below ? { orientation: "h", y: 0, yref: "container", yanchor: "bottom" } : {}), thickness: 10, outlinewidth: 0, tickcolor: look.line, tickfont: { color: look.soft } } },
+      ...baseLayout(look, width, high + margin.t + margin.b), margin, shapes: [], annotations: [],
+      coloraxis: {
+        colorscale: "Viridis", cmin: Math.min(...losses), cmax: Math.max(...losses),
+        colorbar: { title: { text: "loss", side: below ? "top" : "right", font: { color: look.soft, size: 13 } }, thickness: 10, outlinewidth: 0, tickcolor: look.line, tickfont: { color: look.soft }, xpad: 4, ...bar },
+      },
     };
     const traces = [];
     parts.forEach((part, i) => {
       const [column, row] = [i % columns, Math.floor(i / columns)];
-      const name = i ? String(i + 1) : "";
-      const gap = [columns > 1 ? 14 / width : 0, rows > 1 ? (titled + 18) / height : 0];
-      const [wide, high] = [(1 - gap[0] * (columns - 1)) / columns, (1 - gap[1] * (rows - 1)) / rows];
-      const left = column * (wide + gap[0]);
-      const top = 1 - row * (high + gap[1]);
-      const inner = { showgrid: false, constrain: "domain", nticks: 5 };
-      layout["xaxis" + name] = axis(look, row === rows - 1 || i + columns >= parts.length ? "e<sub>1</sub>" : "", { ...inner, domain: [left, left + wide], anchor: "y" + name });
-      layout["yaxis" + name] = axis(look, column === 0 ? "e<sub>2</sub>" : "", { ...inner, domain: [top - high, top], anchor: "x" + name, scaleanchor: "x" + name, showticklabels: column === 0, automargin: false });
-      const place = { xref: "x" + name, yref: "y" + name };
-      layout.shapes.push({ type: "rect", ...place, x0: -part.eps, x1: part.eps, y0: -part.eps, y1: part.eps, line: { color: "#fff", width: 1.5, dash: "dash" } });
-      if (part.name) layout.annotations.push({ text: part.name, xref: `x${name} domain`, yref: `y${name} domain`, x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false, font: { color: look.ink, size: 13 } });
-      const axes = { xaxis: "x" + name, yaxis: "y" + name };
+      const [x, y] = i ? ["x" + (i + 1), "y" + (i + 1)] : ["x", "y"];
+      const [left, top] = [(column * (side + gap)) / inner, 1 - (row * (side + named)) / high];
+      const lowest = i + columns >= parts.length;
+      const both = { showgrid: false, automargin: false, ...inEps(part.eps) };
+      layout[x.replace("x", "xaxis")] = axis(look, lowest ? "e<sub>1</sub>" : "", { ...both, domain: [left, left + side / inner], anchor: y, showticklabels: lowest, range: [part.e1[0], part.e1.at(-1)] });
+      layout[y.replace("y", "yaxis")] = axis(look, column ? "" : "e<sub>2</sub>", { ...both, domain: [Math.max(0, top - side / high), top], anchor: x, showticklabels: !column, range: [part.e2[0], part.e2.at(-1)] });
+      layout.shapes.push({ type: "rect", xref: x, yref: y, x0: -part.eps, x1: part.eps, y0: -part.eps, y1: part.eps, line: { color: "#fff", width: 1.5, dash: "dash" } });
+      if (part.name) layout.annotations.push({ text: plain(part.name), xref: x + " domain", yref: y + " domain", x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false, font: { color: look.ink, size: 13 } });
+      const axes = { xaxis: x, yaxis: y };
       traces.push({
         type: "contour", x: part.e1, y: part.e2, z: part.loss, coloraxis: "coloraxis", ncontours: 14, line: { width: 0.4, color: "rgba(255,255,255,.55)" }, contours: { coloring: "heatmap" }, ...axes,
         hovertemplate: "e<sub>1</sub> %{x:.3f}, e<sub>2</sub> %{y:.3f}<br>loss %{z:.3f}<extra></extra>",
@@ -127,17 +136,29 @@
     const element = at(id);
     const { kind } = figures[id];
     if (kind === "surface" && (!WEBGL || printing)) return;
-    const width = printing ? (element.classList.contains("map") ? 420 : PRINTED) : element.clientWidth;
+    const width = printing ? { lines: PRINTED / 2 - 5, maps: element.classList.contains("map") ? 420 : PRINTED }[kind] : element.clientWidth;
     const [traces, layout] = KINDS[kind](id, theme(), width);
     element.style.minHeight = "0";
-    Plotly.react(element, traces, layout, { displayModeBar: false, scrollZoom: false, doubleClick: "reset" });
+    const begin = kind === "surface" ? Plotly.react : Plotly.newPlot; // a surface keeps how it was turned
+    begin(element, traces, layout, { displayModeBar: false, scrollZoom: false, doubleClick: "reset" });
   }
 
-  function drawShown(again) {
+  const watcher = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting && !target.data && !isClosed(target)) draw(target.id);
+    }
+  }, { rootMargin: "50% 0px" });
+
+  function redraw() {
     for (const id of Object.keys(figures)) {
       const element = at(id);
-      if (isShown(element) && (again || !element.data)) draw(id);
+      if (isClosed(element)) Plotly.purge(element); // and drawn again when it is seen
+      else if (element.data || printing) draw(id);
     }
+    markScrollers();
+  }
+
+  function markScrollers() {
     for (const box of document.querySelectorAll(".scroll")) {
       if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
@@ -147,7 +168,7 @@
   function choose(ids, place) {
     for (const id of ids) {
       chosen[id] = place;
-      if (isShown(at(id))) draw(id);
+      if (at(id).data) draw(id);
       const words = at(id + "-words");
       if (words) words.textContent = choiceOf(id).words;
     }
@@ -189,7 +210,7 @@
     if (turnBack && at(turnBack).data) turn(turnBack, "Home");
     if (event.target.hash && event.target.hash === location.hash) openNamed();
   });
-  document.addEventListener("toggle", () => drawShown(false), true);
+  document.addEventListener("toggle", markScrollers, true);
   window.addEventListener("hashchange", openNamed);
 
   let pause;
@@ -198,9 +219,9 @@
     if (innerWidth === width) return; // a phone's address bar
     width = innerWidth;
     clearTimeout(pause);
-    pause = setTimeout(() => drawShown(true), 150);
+    pause = setTimeout(redraw, 150);
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawShown(true));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
   let closed = [];
   window.addEventListener("beforeprint", () => {
@@ -208,19 +229,20 @@
     document.documentElement.classList.add("printing");
     closed = [...document.querySelectorAll("details:not([open])")];
     for (const each of closed) each.open = true;
-    drawShown(true);
+    redraw();
   });
   window.addEventListener("afterprint", () => {
     printing = false;
     document.documentElement.classList.remove("printing");
     for (const each of closed) each.open = false;
-    drawShown(true);
+    redraw();
   });
 
   if (!WEBGL) {
     for (const solid of document.querySelectorAll(".solid, .turn-back")) solid.hidden = true;
     for (const told of document.querySelectorAll(".no-webgl")) told.hidden = false;
   }
-  drawShown(false);
+  for (const id of Object.keys(figures)) watcher.observe(at(id));
+  markScrollers();
   openNamed();
 })();
