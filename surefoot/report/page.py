@@ -32,7 +32,7 @@ from surefoot.report.plots import (
 )
 
 LARGEST = 8_000_000  # bytes of a page
-COMPARED = ("accuracy-eps", "loss-eps", "accuracy-steps")
+COMPARED = ("accuracy-eps", "loss-eps", "accuracy-steps", "logit-distance")
 """The plots in which several models are drawn over one another."""
 IMAGES = ("clean", "adversarial", "difference")
 SMALL = 100  # pixels: enlarged without smoothing
@@ -65,7 +65,10 @@ def page(audits: Sequence[Audit], largest: int = LARGEST) -> str:
     if not audits:
         raise ValueError("a page shows at least one audit; none was given.")
     names = short_names([audit.model for audit in audits])
-    models = [Model.of(audit, f"model-{place}", name) for place, (audit, name) in enumerate(zip(audits, names, strict=True), 1)]
+    models = [
+        Model.of(audit, f"model-{place}", name)
+        for place, (audit, name) in enumerate(zip(audits, names, strict=True), 1)
+    ]
     bare = render([replace(model, surfaces=[], pictures=[]) for model in models])
     return render(fitting(models, largest - len(bare.encode())))
 
@@ -154,11 +157,14 @@ def render(models: Sequence[Model]) -> str:
         if model.surfaces:
             choices = [surface_choice(surface) for surface in model.surfaces]
             figures[f"{model.key}-surface"] = {"kind": "surface", "choices": choices}
-            figures[f"{model.key}-map"] = {"kind": "maps", "choices": [[[f"{model.key}-surface", place, ""]] for place in range(len(choices))]}
+            figures[f"{model.key}-map"] = {
+                "kind": "maps",
+                "choices": [[[f"{model.key}-surface", place, ""]] for place in range(len(choices))],
+            }
     shared = shared_surfaces(models) if len(models) > 1 else []
     if shared:
         figures["compared-map"] = {"kind": "maps", "choices": [parts for _, parts in shared]}
-    return environment.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         models=models,
         title=title([model.audit for model in models]),
         compared=compared,
@@ -172,6 +178,7 @@ def render(models: Sequence[Model]) -> str:
         script=Markup(script),
         data=embedded_json(figures),
     )
+    return text.lstrip()  # the macros leave empty lines before the doctype
 
 
 def policy(scripts: Sequence[str]) -> str:
@@ -200,7 +207,9 @@ def title(audits: Sequence[Audit]) -> str:
         return f"{audits[0].model}: {audits[0].verdict}"
     verdicts = [audit.verdict for audit in audits]
     return f"{len(audits)} models: " + ", ".join(
-        f"{verdicts.count(verdict)} {verdict}".replace(" ", "\N{NO-BREAK SPACE}") for verdict in get_args(VerdictName) if verdict in verdicts
+        f"{verdicts.count(verdict)} {verdict}".replace(" ", "\N{NO-BREAK SPACE}")
+        for verdict in get_args(VerdictName)
+        if verdict in verdicts
     )
 
 
@@ -256,7 +265,7 @@ def comparison(models: Sequence[Model]) -> list[Plot]:
 
 
 def shared_surfaces(models: Sequence[Model]) -> list[tuple[Surface, list[list[Any]]]]:
-    """Images that several models have a surface of; for each where the page's script finds them: figure, choice, name."""
+    """Images that several models have a surface of, and where the script finds each: figure, choice, model's name."""
     found: dict[int, tuple[Surface, list[list[Any]]]] = {}
     for model in models:
         for place, surface in enumerate(model.surfaces):
@@ -275,5 +284,7 @@ def questions(models: Sequence[Model]) -> list[tuple[str, list[Check | None]]]:
 def picture_view(picture: Picture, factor: float) -> dict[str, Any]:
     """A picture and its three images."""
     clean, adversarial = array(picture.clean), array(picture.adversarial)
+    if clean.shape != adversarial.shape:
+        raise ValueError(f"image {picture.sample} is of shape {clean.shape}, but after its attack {adversarial.shape}.")
     images = (clean, adversarial, difference(clean, adversarial, factor))
     return {"picture": picture, "small": max(clean.shape) < SMALL, **dict(zip(IMAGES, map(png, images), strict=True))}

@@ -166,11 +166,17 @@ def in_words(axes: Axes, curves: Sequence[Curve]) -> str:
         >>> in_words(AXES["loss-eps"], [Curve(plot="loss-eps", name="PGD", x=[0, 0.3], y=[0.9, 4.1])])
         'PGD: from 0.9 at ε 0 to 4.1 at ε 0.3.'
     """
-    told = []
-    for curve in curves:
-        first, last = ((share(y) if axes.percent else number(y)) for y in (curve.y[0], curve.y[-1]))
-        told.append(f"{curve.name}: from {first} at {axes.x} {curve.x[0]:g} to {last} at {axes.x} {curve.x[-1]:g}.")
-    return " ".join(told)
+
+    def end(curve: Curve, place: int) -> str:
+        value = share(curve.y[place]) if axes.percent else number(curve.y[place])
+        return f"{value} at {axes.x} {curve.x[place]:g}"
+
+    return " ".join(
+        f"{curve.name}: {end(curve, 0)}."
+        if len(curve.x) == 1
+        else f"{curve.name}: from {end(curve, 0)} to {end(curve, -1)}."
+        for curve in curves
+    )
 
 
 def table_of_curves(axes: Axes, curves: Sequence[Curve]) -> tuple[list[str], list[list[str]]]:
@@ -237,9 +243,10 @@ def surface_choice(surface: Surface) -> dict[str, Any]:
 def surface_in_words(surface: Surface) -> str:
     """What a loss surface shows, as sentences."""
     values = finite(surface)
-    taken = "taken for one" if surface.prediction == surface.label else f"taken for “{surface.prediction}”"
+    known = surface.prediction == surface.label
+    taken = "and, unchanged, taken for one" if known else f"but, even unchanged, taken for “{surface.prediction}”"
     return (
-        f"Image {surface.sample} is a “{surface.label}” and, unchanged, {taken}. The loss is "
+        f"Image {surface.sample} is a “{surface.label}” {taken}. The loss is "
         f"{loss_at(surface, 0, 0):.3f} at the image and {loss_at(surface, surface.eps, 0):.3f} after a step of "
         f"ε = {radius(surface.eps)} along its gradient; on the whole surface it lies between {min(values):.3f} and "
         f"{max(values):.3f}. Within ε it leaves its tangent plane by at most {surface.local_linearity_error:.3f} "

@@ -3,7 +3,7 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "8px 3px 1px 3px"];
   const MARKERS = ["circle", "square", "diamond", "triangle-up", "x", "cross", "star"];
-  const EYE = { x: -1.45, y: -1.45, z: 0.85 }; // of the surface's camera, where it begins
+  const START = { eye: { x: -1.25, y: -1.25, z: 0.8 }, center: { x: 0, y: 0, z: -0.12 }, up: { x: 0, y: 0, z: 1 } }; // how a surface is seen first
   const PRINTED = 660; // pixels between the margins of A4, and of Letter
   const WEBGL = (() => {
     const canvas = document.createElement("canvas");
@@ -38,9 +38,24 @@
     };
   }
 
+  function drawBars(id, look, width) {
+    const figure = figures[id];
+    const lines = choiceOf(id).lines;
+    return [[{
+      type: "bar", x: lines.map((line) => plain(line.name)), y: lines.map((line) => line.y[0]), width: 0.55,
+      marker: { color: lines.map((line) => look.lines[line.style % look.lines.length]) },
+      texttemplate: "%{y:.3~g}", textposition: "outside", cliponaxis: false, hoverinfo: "skip",
+    }], {
+      ...baseLayout(look, width, printing ? 240 : 330), margin: { l: 52, r: 10, t: 24, b: 8 },
+      xaxis: axis(look, "", { type: "category", showgrid: false, fixedrange: true }),
+      yaxis: axis(look, `${figure.y} at ${figure.x} = ${lines[0].x[0]}`, { rangemode: "tozero" }),
+    }];
+  }
+
   function drawLines(id, look, width) {
     const figure = figures[id];
     const lines = choiceOf(id).lines;
+    if (lines.every((line) => line.x.length === 1 && line.x[0] === lines[0].x[0])) return drawBars(id, look, width);
     const bands = [];
     const traces = [];
     for (const line of lines) {
@@ -73,16 +88,17 @@
     const { e1, e2, loss, eps } = choiceOf(id);
     const side = (title, more) => ({ title: { text: title }, color: look.soft, gridcolor: look.line, tickfont: { size: 11 }, zeroline: false, showspikes: false, ...more });
     const [i, j] = [nearest(e2, 0), nearest(e1, 0)];
+    const flat = loss.flat().filter((value) => value !== null);
     return [[
       {
         type: "surface", x: e1, y: e2, z: loss, colorscale: "Viridis", showscale: false,
         contours: { x: { highlight: false }, y: { highlight: false }, z: { highlight: false } },
         hovertemplate: "e<sub>1</sub> %{x:.3f}, e<sub>2</sub> %{y:.3f}<br>loss %{z:.3f}<extra></extra>",
       },
-      { type: "scatter3d", x: [e1[j]], y: [e2[i]], z: [loss[i][j]], mode: "markers", marker: { size: 4.5, symbol: "diamond", color: "#d55e00", line: { color: "#fff", width: 1 } }, hovertemplate: "the image<extra></extra>" },
+      { type: "scatter3d", x: [e1[j]], y: [e2[i]], z: [loss[i][j] + 0.02 * (Math.max(...flat) - Math.min(...flat))], mode: "markers", marker: { size: 4.5, symbol: "diamond", color: "#d55e00", line: { color: "#fff", width: 1 } }, hovertemplate: "the image<extra></extra>" },
     ], {
-      ...baseLayout(look, width, width < 500 ? 330 : 440), margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false, uirevision: "the reader's",
-      scene: { xaxis: side("e<sub>1</sub>", inEps(eps)), yaxis: side("e<sub>2</sub>", inEps(eps)), zaxis: side("loss", { nticks: 6 }), aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.75 }, camera: { eye: EYE } },
+      ...baseLayout(look, width, width < 500 ? 330 : 440), margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false,
+      scene: { xaxis: side("e<sub>1</sub>", inEps(eps)), yaxis: side("e<sub>2</sub>", inEps(eps)), zaxis: side("loss", { nticks: 6 }), aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.75 }, camera: structuredClone(at(id).layout?.scene.camera ?? START) },
     }];
   }
 
@@ -139,8 +155,7 @@
     const width = printing ? { lines: PRINTED / 2 - 5, maps: element.classList.contains("map") ? 420 : PRINTED }[kind] : element.clientWidth;
     const [traces, layout] = KINDS[kind](id, theme(), width);
     element.style.minHeight = "0";
-    const begin = kind === "surface" ? Plotly.react : Plotly.newPlot; // a surface keeps how it was turned
-    begin(element, traces, layout, { displayModeBar: false, scrollZoom: false, doubleClick: "reset" });
+    (kind === "surface" ? Plotly.react : Plotly.newPlot)(element, traces, layout, { displayModeBar: false, scrollZoom: false, doubleClick: "reset" });
   }
 
   const watcher = new IntersectionObserver((entries) => {
@@ -180,7 +195,7 @@
     const around = { ArrowLeft: -1, ArrowRight: 1 }[key] || 0;
     const up = { ArrowDown: -1, ArrowUp: 1 }[key] || 0;
     const away = { "+": 1 / 1.1, "=": 1 / 1.1, "-": 1.1 }[key] || 1;
-    if (key === "Home") return Plotly.relayout(id, { "scene.camera.eye": EYE, "scene.camera.center": { x: 0, y: 0, z: 0 }, "scene.camera.up": { x: 0, y: 0, z: 1 } });
+    if (key === "Home") return Plotly.relayout(id, { "scene.camera": structuredClone(START) });
     if (!around && !up && away === 1) return null;
     const far = Math.hypot(eye.x, eye.y, eye.z) * away;
     const longitude = Math.atan2(eye.y, eye.x) + (around * Math.PI) / 24;
