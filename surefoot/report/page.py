@@ -144,7 +144,7 @@ def render(models: Sequence[Model]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"share": share, "number": number, "radius": radius, "ranges": ranges}
+    environment.filters |= {"share": share, "number": number, "radius": radius, "ranges": ranges, "bound": bound}
     folder = files("surefoot.report") / "template"
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     plotly = get_plotlyjs()
@@ -233,6 +233,11 @@ def short_names(names: Sequence[str]) -> list[str]:
         f"{name} ({short[: place + 1].count(name)})" if short.count(name) > 1 else name
         for place, name in enumerate(short)
     ]
+
+
+def bound(sentence: str) -> str:
+    """A sentence in which no line breaks between a number and its percent sign."""
+    return sentence.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def ranges(samples: Sequence[int]) -> str:

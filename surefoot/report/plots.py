@@ -58,8 +58,8 @@ def number(value: Any) -> str:
     """A number as a person reads it, four digits; anything else as text.
 
     Example:
-        >>> number(0.123456), number(1200), number([1, 0.5]), number(True), number(None)
-        ('0.1235', '1200', '1, 0.5', 'yes', '–')
+        >>> number(0.123456), number([1, 0.5]), number({"PGD": 0.5}), number(True), number(None)
+        ('0.1235', '1, 0.5', 'PGD: 0.5', 'yes', '–')
     """
     match value:
         case None:
@@ -70,6 +70,8 @@ def number(value: Any) -> str:
             return f"{value:.4g}"
         case list() | tuple():
             return ", ".join(map(number, value))
+        case dict():
+            return ", ".join(f"{name}: {number(each)}" for name, each in value.items())
     return str(value)
 
 

@@ -113,7 +113,7 @@
     const below = rows > 1; // where the colour bar stands
     const named = parts.length > 1 ? 26 : 4;
     const margin = { l: 36, r: below ? 8 : 70, t: named, b: below ? 110 : 40 };
-    const gap = 12;
+    const gap = 22;
     const side = Math.min(360, (width - margin.l - margin.r - gap * (columns - 1)) / columns);
     const [inner, high] = [width - margin.l - margin.r, rows * side + (rows - 1) * named];
     const losses = parts.flatMap((part) => part.loss.flat()).filter((value) => value !== null);
