@@ -101,7 +101,7 @@ def audit(
         labels=labels,
         eps=eps,
         classes=count,
-        batch_size=batch_size,
+        batch_size=batch_size if budget_minutes is None else min(batch_size, 32),  # the clock is read between batches
         seed=seed,
         deadline=deadline,
         flips=share_of_flips(model, inputs, seed) if isinstance(model, Averaged) else None,
@@ -112,7 +112,8 @@ def audit(
     if not sources and others is not None:
         bench.substitutes = substitutes(bench, others, deadline)
     checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
-    names = list(classes) if classes is not None else [str(each) for each in range(count)]
+    names = list(classes or [])
+    names += [str(each) for each in range(len(names), count)]  # a model may tell more classes than the data set has
     standing = bench.standing()
     total, left = len(labels), int(standing.sum())
     verdict = decide(
@@ -230,11 +231,16 @@ def curves(bench: Bench, checks: Mapping[str, Check]) -> list[Curve]:
 
 def surfaces(bench: Bench, names: Sequence[str]) -> list[Surface]:
     """The loss around the first four rightly classified images."""
-    places = bench.right.nonzero().squeeze(1)[:4].tolist()
-    return [
+    if bench.inputs.dim() != 4:
+        return []
+    found = [
         surface(bench.model, bench.inputs[i], int(bench.labels[i]), bench.eps, sample=i, names=names, seed=bench.seed)
-        for i in places
-        if bench.inputs.dim() == 4
+        for i in bench.right.nonzero().squeeze(1)[:4].tolist()
+    ]
+    return [
+        each
+        for each in found
+        if torch.tensor([*each.loss, [each.local_linearity_error] * len(each.e1)]).isfinite().all()
     ]
 
 
@@ -252,7 +258,7 @@ def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:
         trial = trial or list(bench.trials.values())[-1]
         clean, changed = bench.inputs[i], trial.adv_inputs[i]
         with crafting(bench.model) as frozen, torch.no_grad(), seeded(bench.seed):
-            shares = frozen(torch.stack([clean, changed])).float().softmax(dim=1)
+            shares = frozen(torch.stack([clean, changed])).float().softmax(dim=1).nan_to_num(0)
         after, before = (int(row.argmax()) for row in (shares[1], shares[0]))
         found.append(
             Picture(

@@ -202,6 +202,11 @@ def transfers(bench: Bench) -> list[Trial]:
     return found
 
 
+def left_after(trials: Sequence[Trial]) -> dict[str, float]:
+    """The accuracy after each of them in turn."""
+    return {f"after {trial.name}": float(trial.robust.float().mean()) for trial in trials}
+
+
 def white_box_beats_black_box(bench: Bench) -> Finding:
     left = survivors(white_box(bench))
     found = transfers(bench)
@@ -213,7 +218,7 @@ def white_box_beats_black_box(bench: Bench) -> Finding:
         "Of {total} images that the plain gradient attacks leave, samples crafted on another network fool {bad} "
         "({share}).",
         "what a gradient attack on the model itself may miss",
-        accuracies={trial.name: float(trial.robust.float().mean()) for trial in found},
+        **left_after(found),
     )
 
 
@@ -372,11 +377,11 @@ def logits_lie_close(bench: Bench) -> Finding:
     return by_share(
         (apart > moved) | ~apart.isfinite(),
         rows,
-        0.5,
+        0.75,
         "On {bad} of {total} images ({share}) the logits of FGSM's sample lie further from R-FGSM's or I-FGSM's than "
         f"they lie from the clean image's; the mean distances are {mean(to_random[rows]):.3g} and "
         f"{mean(to_many[rows]):.3g}, to the clean image {mean(moved[rows]):.3g}.",
-        "sound models stay below half",
+        "unrelated logits reach nearly all",
         fgsm_r_fgsm=mean(to_random[rows]),
         fgsm_i_fgsm=mean(to_many[rows]),
         moved=mean(moved[rows]),
@@ -490,7 +495,7 @@ def gradient_beats_search(bench: Bench) -> Finding:
         0.4,
         "Of {total} images that every gradient attack leaves, a search without gradients fools {bad} ({share}).",
         "what a search may find beside gradients",
-        queries=bench.effort.queries,
+        **left_after(found),
     )
 
 
@@ -569,7 +574,7 @@ def nothing_saturates(bench: Bench) -> Finding:
         f"Of {{total}} images that {pgd(bench).name} leaves, the same attack on rescaled logits, in float64 or on a "
         "margin fools {bad} ({share}).",
         "what other losses find on models that are not saturated",
-        accuracies={trial.name: float(trial.robust.float().mean()) for trial in found},
+        **left_after(found),
     )
 
 

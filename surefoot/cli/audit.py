@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from surefoot.audit.record import Check
 from surefoot.cli.calibration import Confusion, Truth, controls
 from surefoot.cli.models import RECOGNISED_BY, ModelOptions, Opened, open_model, open_source, pick_device
 from surefoot.cli.options import parse, split_names
-from surefoot.cli.output import Spinner, commit, duration, print_json, stdout
+from surefoot.cli.output import Spinner, commit, duration, print_json, say, stdout
 from surefoot.core.files import write_text
 from surefoot.evaluation import recognise
 from surefoot.models.wrappers import Averaged
+from surefoot.report.page import write_page
 
 DESCRIPTION = """Is a model robust, or does it only look so? Twelve checks, a verdict and its evidence. A MODEL is a
 run's folder, or package.module:factory with --weights, --dataset and --eps. Exit code: 0 robust, 3 masked,
@@ -82,7 +84,18 @@ def run(args: list[str]) -> int:
             print_json(json.loads(audits[-1].to_json()))
         else:
             show(audits[-1])
+    page = page_path(opened, options)
+    write_page(audits, page)
+    say(f"The page with all evidence is {page}.")
     return next(code for code in WORST_FIRST if code in {each.exit_code() for each in audits})
+
+
+def page_path(opened: Sequence[Opened], options: Options) -> Path:
+    """Where the page goes."""
+    if options.out is not None:
+        return options.out
+    folder = opened[0].folder if len(opened) == 1 else None
+    return Path("audit.html") if folder is None else folder / "report.html"
 
 
 def audit_one(opened: Opened, options: Options, command: str | None) -> Audit:
