@@ -427,6 +427,7 @@ def test_the_exit_code_is_the_verdict(
 ) -> None:
     made = dataclasses.replace(examined(Matching(), 0.1), verdict=verdict, sentence=f"{verdict} at ε = 0.1: it is.")  # type: ignore[arg-type]
     monkeypatch.setattr("surefoot.cli.audit.examine", lambda *_, **__: made)
+    monkeypatch.setattr("surefoot.cli.audit.write_page", lambda *_: None)
     assert main(["audit", run_folder]) == code
     out = capsys.readouterr().out
     assert verdict in out
@@ -439,12 +440,17 @@ def test_the_exit_code_is_the_verdict(
 def test_of_several_models_the_worst_counts(run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = examined(Matching(), 0.1)
     verdicts = iter(["not robust", "masked", "robust", "not robust"])
+    pages: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        "surefoot.cli.audit.write_page", lambda audits, path: pages.append((len(audits), path.as_posix()))
+    )
     monkeypatch.setattr(
         "surefoot.cli.audit.examine",
         lambda *_, **__: dataclasses.replace(base, verdict=next(verdicts)),  # type: ignore[arg-type]
     )
     assert main(["audit", run_folder, run_folder]) == 3
-    assert main(["audit", run_folder, run_folder]) == 5
+    assert main(["audit", run_folder, run_folder, "--out", "both.html"]) == 5
+    assert pages == [(2, "audit.html"), (2, "both.html")]
 
 
 def test_an_audit_of_a_run(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -453,6 +459,7 @@ def test_an_audit_of_a_run(run_folder: str, capsys: pytest.CaptureFixture[str]) 
     assert found["dataset"] == "digits"
     assert found["eps"] == 0.3
     assert found["command"].startswith("surefoot audit runs/digits/normal/0 --num-examples 48")
+    assert "<html" in Path(run_folder, "report.html").read_text()[:500]
     assert any("budget" in each["measured"] for each in found["checks"])
     assert any("budget" in each for each in found["warnings"])
 
