@@ -13,6 +13,17 @@ LOOKS_ROBUST = 0.5
 MOSTLY_LOST = 0.5
 """Share of those that must then be lost to other attacks for the looks to be false."""
 
+TELLING = (
+    "nothing-saturates",
+    "gradient-beats-search",
+    "white-box-beats-black-box",
+    "gradients-exist",
+    "loss-rises",
+    "iterative-beats-single-step",
+    "large-eps-reaches-zero",
+)
+"""Which checks are named first among those that failed equally far: demonstrations before signs."""
+
 JUDGED_ALL_THE_SAME = ("answers-repeat",)
 """Checks that do not stand against `robust`: a model that answers randomly is judged by its mean answer."""
 
@@ -91,7 +102,7 @@ def decide(
         f"{percent(standing / total)} of {total} images survive everything that was tried "
         f"(95 % interval {percent(low)} to {percent(high)})"
     )
-    failed = sorted((each for each in checks if each.outcome == "failed"), key=lambda each: -each.strength)
+    failed = sorted((each for each in checks if each.outcome == "failed"), key=by_strength)
     against = [each for each in failed if each.key not in JUDGED_ALL_THE_SAME]
     deceived = [each for each in looks if each.robust(total, required) and each.false()]
     missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
@@ -102,7 +113,7 @@ def decide(
         most = max(deceived, key=lambda each: each.left)
         name, text = (
             "masked",
-            f"it only looks robust. {most.attack} alone leaves {percent(most.left / total)}, but {worst}",
+            f"{most.told(total)}, which looks robust, but {worst}",
         )
         pieces = [each.measured for each in [*against, *failed]][:2]
     elif low >= required and not against and not missing:
@@ -129,6 +140,11 @@ def decide(
     return Verdict(name, f"{name.capitalize()} at ε = {eps:g}: {told}.", tuple(warnings))
 
 
+def by_strength(check: Check) -> tuple[float, int]:
+    """The strongest first; among equals the most telling."""
+    return -round(check.strength, 1), TELLING.index(check.key) if check.key in TELLING else len(TELLING)
+
+
 def told_apart(checks: Sequence[Check]) -> list[str]:
     """What a reader must know of checks that could not tell."""
     whys: dict[str, list[str]] = {}
@@ -144,10 +160,10 @@ def told_apart(checks: Sequence[Check]) -> list[str]:
 
 
 def inside(sentence: str) -> str:
-    """A sentence as a part of another: without its full stop, and small where its first letter is.
+    """A sentence's first part as a part of another: small where its first letter is.
 
-    >>> inside("Of 9 images 3 are right."), inside("FGSM leaves 3.")
+    >>> inside("Of 9 images 3 are right; 6 are wrong."), inside("FGSM leaves 3.")
     ('of 9 images 3 are right', 'FGSM leaves 3')
     """
-    sentence = sentence.removesuffix(".")
+    sentence = sentence.partition(";")[0].removesuffix(".")
     return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
