@@ -106,8 +106,13 @@ def thinned(curve: Curve) -> Curve:
     if len(curve.x) <= MOST_POINTS:
         return curve
     keep = [round(i * (len(curve.x) - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)]
-    fields = {name: getattr(curve, name) for name in ("x", "y", "low", "high")}
-    return replace(curve, **{name: values and [values[i] for i in keep] for name, values in fields.items()})
+    return replace(
+        curve,
+        x=[curve.x[i] for i in keep],
+        y=[curve.y[i] for i in keep],
+        low=curve.low and [curve.low[i] for i in keep],
+        high=curve.high and [curve.high[i] for i in keep],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
