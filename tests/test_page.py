@@ -458,9 +458,16 @@ def test_a_line_keeps_its_look_from_plot_to_plot() -> None:
     def plot(key: Any, *names: str) -> Plot:
         return Plot(key=key, choices={"": [Curve(plot=key, name=name, x=[0], y=[0]) for name in names]})
 
-    styles = line_styles([plot("accuracy-eps", "PGD", "FGSM", "noise"), plot("loss-eps", "other", "FGSM", "PGD")])
+    styles = line_styles(
+        [
+            plot("accuracy-eps", "PGD", "FGSM", "noise"),
+            plot("loss-eps", "other", "FGSM", "PGD"),
+            plot("training", "noise", "other", "new"),
+        ]
+    )
     assert styles["accuracy-eps"] == {"PGD": 0, "FGSM": 1, "noise": 2}
     assert styles["loss-eps"] == {"other": 2, "FGSM": 1, "PGD": 0}
+    assert styles["training"] == {"noise": 2, "other": 0, "new": 1}  # `noise` and `other` never met before
 
 
 # In a browser: Debian's Chromium, headless, with its software renderer.

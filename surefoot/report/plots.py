@@ -1,5 +1,6 @@
 """What a page draws: curves and surfaces as data for its script, with the sentence and the table that say the same."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -216,10 +217,15 @@ def line_styles(plots: Sequence[Plot]) -> dict[str, dict[str, int]]:
     styles = {}
     for plot in plots:
         names = dict.fromkeys(curve.name for curves in plot.choices.values() for curve in curves)
-        taken = {known[name] for name in names if name in known}
-        free = (look for look in range(len(names) + len(taken)) if look not in taken)
-        styles[plot.key] = {name: known[name] if name in known else next(free) for name in names}
-        known = {**styles[plot.key], **known}
+        looks: dict[str, int] = {}
+        for name in names:
+            if name in known and known[name] not in looks.values():
+                looks[name] = known[name]
+        for name in names:
+            if name not in looks:
+                looks[name] = next(look for look in itertools.count() if look not in looks.values())
+        styles[plot.key] = looks
+        known = {**looks, **known}
     return styles
 
 
