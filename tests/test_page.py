@@ -222,16 +222,11 @@ def many() -> Read:
     return Read(page(three()))
 
 
-def both(one: Read, many: Read) -> list[Read]:
-    return [one, many]
-
-
 def test_it_says_everything(one: Read) -> None:
     said = one.said
     it = audit()
     for check in it.checks:
-        for words in (check.question, check.measured, check.threshold, check.key):
-            assert words in said
+        assert {check.question, check.measured, check.threshold, check.key} <= set(one.words)
     assert "at most 0.1 %" in said
     assert "4: number 0–2, 7" in said
     assert "1.25e-08" in said
@@ -463,9 +458,16 @@ def test_a_line_keeps_its_look_from_plot_to_plot() -> None:
     def plot(key: Any, *names: str) -> Plot:
         return Plot(key=key, choices={"": [Curve(plot=key, name=name, x=[0], y=[0]) for name in names]})
 
-    styles = line_styles([plot("accuracy-eps", "PGD", "FGSM", "noise"), plot("loss-eps", "other", "FGSM", "PGD")])
+    styles = line_styles(
+        [
+            plot("accuracy-eps", "PGD", "FGSM", "noise"),
+            plot("loss-eps", "other", "FGSM", "PGD"),
+            plot("training", "noise", "other", "new"),
+        ]
+    )
     assert styles["accuracy-eps"] == {"PGD": 0, "FGSM": 1, "noise": 2}
     assert styles["loss-eps"] == {"other": 2, "FGSM": 1, "PGD": 0}
+    assert styles["training"] == {"noise": 2, "other": 0, "new": 1}  # `noise` and `other` never met before
 
 
 # In a browser: Debian's Chromium, headless, with its software renderer.
@@ -527,7 +529,7 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-def visit(browser: Any, audits: list[Audit], path: Path, width: int = 1280, before: str = "") -> Visit:
+def visit(browser: Any, audits: list[Audit], path: Path, width: int = 800, before: str = "") -> Visit:
     """Open the page of these audits; nothing but its own file is handed out."""
     write_page(audits, path)
     context = browser.new_context(viewport={"width": width, "height": 900})
@@ -586,7 +588,7 @@ def test_the_surface_turns(opened: Visit) -> None:
     box = element.bounding_box()
     opened.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     opened.page.mouse.down()
-    opened.page.mouse.move(box["x"] + box["width"] / 2 + 120, box["y"] + box["height"] / 2, steps=4)
+    opened.page.mouse.move(box["x"] + box["width"] / 2 + 120, box["y"] + box["height"] / 2, steps=2)
     opened.page.mouse.up()
     opened.page.wait_for_function(
         "(begin) => document.getElementById('model-1-surface').layout.scene.camera.eye.x !== begin", arg=begin[0]
@@ -649,7 +651,7 @@ def test_it_is_printed_open_light_and_within_the_paper(opened: Visit, one: Read)
     assert all(width <= 660 for plot, width in widths if plot != "model-1-surface")
     assert not opened.page.locator("#model-1-surface").is_visible()
     opened.page.emulate_media(media="screen", color_scheme="light")
-    opened.page.set_viewport_size({"width": 1280, "height": 900})
+    opened.page.set_viewport_size({"width": 800, "height": 900})
     opened.ask("dispatchEvent(new Event('afterprint'))")
     assert opened.ask("document.querySelectorAll('details[open]').length") == 0
     assert opened.page.locator("#model-1-surface").is_visible()

@@ -5,11 +5,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -135,8 +136,9 @@ def fitting(models: Sequence[Model], room: int) -> list[Model]:
     ]
 
 
-def render(models: Sequence[Model]) -> str:
-    """The page of these models."""
+@cache
+def template() -> Template:
+    """The page's, in which what is not marked as HTML is escaped."""
     environment = Environment(
         loader=PackageLoader("surefoot.report", "template"),
         autoescape=True,
@@ -145,6 +147,11 @@ def render(models: Sequence[Model]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share, "number": number, "radius": radius, "ranges": ranges, "bound": bound}
+    return environment.get_template("page.html")
+
+
+def render(models: Sequence[Model]) -> str:
+    """The page of these models."""
     folder = files("surefoot.report") / "template"
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     plotly = get_plotlyjs()
@@ -164,7 +171,7 @@ def render(models: Sequence[Model]) -> str:
     shared = shared_surfaces(models) if len(models) > 1 else []
     if shared:
         figures["compared-map"] = {"kind": "maps", "choices": [parts for _, parts in shared]}
-    text = environment.get_template("page.html").render(
+    text = template().render(
         models=models,
         title=title([model.audit for model in models]),
         compared=compared,

@@ -1,5 +1,6 @@
 """What a page draws: curves and surfaces as data for its script, with the sentence and the table that say the same."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -106,8 +107,13 @@ def thinned(curve: Curve) -> Curve:
     if len(curve.x) <= MOST_POINTS:
         return curve
     keep = [round(i * (len(curve.x) - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)]
-    fields = {name: getattr(curve, name) for name in ("x", "y", "low", "high")}
-    return replace(curve, **{name: values and [values[i] for i in keep] for name, values in fields.items()})
+    return replace(
+        curve,
+        x=[curve.x[i] for i in keep],
+        y=[curve.y[i] for i in keep],
+        low=curve.low and [curve.low[i] for i in keep],
+        high=curve.high and [curve.high[i] for i in keep],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +217,15 @@ def line_styles(plots: Sequence[Plot]) -> dict[str, dict[str, int]]:
     styles = {}
     for plot in plots:
         names = dict.fromkeys(curve.name for curves in plot.choices.values() for curve in curves)
-        taken = {known[name] for name in names if name in known}
-        free = (look for look in range(len(names) + len(taken)) if look not in taken)
-        styles[plot.key] = {name: known[name] if name in known else next(free) for name in names}
-        known = {**styles[plot.key], **known}
+        looks: dict[str, int] = {}
+        for name in names:
+            if name in known and known[name] not in looks.values():
+                looks[name] = known[name]
+        for name in names:
+            if name not in looks:
+                looks[name] = next(look for look in itertools.count() if look not in looks.values())
+        styles[plot.key] = looks
+        known = {**looks, **known}
     return styles
 
 

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "8px 3px 1px 3px"];
+  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const MARKERS = ["circle", "square", "diamond", "triangle-up", "x", "cross", "star"];
   const START = { eye: { x: -1.25, y: -1.25, z: 0.8 }, center: { x: 0, y: 0, z: -0.12 }, up: { x: 0, y: 0, z: 1 } }; // how a surface is seen first
   const PRINTED = 660; // pixels between the margins of A4, and of Letter
