@@ -194,6 +194,13 @@ def test_a_share_is_told_with_its_numbers() -> None:
     assert finding.values["share"] == 2 / 3
 
 
+def test_what_few_images_say_does_not_matter() -> None:
+    bad = torch.arange(100) < 3
+    assert by_share(bad, torch.arange(100) < 4, 0.5, "{bad} of {total}", "why").outcome == "passed"
+    assert by_share(bad, torch.arange(100) < 5, 0.5, "{bad} of {total}", "why").outcome == "unclear"
+    assert "No image is left" in by_share(bad, torch.zeros(100).bool(), 0.5, "{bad} of {total}", "why").measured
+
+
 def test_a_budget_that_is_over_leaves_checks_unanswered() -> None:
     check = QUESTIONS["steps-saturate"](bench(Matching(), deadline=0.0))
     assert check.outcome == "unclear"

@@ -35,6 +35,10 @@ MARKS = (1, 2, 5, 10, 20, 40, 100, 200, 500)
 """Steps after which an attack's accuracy is noted."""
 
 
+FEW = 0.05
+"""A share of the images below which it does not matter what the rest of them say."""
+
+
 @dataclass
 class Watched:
     """PGD on cross-entropy from a random start, and how many samples it has fooled after `MARKS` steps.
@@ -106,6 +110,8 @@ def by_share(bad: Tensor, among: Tensor, limit: float, told: str, why: str, **va
     """
     count, total = int((bad & among).sum()), int(among.sum())
     outcome, strength = judge(count, total, limit)
+    if outcome == "unclear" and total < FEW * len(among):
+        outcome = "passed"
     share = count / total if total else 0.0
     nothing = "No image is left to ask it of: the attacks before it fool all of them."
     return Finding(
