@@ -132,32 +132,46 @@ class Detached(nn.Module):
 
 
 def distilled(
-    teacher: nn.Module, student: nn.Module, inputs: Tensor, temperature: float, *, steps: int = 1500, seed: int = 0
+    model: nn.Module,
+    make: Callable[[], nn.Module],
+    inputs: Tensor,
+    temperature: float,
+    *,
+    steps: int = 800,
+    seed: int = 0,
 ) -> nn.Module:
-    """Train `student` on the teacher's answers at a temperature, to be used at 1: its softmax saturates.
+    """A network distilled at a temperature, to be used at 1: its logits are so large that its softmax saturates.
 
     Args:
-        teacher: in evaluation mode, gives logits.
-        student: untrained, of the teacher's classes.
+        model: gives the classes that a first network learns at the temperature; a second learns its answers.
+        make: a new network of the same classes.
         inputs: `[images, ...]` in [0, 1] to train on.
-        temperature: divides both networks' logits while training.
-        steps: mini-batches of 64.
+        temperature: divides both networks' logits while they are trained.
+        steps: mini-batches of 64 for each.
 
     Source:
         Papernot et al., "Distillation as a Defense to Adversarial Perturbations", 2016; broken by Carlini and
-        Wagner, 2017. The teacher here is trained at 1 and only asked at the temperature.
+        Wagner, 2017.
     """
-    with seeded(seed):
-        with torch.no_grad():
-            aims = (teacher(inputs) / temperature).softmax(dim=1)
-        optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
+
+    def learn(aims: Tensor) -> nn.Module:
+        network = make()
+        optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
         for _ in range(steps):
             rows = torch.randint(len(inputs), (64,), device=inputs.device)
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(student(inputs[rows]) / temperature, aims[rows])
+            loss = nn.functional.cross_entropy(network(inputs[rows]) / temperature, aims[rows])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    return student.eval()
+        return network.eval()
+
+    with seeded(seed):
+        with torch.no_grad():
+            answers = model(inputs)
+        first = learn(nn.functional.one_hot(answers.argmax(dim=1), answers.shape[1]).float())
+        with torch.no_grad():
+            softened = (first(inputs) / temperature).softmax(dim=1)
+        return learn(softened)
 
 
 MASKS: dict[str, Callable[[nn.Module], nn.Module]] = {

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.table import Table
 from torch import nn
 
@@ -77,11 +76,16 @@ def masked(opened: Opened, run: str, title: str) -> Iterator[Control]:
 def distil(model: nn.Module, opened: Opened, run: str) -> nn.Module:
     """A network of the same kind that learned the model's answers at a temperature."""
     recipe, dataset = load_run(Path(run)).recipe, opened.dataset
-    torch.manual_seed(0)
-    student = build_model(
-        recipe.model, num_classes=dataset.num_classes, in_channels=dataset.in_channels, image_size=dataset.image_size
-    )
-    return distilled(model, student, dataset.train.images[:10000].float() / 255, TEMPERATURE)
+
+    def make() -> nn.Module:
+        return build_model(
+            recipe.model,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+            image_size=dataset.image_size,
+        )
+
+    return distilled(model, make, dataset.train.images[:10000].float() / 255, TEMPERATURE)
 
 
 def train_control(method: str, folder: Path) -> Path:
