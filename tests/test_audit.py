@@ -416,6 +416,23 @@ def test_no_images_are_refused() -> None:
         audit(Matching(), torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64), 0.1)
 
 
+class Fussy(Matching):
+    """It takes no empty batch."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        assert len(inputs) > 0
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_nothing_is_asked_of_no_images(shift: int) -> None:
+    inputs, labels = images(48)
+    found = audit(Fussy(), inputs, (labels + shift) % 3, EPS, sources={"a twin": Matching()})
+    assert found.verdict == "not robust"
+    assert found.clean_accuracy == 1 - shift
+    assert found.worst_case_accuracy == 0
+
+
 # --- the command line
 
 

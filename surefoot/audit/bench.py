@@ -146,7 +146,7 @@ class Bench:
         started = time.perf_counter()
         forwards, backwards, cut = 0, 0, False
         with exact_float32(self.inputs.device), Meter(crafter) as meter:
-            for number, part in enumerate(torch.split(places, self.batch_size)):
+            for number, part in enumerate(torch.split(places, self.batch_size) if len(places) else ()):
                 clean, labels = self.inputs[part], self.labels[part]
                 with seeded(self.seed * 1_000_003 + number):
                     try:

@@ -634,10 +634,10 @@ class Question:
         """Put the question; `unclear` where the budget ends before the answer."""
         started = time.perf_counter()
         try:
-            if self.needs_gradient and fgsm(bench).refused is not None:
-                finding = unanswered(bench, "The model gives no gradient to ask this of.")
-            elif not bench.right.any():
+            if not bench.right.any():
                 finding = unanswered(bench, "No image is classified rightly.")
+            elif self.needs_gradient and fgsm(bench).refused is not None:
+                finding = unanswered(bench, "The model gives no gradient to ask this of.")
             else:
                 finding = self.find(bench)
         except OutOfTime:
