@@ -73,10 +73,9 @@ def audit(
         ValueError: no images, pixels outside [0, 1], a bad radius or requirement.
 
     Example:
-        >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(8, 1, 2, 2)
-        >>> with torch.no_grad():
-        ...     labels = net(inputs).argmax(1)
-        >>> found = audit(net, inputs, labels, eps=0.9)
+        >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(8, 1, 2, 2)
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, -1, 1, -1], [-1, 1, -1, 1]]))
+        >>> found = audit(net, inputs, net(inputs).argmax(dim=1), eps=0.95)
         >>> found.verdict, len(found.checks)
         ('not robust', 12)
     """

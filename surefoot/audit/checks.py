@@ -34,14 +34,13 @@ from surefoot.evaluation.probes import logit_distances, losses_along, sample_los
 MARKS = (1, 2, 5, 10, 20, 40, 100, 200, 500)
 """Steps after which an attack's accuracy is noted."""
 
-
 FEW = 0.05
 """A share of the images below which it does not matter what the rest of them say."""
 
 
 @dataclass
 class Watched:
-    """PGD on cross-entropy from a random start, and how many samples it has fooled after `MARKS` steps.
+    """PGD on cross-entropy from a random start, and how many samples are left after `MARKS` steps.
 
     Args:
         eps, steps: as `PGD` has them.
