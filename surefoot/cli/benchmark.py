@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from surefoot.benchmark import PEERS, AttackBenchmark, Line, StepCostBenchmark, StepLine, StepSubject, Subject
-from surefoot.cli.evaluate import pick_device
+from surefoot.cli.models import pick_device
 from surefoot.cli.options import Common, parse, split_name, split_names, unknown
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.geometry import check_radius

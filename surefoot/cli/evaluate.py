@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from surefoot.attacks import (
     FGSM,
@@ -23,17 +22,13 @@ from surefoot.attacks import (
     MarginLoss,
     Square,
 )
-from surefoot.cli.options import Common, parse, split_names
+from surefoot.cli.models import ModelOptions, Opened, open_model, open_source, ready, split_batches
+from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.types import Attack
-from surefoot.data import Batches, Dataset, Split, load
 from surefoot.data.cache import cache_root
-from surefoot.evaluation import Record, append_records, evaluate, evaluate_transfer, read_records, recognise
-from surefoot.models import build_model
-from surefoot.recipes import load_run
+from surefoot.evaluation import Record, append_records, evaluate, evaluate_transfer, read_records
 from surefoot.report import record_table
-from surefoot.training import load_weights
-from surefoot.training.fit import check_device
 
 DESCRIPTION = """Measure the accuracy of models on clean images and under attack. A MODEL is a run's folder, or
 package.module:factory with --weights, --dataset, --eps and what the attacks need. A sample that is fooled counts as
@@ -45,17 +40,14 @@ Ctrl-C the same command goes on where it stopped."""
 AttackName = Literal["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "deepfool", "cw", "square", "auto-attack"]
 WHITE_BOX: tuple[AttackName, ...] = ("fgsm", "i-fgsm", "pgd", "pgd-cw")
 BLACK_BOX: tuple[AttackName, ...] = ("fgsm", "mi-fgsm")
-RECOGNISED_BY = 256  # images that a model's kind is recognised by
 
 
 @dataclass(frozen=True)
-class Options(Common):
+class Options(ModelOptions):
     """What `surefoot evaluate` takes beside the models."""
 
     attacks: tuple[AttackName, ...] | None = None
     """Which to run, in turn, after clean accuracy. None: fgsm i-fgsm pgd pgd-cw; with --source: fgsm mi-fgsm."""
-    eps: float | None = None
-    """l-infinity radius in pixel units: 8/255; None is the recipe's."""
     steps: int | None = None
     """Steps of I-FGSM, MI-FGSM, PGD and PGD-CW; None is the recipe's. Others keep their standard ones."""
     step_size: float | None = None
@@ -76,50 +68,15 @@ class Options(Common):
     """Attack every sample to the last step and count only that, as the paper does."""
     eight_bit: bool = False
     """Count only perturbations that still fool after rounding to 8-bit pixels."""
-    source: str | None = None
-    """Craft on this model (a run's folder, or package.module:factory) and score on MODEL."""
-    source_weights: Path | None = None
-    """safetensors weights of a source that is package.module:factory."""
-    split: Literal["test", "validation"] = "test"
-    """Which images."""
-    num_examples: int | None = None
-    """Only the first so many images; None is all."""
-    batch_size: int = 250
-    """Images at a time; halved where memory is not enough."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to run; `auto` takes an accelerator where there is one."""
-    seed: int = 0
-    """Of the attacks' random starts."""
-    draws: int | None = None
-    """For a model that answers differently each time: calls to average over."""
-    last: bool = False
-    """Of a run, take the last epoch instead of the selected one."""
-    weights: Path | None = None
-    """safetensors weights, for package.module:factory."""
-    dataset: str | None = None
-    """digits, mnist, cifar10, tiny-imagenet-100 or imagefolder:PATH; None is the recipe's."""
-    data_dir: Path | None = None
-    """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
-    mean: tuple[float, ...] | None = None
-    """For package.module:factory: subtracted from each channel inside the model."""
-    std: tuple[float, ...] | None = None
-    """For package.module:factory: divides each channel inside the model, after the mean."""
-    num_classes: int | None = None
-    """For package.module:factory: keep that many classes of the data set, chosen at random; None is all."""
-    image_size: int | None = None
-    """For package.module:factory: pixels a side that images are resized to; None is the data set's own."""
     records: Path | None = None
     """A file to append the records to as well."""
     save_samples: Path | None = None
     """A folder for each attack's adversarial inputs and per-sample outcomes, as safetensors."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_examples", "restarts", "draws"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
-        if self.source_weights is not None and self.source is None:
-            raise ValueError("--source-weights is for a --source that is package.module:factory; give that too.")
+        super().__post_init__()
+        if self.restarts < 1:
+            raise ValueError(f"restarts is {self.restarts}; it must be at least 1.")
         if self.source is not None:
             for name in ("last_iterate", "save_samples"):
                 if getattr(self, name):
@@ -128,18 +85,6 @@ class Options(Common):
                     )
             if self.precision == "fast":
                 raise ValueError("--precision fast is for attacks on the model itself; a --source crafts in fp32.")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A model, its data, its attacks' settings, what its records say of it, and where they go."""
-
-    name: str
-    model: nn.Module
-    dataset: Dataset
-    settings: dict[str, Any]
-    about: dict[str, Any]
-    files: list[Path]
 
 
 def run(args: list[str]) -> int:
@@ -152,7 +97,7 @@ def run(args: list[str]) -> int:
         raise ValueError(f"--save-samples is one folder for one model, and {len(names)} are given; evaluate one.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    opened = [(open_factory if ":" in name else open_run)(name, options) for name in names]
+    opened = [open_model(name, options) for name in names]
     try:
         if options.source is None:
             for each in opened:
@@ -162,7 +107,7 @@ def run(args: list[str]) -> int:
     except KeyboardInterrupt:
         again = " ".join(map(shlex.quote, ["surefoot", "evaluate", *args]))
         raise KeyboardInterrupt(f"Finished batches are kept; go on with: {again}") from None
-    files = [str(file) for each in opened for file in each.files]
+    files = [str(file) for each in opened for file in record_files(each, options)]
     if files:
         say("Records are in " + " and ".join(dict.fromkeys(files)) + ".")
     return 0
@@ -222,42 +167,22 @@ def black_box(opened: list[Opened], source_name: str, options: Options) -> None:
         show(f"{each.name}, crafted on {source_name}", records, options)
 
 
-def split_batches(dataset: Dataset, options: Options) -> tuple[torch.device, Batches]:
-    """The images that were asked for, on their device."""
-    split: Split = getattr(dataset, options.split)
-    if options.num_examples is not None:
-        split = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
-    device = pick_device(options.device)
-    return device, Batches(split, options.batch_size, device=device, channels_last=True)
-
-
-def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: Options) -> nn.Module:
-    """The model on its device, wrapped where it answers with something else than logits, or refused."""
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs, labels = next(iter(batches))
-    known_range = ":" not in name or options.mean is not None or options.std is not None
-    model, said = recognise(
-        model,
-        inputs[:RECOGNISED_BY],
-        labels[:RECOGNISED_BY],
-        draws=options.draws,
-        check_range=not known_range,
-    )
-    for sentence in said:
-        say(f"{name}: {sentence}")
-    return model
-
-
 def described(each: Opened, options: Options) -> dict[str, Any]:
     """What a record says of where it comes from."""
     return {**each.about, "split": options.split, "commit": commit()}
+
+
+def record_files(each: Opened, options: Options) -> list[Path]:
+    """Where a model's records go."""
+    own = [] if each.folder is None else [each.folder / "records.jsonl"]
+    return [*own, *([options.records] if options.records else [])]
 
 
 def keeper(each: Opened, options: Options) -> Callable[[Record], None]:
     """Appends a record to its files, once, and prints it where JSON is asked for."""
 
     def keep(record: Record) -> None:
-        for file in each.files:
+        for file in record_files(each, options):
             if not file.exists() or record not in read_records(file):  # it is there where a stop came after it
                 append_records(file, [record])
         if options.json:
@@ -270,70 +195,6 @@ def show(title: str, records: list[Record], options: Options) -> None:
     """A table, where JSON is not asked for."""
     if not options.json:
         stdout.print(record_table(records, f"{title}, {records[0].num_examples} {options.split} images"))
-
-
-def open_run(name: str, options: Options) -> Opened:
-    """A run."""
-    for field in ("weights", "mean", "std", "num_classes", "image_size"):
-        if getattr(options, field) is not None:
-            raise ValueError(f"--{field.replace('_', '-')} is for package.module:factory; a run has its own.")
-    trained = load_run(Path(name))
-    recipe = trained.recipe
-    if options.dataset is not None:
-        recipe = dataclasses.replace(recipe, dataset=options.dataset)
-    dataset = dataclasses.replace(trained, recipe=recipe).load_data(options.data_dir)
-    model = trained.load_model(dataset, "last.safetensors" if options.last else "model.safetensors")
-    settings = {"eps": recipe.eps, "steps": recipe.attack_steps, "step_size": recipe.attack_step_size}
-    about = {"recipe": recipe.name, "seed": recipe.training.seed, "dataset": recipe.dataset}
-    files = [Path(name) / "records.jsonl", *([options.records] if options.records else [])]
-    return Opened(name, model, dataset, given_settings(settings, options), about, files)
-
-
-def open_factory(name: str, options: Options) -> Opened:
-    """package.module:factory."""
-    for field in ("weights", "dataset"):
-        if getattr(options, field) is None:
-            raise ValueError(f"{name} needs --{field.replace('_', '-')}, which only a run knows by itself.")
-    assert options.weights is not None
-    assert options.dataset is not None
-    dataset = load(options.dataset, options.data_dir, num_classes=options.num_classes, image_size=options.image_size)
-    model = build_factory(name, options.weights, dataset, options)
-    about = {"recipe": name, "dataset": options.dataset}
-    files = [options.records] if options.records else []
-    return Opened(name, model, dataset, given_settings({}, options), about, files)
-
-
-def open_source(name: str, scored: Opened, options: Options) -> Opened:
-    """The model that crafts; its data are those of the models that are scored."""
-    if ":" not in name:
-        if options.source_weights is not None:
-            raise ValueError(f"--source-weights is for package.module:factory; {name} is a run and has its own.")
-        trained = load_run(Path(name))
-        about = {"recipe": trained.recipe.name}
-        return Opened(name, trained.load_model(scored.dataset), scored.dataset, scored.settings, about, [])
-    if options.source_weights is None:
-        raise ValueError(f"{name} needs --source-weights, which only a run knows by itself.")
-    model = build_factory(name, options.source_weights, scored.dataset, options)
-    return Opened(name, model, scored.dataset, scored.settings, {"recipe": name}, [])
-
-
-def build_factory(name: str, weights: Path, dataset: Dataset, options: Options) -> nn.Module:
-    model = build_model(
-        name,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.in_channels,
-        image_size=dataset.image_size,
-        mean=options.mean,
-        std=options.std,
-    )
-    load_weights(model, weights)
-    return model.eval()
-
-
-def given_settings(settings: dict[str, Any], options: Options) -> dict[str, Any]:
-    """A recipe's eps, steps and step_size, and those that were given instead."""
-    given = {name: getattr(options, name) for name in ("eps", "steps", "step_size")}
-    return {**settings, **{name: value for name, value in given.items() if value is not None}}
 
 
 def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], options: Options) -> list[Attack]:
@@ -371,15 +232,3 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
     for attack in names:
         attacks.append(known[attack]())
     return attacks
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` is an accelerator where there is one.
-
-    Raises:
-        ValueError: it is not there.
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
-    check_device(name)
-    return torch.device(name)

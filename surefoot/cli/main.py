@@ -12,6 +12,7 @@ VERBS = {
     "demo": "train five models on embedded digits and see which are robust (about a minute, no network)",
     "train": "train a recipe, from its name and any field you change",
     "evaluate": "measure a model's accuracy on clean images and under attack",
+    "audit": "say whether a model is robust or only masks its gradients",
     "reproduce": "train and measure what the paper's tables and figures show, beside its numbers",
     "benchmark": "time attacks and training steps against their limits",
     "list": "show the recipes, networks, data sets, attacks and objectives",
@@ -23,7 +24,8 @@ Single-step adversarial training that stays robust, and a check that a model is.
 
 {verbs}
 
-`surefoot VERB --help` tells more.  Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
+`surefoot VERB --help` tells more.  Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted;
+of audit: 0 robust, 3 masked, 4 inconclusive, 5 not robust."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: without the program's name; None takes `sys.argv`.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
+        0 done (audit: robust), 1 failed, 2 wrong usage or input, 130 interrupted; audit: 3 masked, 4 inconclusive,
+        5 not robust.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):

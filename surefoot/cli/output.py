@@ -132,6 +132,27 @@ class EvaluationProgress:
         self.bar.update(self.task, completed=done)
 
 
+class Spinner:
+    """Says what runs, where there is a terminal."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.status = stderr.status(title)
+
+    def __enter__(self) -> "Spinner":
+        if stderr.is_terminal:
+            self.status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.status.stop()
+
+    def __call__(self, what: str) -> None:
+        self.status.update(f"{self.title}: {what}")
+
+
 def duration(seconds: float) -> str:
     """Seconds as `1:02:03` or `2:03`.
 

@@ -1,0 +1,284 @@
+"""The audit of one model: recognised, attacked, questioned, judged."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.audit.bench import Bench, Trial
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, plain_name
+from surefoot.audit.effort import Effort, seconds_of_gradient
+from surefoot.audit.landscape import surface
+from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
+from surefoot.audit.substitute import train_substitute
+from surefoot.audit.verdict import Looks, decide
+from surefoot.core.geometry import check_batch, l2_distance, linf_distance
+from surefoot.core.gradients import crafting
+from surefoot.evaluation.evaluate import device_name, versions
+from surefoot.evaluation.passes import seeded, weights_sha256
+from surefoot.evaluation.records import wilson_interval
+from surefoot.models.wrappers import Averaged
+
+REQUIRED = 0.1
+"""Worst-case accuracy that counts as robust where nothing else is asked for."""
+
+DRAWS = 8
+"""Calls that a model's random answers are averaged over."""
+
+
+def audit(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    eps: float,
+    *,
+    name: str = "model",
+    required: float = REQUIRED,
+    others: Tensor | None = None,
+    sources: Mapping[str, nn.Module] | None = None,
+    notes: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
+    budget_minutes: float | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Audit:
+    """Is a model robust at `eps`, or does it only look so? Twelve checks, a verdict, and what they rest on.
+
+    Args:
+        model: returns logits `[batch, classes]`; take an unusual one through `evaluation.recognise` first. An
+            `Averaged` one is judged by its mean answer.
+        inputs: `[images, ...]` in [0, 1] and labels int64 `[images]`, on the model's device.
+        eps: l-infinity radius in pixel units.
+        name: as the user calls the model.
+        required: the worst-case accuracy that counts as robust.
+        others: further images, of the training set, that substitutes learn the model's answers on; None trains none.
+        sources: models to craft on instead, by name.
+        notes: what a reader must know beforehand, as `recognise` says it; among the warnings.
+        classes: the names of the classes; None numbers them.
+        budget_minutes: buys more steps, restarts and queries, or fewer of them on fewer images; what is not done by
+            then is `unclear`. None is the usual effort, on fewer images where that would take long.
+        seed: of all that is random; torch's generators are left as they were.
+        about: further fields of `Audit`: dataset, split, commit, command, recipe.
+        progress: told what runs.
+
+    Returns:
+        The audit.
+
+    Raises:
+        ValueError: no images, pixels outside [0, 1], a bad radius or requirement.
+
+    Example:
+        >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(8, 1, 2, 2)
+        >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, -1, 1, -1], [-1, 1, -1, 1]]))
+        >>> found = audit(net, inputs, net(inputs).argmax(dim=1), eps=0.95)
+        >>> found.verdict, len(found.checks)
+        ('not robust', 12)
+    """
+    check_batch(inputs, labels)
+    if len(labels) == 0:
+        raise ValueError("there are no images to audit on.")
+    if not 0 < eps <= 1:
+        raise ValueError(f"eps is {eps}; it is a radius in pixel units, above 0 and at most 1, for example 8/255.")
+    if not 0 < required < 1:
+        raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
+    started = time.perf_counter()
+    deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
+    count = outputs(model, inputs)
+    seconds = seconds_of_gradient(model, inputs[:64], labels[:64])
+    effort, images = Effort.within(budget_minutes, seconds, len(labels))
+    given = len(labels)
+    inputs, labels = inputs[:images], labels[:images]
+    bench = Bench(
+        model=model,
+        once=model.model if isinstance(model, Averaged) else model,
+        inputs=inputs,
+        labels=labels,
+        eps=eps,
+        classes=count,
+        batch_size=batch_size if budget_minutes is None else min(batch_size, 32),  # the clock is read between batches
+        seed=seed,
+        deadline=deadline,
+        flips=share_of_flips(model, inputs, seed) if isinstance(model, Averaged) else None,
+        substitutes=dict(sources or {}),
+        effort=effort,
+        progress=progress,
+    )
+    if not sources and others is not None:
+        bench.substitutes = substitutes(bench, others, deadline)
+    checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
+    names = list(classes or [])
+    names += [str(each) for each in range(len(names), count)]  # a model may tell more classes than the data set has
+    standing = bench.standing()
+    total, left = len(labels), int(standing.sum())
+    verdict = decide(
+        [checks[key] for key in QUESTIONS],
+        [looks(trial, bench, standing) for trial in cheap(bench)],
+        eps=eps,
+        total=total,
+        standing=left,
+        required=required,
+    )
+    return Audit(
+        **{
+            "dataset": None,
+            "split": "test",
+            "commit": None,
+            "command": None,
+            **(about or {}),
+        },
+        model=name,
+        verdict=verdict.name,
+        sentence=verdict.sentence,
+        warnings=[*notes, *fewer(images, given), *verdict.warnings],
+        required=required,
+        eps=eps,
+        num_examples=total,
+        clean_accuracy=float(bench.right.float().mean()),
+        worst_case_accuracy=left / total,
+        worst_case_interval=wilson_interval(left, total),
+        checks=[checks[key] for key in QUESTIONS],
+        attacks=[trial.as_json() for trial in bench.trials.values()],
+        curves=curves(bench, checks),
+        surfaces=surfaces(bench, names),
+        pictures=pictures(bench, names),
+        classes=names,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+        budget_minutes=budget_minutes,
+        device=device_name(inputs.device),
+        weights_sha256=weights_sha256(model),
+        versions=versions(),
+    )
+
+
+def outputs(model: nn.Module, inputs: Tensor) -> int:
+    """How many classes the model tells apart."""
+    with crafting(model) as frozen, torch.no_grad():
+        return int(frozen(inputs[:2]).shape[1])
+
+
+def share_of_flips(model: Averaged, inputs: Tensor, seed: int) -> float:
+    """How many predictions change between two calls of a model that answers randomly."""
+    with seeded(seed), crafting(model.model) as frozen, torch.no_grad():
+        first, second = (frozen(inputs).argmax(dim=1) for _ in range(2))
+    return float((first != second).float().mean())
+
+
+def fewer(images: int, given: int) -> list[str]:
+    """What to say where time was not enough for all images."""
+    return (
+        [f"{images} of {given} images were examined, for more take long; give more --budget."] if images < given else []
+    )
+
+
+def substitutes(bench: Bench, others: Tensor, deadline: float) -> dict[str, nn.Module]:
+    """Two networks that learn the model's answers, one of them on adversarial samples."""
+    if bench.progress is not None:
+        bench.progress("training substitutes")
+    steps = bench.effort.substitute_steps
+    return {
+        name: train_substitute(
+            bench.model, others, bench.classes, eps=eps, steps=steps, seed=bench.seed, deadline=deadline
+        )
+        for name, eps in (("a substitute", None), ("a robust substitute", bench.eps))
+    }
+
+
+def cheap(bench: Bench) -> list[Trial]:
+    """The attacks that somebody may have judged the model by: one step, and plain PGD."""
+    return [bench.trials[name] for name in ("FGSM", plain_name(bench)) if name in bench.trials]
+
+
+def looks(trial: Trial, bench: Bench, standing: Tensor) -> Looks:
+    """What that attack alone reports, and how much of it others take."""
+    left = int(trial.robust.sum())
+    return Looks(trial.name, int(bench.right.sum()), left, left - int((trial.robust & standing).sum()))
+
+
+def curves(bench: Bench, checks: Mapping[str, Check]) -> list[Curve]:
+    """Accuracy and loss against eps, accuracy against steps, the logits' distances, as far as they were measured."""
+    found: list[Curve] = []
+    total = len(bench.labels)
+
+    def accuracies(plot: Any, name: str, x: Sequence[float], shares: Sequence[float]) -> None:
+        low, high = zip(*(wilson_interval(round(share * total), total) for share in shares), strict=True)
+        found.append(Curve(plot=plot, name=name, x=list(x), y=list(shares), low=list(low), high=list(high)))
+
+    if values := checks["accuracy-never-rises"].values:
+        accuracies("accuracy-eps", "FGSM", values["radii"], values["accuracy"])
+        accuracies("accuracy-eps", "random noise", values["radii"], values["noise_accuracy"])
+        accuracies("accuracy-eps", values["pgd"], values["pgd_radii"], values["pgd_accuracy"])
+    if values := checks["loss-rises"].values:
+        found.append(Curve(plot="loss-eps", name="FGSM", x=values["radii"], y=values["losses"]))
+        found.append(Curve(plot="loss-eps", name="random noise", x=values["radii"], y=values["noise_losses"]))
+        pgd = Curve(
+            plot="loss-eps", name=plain_name(bench), x=[0.0, bench.eps], y=[values["losses"][0], values["pgd_loss"]]
+        )
+        found.append(pgd)
+    if bench.course:
+        accuracies("accuracy-steps", "PGD", list(bench.course), [count / total for count in bench.course.values()])
+    if values := checks["logits-lie-close"].values:
+        for name, key in (("FGSM to R-FGSM", "fgsm_r_fgsm"), ("FGSM to I-FGSM", "fgsm_i_fgsm")):
+            found.append(Curve(plot="logit-distance", name=name, x=values["radii"], y=values[f"{key}_by_radius"]))
+    return found
+
+
+def surfaces(bench: Bench, names: Sequence[str]) -> list[Surface]:
+    """The loss around the first four rightly classified images."""
+    if bench.inputs.dim() != 4:
+        return []
+    found = [
+        surface(bench.model, bench.inputs[i], int(bench.labels[i]), bench.eps, sample=i, names=names, seed=bench.seed)
+        for i in bench.right.nonzero().squeeze(1)[:4].tolist()
+    ]
+    return [
+        each
+        for each in found
+        if torch.tensor([*each.loss, [each.local_linearity_error] * len(each.e1)]).isfinite().all()
+    ]
+
+
+def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:
+    """What fooled the first images of each class, at most ten."""
+    if bench.inputs.dim() != 4:
+        return []
+    found, seen = [], set()
+    for i in bench.right.nonzero().squeeze(1).tolist():
+        label = int(bench.labels[i])
+        trial = next((t for t in bench.trials.values() if t.eps <= bench.eps and not t.robust[i]), None)
+        if label in seen or (trial is None and not bench.trials):
+            continue
+        seen.add(label)
+        trial = trial or list(bench.trials.values())[-1]
+        clean, changed = bench.inputs[i], trial.adv_inputs[i]
+        with crafting(bench.model) as frozen, torch.no_grad(), seeded(bench.seed):
+            shares = frozen(torch.stack([clean, changed])).float().softmax(dim=1).nan_to_num(0)
+        after, before = (int(row.argmax()) for row in (shares[1], shares[0]))
+        found.append(
+            Picture(
+                sample=i,
+                label=names[label],
+                clean=pixels(clean),
+                adversarial=pixels(changed),
+                clean_prediction=names[before],
+                adversarial_prediction=names[after],
+                clean_confidence=float(shares[0, before]),
+                adversarial_confidence=float(shares[1, after]),
+                attack=trial.name,
+                linf=float(linf_distance(changed[None], clean[None])),
+                l2=float(l2_distance(changed[None], clean[None])),
+            )
+        )
+        if len(found) == 10:
+            break
+    return found
+
+
+def pixels(image: Tensor) -> list[list[list[int]]]:
+    """In 0-255, `[channels][height][width]`."""
+    return (image * 255).round().to(torch.int64).tolist()

@@ -1,0 +1,81 @@
+"""How thorough an audit is: from what a pass through the model costs and the minutes that it may take."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.audit.landscape import gradients
+
+MINUTES = 4.0
+"""What an audit without a budget is to take at most, about; fewer images are examined where it would take longer."""
+
+FEWEST = 48
+"""Images that are examined at least: with fewer, chance decides."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Steps, restarts and queries of an audit's attacks.
+
+    Example:
+        >>> Effort().passes() < Effort.thorough().passes()
+        True
+    """
+
+    steps: int = 40
+    """Of the plain attack, PGD."""
+    more_steps: int = 100
+    restarts: int = 2
+    """Of the attack that must not beat it by much."""
+    queries: int = 500
+    """Of each search without gradients."""
+    substitute_steps: int = 500
+    """Mini-batches that each substitute learns from."""
+
+    @staticmethod
+    def thorough() -> "Effort":
+        """What a large budget buys."""
+        return Effort(steps=100, more_steps=1000, restarts=3, queries=3000, substitute_steps=2000)
+
+    def passes(self) -> float:
+        """Gradients an image takes, about: plain attacks fool half of the images, a search's pass costs a third."""
+        plain = 20 + 10 + self.steps + 20 + 12
+        others = 4 * self.steps + self.more_steps * self.restarts + 2 * self.queries / 3
+        return plain + others / 2
+
+    @staticmethod
+    def within(minutes: float | None, seconds: float, images: int) -> "tuple[Effort, int]":
+        """The effort that fits, and how many images: fewer where not even the smallest effort fits.
+
+        Args:
+            minutes: the budget; None is `MINUTES`, and no more effort than usual.
+            seconds: what a gradient of one image takes.
+            images: how many there are.
+
+        Example:
+            >>> Effort.within(None, 1e-4, 256)[1], Effort.within(1.0, 0.01, 256)[1] < 256
+            (256, True)
+        """
+        allowed = 60 * (MINUTES if minutes is None else 0.8 * minutes) / max(seconds, 1e-9)
+        if minutes is not None and images * Effort.thorough().passes() <= allowed:
+            return Effort.thorough(), images
+        usual = Effort()
+        if images * usual.passes() <= allowed:
+            return usual, images
+        quick = dataclasses.replace(usual, more_steps=60, restarts=1, queries=200, substitute_steps=250)
+        return quick, max(min(FEWEST, images), min(images, int(allowed / quick.passes())))
+
+
+def seconds_of_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """What one image's gradient takes, in a batch, at its fastest of three."""
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        gradients(model, inputs, labels)
+        if inputs.device.type != "cpu":
+            torch.accelerator.synchronize(inputs.device)
+        best = min(best, time.perf_counter() - started)
+    return best / len(inputs)

@@ -1,0 +1,73 @@
+"""Small networks that learn a model's answers, to craft on: the black-box attack on a model without its gradients."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from surefoot.attacks import PGD
+from surefoot.core.gradients import crafting
+from surefoot.evaluation.passes import seeded
+
+
+def small_network(inputs: Tensor, classes: int) -> nn.Module:
+    """Two convolutions and a hidden layer, sized from `inputs`; two hidden layers for what is no image."""
+    if inputs.dim() != 4:
+        return nn.Sequential(nn.Flatten(), nn.Linear(inputs[0].numel(), 128), nn.ReLU(), nn.Linear(128, classes))
+    channels, height, width = inputs.shape[1:]
+    side = 2 if min(height, width) >= 16 else 1
+    convolutions = nn.Sequential(
+        nn.Conv2d(channels, 16, 3, stride=side, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    with torch.no_grad():
+        width = convolutions(torch.zeros(1, channels, height, width)).shape[1]
+    return nn.Sequential(*convolutions, nn.Linear(width, 96), nn.ReLU(), nn.Linear(96, classes))
+
+
+def train_substitute(
+    model: nn.Module,
+    inputs: Tensor,
+    classes: int,
+    *,
+    eps: float | None = None,
+    steps: int = 600,
+    batch_size: int = 64,
+    seed: int = 0,
+    deadline: float = float("inf"),
+) -> nn.Module:
+    """A small network that gives each of `inputs` the class that `model` gives it.
+
+    Args:
+        model: what is imitated; asked once for each input and for a noisy copy.
+        inputs: `[images, ...]` in [0, 1], not those that are attacked later.
+        eps: where given, trained on PGD samples of this radius, which transfer to robust models.
+        steps: mini-batches at most.
+        deadline: in seconds of `time.perf_counter`; training stops there.
+
+    Returns:
+        The network in evaluation mode, on the device of `inputs`.
+    """
+    with seeded(seed), crafting(model) as frozen:
+        noisy = (inputs + 0.3 * torch.randn_like(inputs)).clamp(0, 1)
+        pool = torch.cat([inputs, noisy])
+        with torch.no_grad():
+            labels = torch.cat([frozen(part).argmax(dim=1) for part in torch.split(pool, 256)])
+        network = small_network(inputs, classes).to(inputs.device)
+        optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+        attack = None if eps is None else PGD(eps, steps=3, step_size=min(1.0, eps / 2))
+        for _ in range(steps):
+            rows = torch.randint(len(pool), (batch_size,), device=inputs.device)
+            images, targets = pool[rows], labels[rows]
+            if attack is not None:
+                images = attack(network, images, targets)
+            optimizer.zero_grad()
+            F.cross_entropy(network(images), targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if time.perf_counter() > deadline:
+                break
+    return network.eval()

@@ -1,0 +1,169 @@
+"""The verdict: what the numbers and the checks amount to, in one sentence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from surefoot.audit.record import Check, VerdictName
+from surefoot.audit.statistics import CHECK_ERROR, tail
+from surefoot.evaluation.records import wilson_interval
+
+LOOKS_ROBUST = 0.5
+"""Share of the rightly classified images that an attack must leave for the model to look robust under it."""
+
+MOSTLY_LOST = 0.5
+"""Share of those that must then be lost to other attacks for the looks to be false."""
+
+TELLING = (
+    "nothing-saturates",
+    "gradient-beats-search",
+    "white-box-beats-black-box",
+    "gradients-exist",
+    "loss-rises",
+    "iterative-beats-single-step",
+    "large-eps-reaches-zero",
+)
+"""Which checks are named first among those that failed equally far: demonstrations before signs."""
+
+JUDGED_ALL_THE_SAME = ("answers-repeat",)
+"""Checks that do not stand against `robust`: a model that answers randomly is judged by its mean answer."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What one cheap attack alone would report: of `right` images it leaves `left`, of which others fool `lost`."""
+
+    attack: str
+    right: int
+    left: int
+    lost: int
+
+    def robust(self, total: int, required: float) -> bool:
+        """Would its user take the model for robust?"""
+        return self.left > 0 and self.left >= LOOKS_ROBUST * self.right and self.left / total >= required
+
+    def told(self, total: int) -> str:
+        """What it reports, in words."""
+        return f"{self.attack} alone leaves {percent(self.left / total)}"
+
+    def false(self) -> bool:
+        """Is clearly more than half of what it left lost to other attacks?"""
+        return self.left > 0 and tail(self.lost, self.left, MOSTLY_LOST) <= CHECK_ERROR
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an audit says."""
+
+    name: VerdictName
+    sentence: str
+    warnings: tuple[str, ...]
+
+
+def percent(share: float) -> str:
+    """A share in percent with a decimal.
+
+    >>> percent(0.123)
+    '12.3 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def decide(
+    checks: Sequence[Check],
+    looks: Sequence[Looks],
+    *,
+    eps: float,
+    total: int,
+    standing: int,
+    required: float,
+) -> Verdict:
+    """Weigh the evidence.
+
+    - masked: a cheap attack alone would have called the model robust, others fool clearly more than half of what it
+      left, and a check failed that says why.
+    - robust: the lower end of the worst case's 95 % interval reaches `required`, every check was made, and none failed,
+      but for answers that change from call to call, which are judged by their mean.
+    - not robust: fewer survive than required, and nothing was masked.
+    - inconclusive: the rest. A check failed where no attack got through, or too few images were examined.
+
+    Args:
+        checks: all twelve.
+        looks: what the cheap attacks alone report.
+        eps: l-infinity radius.
+        total, standing: images examined, and left by everything tried.
+        required: the share that must be left for `robust`.
+
+    Example:
+        >>> decide([], [Looks("PGD-40", 99, 0, 0)], eps=0.3, total=100, standing=0, required=0.1).name
+        'not robust'
+    """
+    low, high = wilson_interval(standing, total)
+    worst = (
+        f"{percent(standing / total)} of {total} images survive everything that was tried "
+        f"(95 % interval {percent(low)} to {percent(high)})"
+    )
+    failed = sorted((each for each in checks if each.outcome == "failed"), key=by_strength)
+    against = [each for each in failed if each.key not in JUDGED_ALL_THE_SAME]
+    deceived = [each for each in looks if each.robust(total, required) and each.false()]
+    missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
+    strongest = min(looks, key=lambda each: each.left, default=None)
+    warnings = told_apart(checks)
+    name: VerdictName
+    if deceived and against:
+        most = max(deceived, key=lambda each: each.left)
+        name, text = (
+            "masked",
+            f"{most.told(total)}, which looks robust, but {worst}",
+        )
+        pieces = [each.measured for each in [*against, *failed]][:2]
+    elif low >= required and not against and not missing:
+        name, text = "robust", f"{worst}, where {percent(required)} are required"
+        passed = sum(each.outcome == "passed" for each in checks)
+        pieces = [strongest.told(total)] if strongest is not None else []
+        pieces.append(f"{passed} of {len(checks)} checks passed")
+    elif standing / total < required:
+        name, text = "not robust", f"{worst}, where {percent(required)} are required"
+        pieces = [each.measured for each in against[:1]]
+        pieces = ([strongest.told(total)] if strongest is not None else []) + (pieces or ["no check speaks of masking"])
+    elif against:
+        name, text = "inconclusive", f"{worst}, but the attacks cannot be trusted on this model"
+        pieces = [each.measured for each in against[:2]]
+        warnings.insert(0, "The attacks were too weak to tell: a check failed and still they do not get through.")
+    elif missing:
+        name, text = "inconclusive", f"{worst}, but {len(missing)} of {len(checks)} checks were not made"
+        pieces = [strongest.told(total)] if strongest is not None else []
+    else:
+        name, text = "inconclusive", f"{worst}, which are too few to say whether {percent(required)} are reached"
+        pieces = [strongest.told(total)] if strongest is not None else []
+        warnings.insert(0, "Too few images: give more with --num-examples.")
+    told = "; ".join([text, *map(inside, dict.fromkeys(pieces))])
+    return Verdict(name, f"{name.capitalize()} at ε = {eps:g}: {told}.", tuple(warnings))
+
+
+def by_strength(check: Check) -> tuple[float, int]:
+    """The strongest first; among equals the most telling."""
+    return -round(check.strength, 1), TELLING.index(check.key) if check.key in TELLING else len(TELLING)
+
+
+def told_apart(checks: Sequence[Check]) -> list[str]:
+    """What a reader must know of checks that could not tell."""
+    whys: dict[str, list[str]] = {}
+    for check in checks:
+        if check.outcome == "unclear":
+            whys.setdefault(check.measured, []).append(check.question)
+    return [
+        f"{why} Without an answer: {' '.join(questions)}"
+        if len(questions) > 1
+        else f"Cannot tell: {questions[0]} {why}"
+        for why, questions in whys.items()
+    ]
+
+
+def inside(sentence: str) -> str:
+    """A sentence's first part as a part of another: small where its first letter is.
+
+    >>> inside("Of 9 images 3 are right; 6 are wrong."), inside("FGSM leaves 3.")
+    ('of 9 images 3 are right', 'FGSM leaves 3')
+    """
+    sentence = sentence.partition(";")[0].removesuffix(".")
+    return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]

@@ -1,0 +1,185 @@
+"""How a MODEL of the command line is opened: a run's folder, or package.module:factory with its weights."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from surefoot.cli.options import Common
+from surefoot.cli.output import say
+from surefoot.data import Batches, Dataset, Split, load
+from surefoot.evaluation import recognise
+from surefoot.models import build_model
+from surefoot.recipes import load_run
+from surefoot.training import load_weights
+from surefoot.training.fit import check_device
+
+RECOGNISED_BY = 256  # images that a model's kind is recognised by
+
+
+@dataclass(frozen=True)
+class ModelOptions(Common):
+    """What every verb takes that opens models."""
+
+    eps: float | None = None
+    """l-infinity radius in pixel units: 8/255; None is the recipe's."""
+    source: str | None = None
+    """Craft on this model (a run's folder, or package.module:factory) and score on MODEL."""
+    source_weights: Path | None = None
+    """safetensors weights of a source that is package.module:factory."""
+    split: Literal["test", "validation"] = "test"
+    """Which images."""
+    num_examples: int | None = None
+    """Only the first so many images; None is all."""
+    batch_size: int = 250
+    """Images at a time; halved where memory is not enough."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to run; `auto` takes an accelerator where there is one."""
+    seed: int = 0
+    """Of the attacks' random starts."""
+    draws: int | None = None
+    """For a model that answers differently each time: calls to average over."""
+    last: bool = False
+    """Of a run, take the last epoch instead of the selected one."""
+    weights: Path | None = None
+    """safetensors weights, for package.module:factory."""
+    dataset: str | None = None
+    """digits, mnist, cifar10, tiny-imagenet-100 or imagefolder:PATH; None is the recipe's."""
+    data_dir: Path | None = None
+    """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
+    mean: tuple[float, ...] | None = None
+    """For package.module:factory: subtracted from each channel inside the model."""
+    std: tuple[float, ...] | None = None
+    """For package.module:factory: divides each channel inside the model, after the mean."""
+    num_classes: int | None = None
+    """For package.module:factory: keep that many classes of the data set, chosen at random; None is all."""
+    image_size: int | None = None
+    """For package.module:factory: pixels a side that images are resized to; None is the data set's own."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_examples", "draws"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
+        if self.source_weights is not None and self.source is None:
+            raise ValueError("--source-weights is for a --source that is package.module:factory; give that too.")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model, its data, its attacks' settings, what its records say of it, and its folder where it is a run."""
+
+    name: str
+    model: nn.Module
+    dataset: Dataset
+    settings: dict[str, Any]
+    about: dict[str, Any]
+    folder: Path | None
+
+
+def open_model(name: str, options: ModelOptions) -> Opened:
+    """A run, or package.module:factory."""
+    return (open_factory if ":" in name else open_run)(name, options)
+
+
+def open_run(name: str, options: ModelOptions) -> Opened:
+    """A run."""
+    for field in ("weights", "mean", "std", "num_classes", "image_size"):
+        if getattr(options, field) is not None:
+            raise ValueError(f"--{field.replace('_', '-')} is for package.module:factory; a run has its own.")
+    trained = load_run(Path(name))
+    recipe = trained.recipe
+    if options.dataset is not None:
+        recipe = dataclasses.replace(recipe, dataset=options.dataset)
+    dataset = dataclasses.replace(trained, recipe=recipe).load_data(options.data_dir)
+    model = trained.load_model(dataset, "last.safetensors" if options.last else "model.safetensors")
+    settings = {"eps": recipe.eps, "steps": recipe.attack_steps, "step_size": recipe.attack_step_size}
+    about = {"recipe": recipe.name, "seed": recipe.training.seed, "dataset": recipe.dataset}
+    return Opened(name, model, dataset, given_settings(settings, options), about, Path(name))
+
+
+def open_factory(name: str, options: ModelOptions) -> Opened:
+    """package.module:factory."""
+    for field in ("weights", "dataset"):
+        if getattr(options, field) is None:
+            raise ValueError(f"{name} needs --{field.replace('_', '-')}, which only a run knows by itself.")
+    assert options.weights is not None
+    assert options.dataset is not None
+    dataset = load(options.dataset, options.data_dir, num_classes=options.num_classes, image_size=options.image_size)
+    model = build_factory(name, options.weights, dataset, options)
+    about = {"recipe": name, "dataset": options.dataset}
+    return Opened(name, model, dataset, given_settings({}, options), about, None)
+
+
+def open_source(name: str, scored: Opened, options: ModelOptions) -> Opened:
+    """The model that crafts; its data are those of the models that are scored."""
+    if ":" not in name:
+        if options.source_weights is not None:
+            raise ValueError(f"--source-weights is for package.module:factory; {name} is a run and has its own.")
+        trained = load_run(Path(name))
+        about = {"recipe": trained.recipe.name}
+        return Opened(name, trained.load_model(scored.dataset), scored.dataset, scored.settings, about, None)
+    if options.source_weights is None:
+        raise ValueError(f"{name} needs --source-weights, which only a run knows by itself.")
+    model = build_factory(name, options.source_weights, scored.dataset, options)
+    return Opened(name, model, scored.dataset, scored.settings, {"recipe": name}, None)
+
+
+def build_factory(name: str, weights: Path, dataset: Dataset, options: ModelOptions) -> nn.Module:
+    model = build_model(
+        name,
+        num_classes=dataset.num_classes,
+        in_channels=dataset.in_channels,
+        image_size=dataset.image_size,
+        mean=options.mean,
+        std=options.std,
+    )
+    load_weights(model, weights)
+    return model.eval()
+
+
+def given_settings(settings: dict[str, Any], options: ModelOptions) -> dict[str, Any]:
+    """A recipe's eps, steps and step_size, and those that were given instead."""
+    given = {name: getattr(options, name, None) for name in ("eps", "steps", "step_size")}
+    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+
+
+def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device, Batches]:
+    """The images that were asked for, on their device."""
+    split: Split = getattr(dataset, options.split)
+    if options.num_examples is not None:
+        split = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
+    device = pick_device(options.device)
+    return device, Batches(split, options.batch_size, device=device, channels_last=True)
+
+
+def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: ModelOptions) -> nn.Module:
+    """The model on its device, wrapped where it answers with something else than logits, or refused."""
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs, labels = next(iter(batches))
+    known_range = ":" not in name or options.mean is not None or options.std is not None
+    model, said = recognise(
+        model,
+        inputs[:RECOGNISED_BY],
+        labels[:RECOGNISED_BY],
+        draws=options.draws,
+        check_range=not known_range,
+    )
+    for sentence in said:
+        say(f"{name}: {sentence}")
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is an accelerator where there is one.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    check_device(name)
+    return torch.device(name)

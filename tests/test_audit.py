@@ -1,0 +1,530 @@
+"""The audit on models made by hand, whose truth is known: for each check one that passes and one that fails."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surefoot.attacks import FGSM
+from surefoot.audit import Audit, Check, audit, loss_surface
+from surefoot.audit.bench import Bench
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, by_share, judge
+from surefoot.audit.controls import MASKS, BadGradient, Detached, Noisy, Scaled, Wrinkled
+from surefoot.audit.effort import Effort
+from surefoot.audit.label_search import LabelSearch
+from surefoot.audit.landscape import largest_error, local_linearity_errors
+from surefoot.audit.statistics import AUDIT_ERROR, CHECK_ERROR, CHECKS, sign_test, tail
+from surefoot.audit.substitute import train_substitute
+from surefoot.audit.verdict import Looks, decide
+from surefoot.cli import main
+from surefoot.cli.calibration import Confusion
+from surefoot.models.wrappers import Averaged
+
+QUICK = Effort(steps=20, more_steps=30, restarts=2, queries=60, substitute_steps=60)
+EPS = 0.2
+
+
+def patterns() -> Tensor:
+    """The pixels 0.4 and 0.6 of three classes, orthogonal around 0.5."""
+    rows = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1]]).repeat_interleave(4, dim=1)
+    return 0.5 + 0.1 * rows
+
+
+class Matching(nn.Module):
+    """Logits by the inner product with each class's pattern: linear, its best perturbation is FGSM's."""
+
+    def __init__(self, scale: float = 20.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(scale * (patterns() - 0.5))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs.flatten(1) - 0.5) @ self.weight.T
+
+
+def images(count: int = 96) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 3
+    inputs = patterns()[labels] + 0.02 * torch.randn(count, 16, generator=generator)
+    return (inputs * 255).round().clamp(0, 255).view(count, 1, 4, 4) / 255, labels
+
+
+def bench(model: nn.Module, eps: float = EPS, **more: Any) -> Bench:
+    inputs, labels = images()
+    once = model.model if isinstance(model, Averaged) else model
+    return Bench(model, once, inputs, labels, eps, classes=3, **{"effort": QUICK, **more})
+
+
+class OnGrid(torch.autograd.Function):
+    """A gradient that is right on 8-bit pixels alone and reversed elsewhere."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs)
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (inputs,) = ctx.saved_tensors
+        right = ((inputs * 255).round() / 255 - inputs).abs().flatten(1).amax(dim=1) < 1e-6
+        return torch.where(right.view(-1, 1, 1, 1), gradients[0], -gradients[0])
+
+
+class RightOnGrid(Matching):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(OnGrid.apply(inputs))  # type: ignore[no-untyped-call]
+
+
+class Folded(Matching):
+    """Pixels through a sine of period 0.6: pushed far enough, they come back."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(0.5 + 0.1 * torch.sin(2 * math.pi * (inputs - 0.5) / 0.6))
+
+
+class Lucky(Matching):
+    """A gradient only where the first pixel, which it never moves, is above 0.56: from six starts of ten."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        first = inputs[:, 0, 0, 0].detach()
+        shown = (first > 0.56).float().view(-1, 1, 1, 1)
+        still = torch.ones_like(inputs)
+        still[:, 0, 0, 0] = 0
+        follow = shown * still
+        return super().forward(follow * inputs + (1 - follow) * inputs.detach())
+
+
+class Shaken(Matching):
+    """Logits that a large fast sine drowns."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + 2 * torch.sin(1234 * inputs).flatten(1)[:, :3]
+
+
+FAILING: dict[str, Callable[[], Bench]] = {
+    "iterative-beats-single-step": lambda: bench(RightOnGrid()),
+    "white-box-beats-black-box": lambda: bench(BadGradient(Matching(), "zero"), substitutes={"a twin": Matching()}),
+    "large-eps-reaches-zero": lambda: bench(BadGradient(Matching(), "nan")),
+    "accuracy-never-rises": lambda: bench(Folded(), eps=0.34),
+    "loss-rises": lambda: bench(Folded(), eps=0.5),
+    "logits-lie-close": lambda: bench(Shaken()),
+    "steps-saturate": lambda: bench(Lucky(), effort=dataclasses.replace(QUICK, restarts=6)),
+    "gradients-exist": lambda: bench(BadGradient(Matching(), "zero")),
+    "gradient-beats-search": lambda: bench(BadGradient(Matching(), "zero")),
+    "answers-repeat": lambda: bench(Averaged(Noisy(Matching(), 0.1), 2), flips=0.1),
+    "nothing-saturates": lambda: bench(Scaled(Matching(), 1e4)),
+    "no-sharp-curvature": lambda: bench(Wrinkled(Matching(), 1000.0, 0.01)),
+}
+
+
+@pytest.mark.parametrize("key", QUESTIONS)
+def test_a_sound_model_passes(key: str) -> None:
+    check = QUESTIONS[key](bench(Matching(), substitutes={"a twin": Matching()}))
+    assert check.outcome == "passed", check.measured
+    assert check.strength == 0
+    assert check.error_rate <= CHECK_ERROR
+    assert check.measured.endswith(".")
+    assert check.threshold.endswith("%.")
+
+
+@pytest.mark.parametrize("key", FAILING)
+def test_a_masked_model_fails(key: str) -> None:
+    check = QUESTIONS[key](FAILING[key]())
+    assert check.outcome == "failed", check.measured
+    assert 0 < check.strength <= 1
+
+
+def test_every_check_has_a_case_that_fails_it_and_a_place_in_the_order() -> None:
+    assert set(FAILING) == set(QUESTIONS) == set(MOST_TELLING_FIRST)
+    assert len(QUESTIONS) == CHECKS
+    assert math.isclose(CHECKS * CHECK_ERROR, AUDIT_ERROR)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("zero", "zero"), ("nan", "non_finite")])
+def test_gradients_that_are_zero_or_no_number_are_counted(kind: str, found: str) -> None:
+    check = QUESTIONS["gradients-exist"](bench(BadGradient(Matching(), kind)))
+    assert check.values[found] == 96
+    assert check.outcome == "failed"
+
+
+def test_gradients_that_have_nothing_to_do_with_each_other_fail() -> None:
+    check = QUESTIONS["gradients-exist"](bench(BadGradient(Matching(), "random")))
+    assert check.outcome == "failed"
+    assert check.values["disagree"] > 48
+
+
+def test_few_images_cannot_fail_a_check() -> None:
+    assert judge(3, 3, 0.5)[0] == "unclear"
+    assert judge(20, 20, 0.5)[0] == "failed"
+    assert judge(0, 0, 0.5)[0] == "passed"
+    assert judge(9, 20, 0.5)[0] == "passed"
+
+
+def test_chance_fails_a_check_as_seldom_as_it_says() -> None:
+    # every count of 40 images at the very limit, weighed by how often it comes
+    often = sum(
+        tail(bad, 40, 0.5) - (tail(bad + 1, 40, 0.5) if bad < 40 else 0)
+        for bad in range(41)
+        if judge(bad, 40, 0.5)[0] == "failed"
+    )
+    assert 0 < often <= CHECK_ERROR
+
+
+def test_tails_are_those_of_the_binomial_distribution() -> None:
+    assert math.isclose(tail(2, 3, 0.5), 0.5)
+    assert math.isclose(tail(1, 4, 0.25), 1 - 0.75**4)
+    assert tail(0, 5, 0.1) == 1
+    assert math.isclose(sign_test(3, 1), 5 / 16)
+    with pytest.raises(ValueError, match="no count"):
+        tail(3, 2, 0.5)
+
+
+def test_a_share_is_told_with_its_numbers() -> None:
+    bad, among = torch.tensor([True, True, False, True]), torch.tensor([True, True, True, False])
+    finding = by_share(bad, among, 0.9, "{bad} of {total} ({share})", "why")
+    assert finding.measured == "2 of 3 (67 %)"
+    assert finding.values["share"] == 2 / 3
+
+
+def test_what_few_images_say_does_not_matter() -> None:
+    bad = torch.arange(100) < 3
+    assert by_share(bad, torch.arange(100) < 4, 0.5, "{bad} of {total}", "why").outcome == "passed"
+    assert by_share(bad, torch.arange(100) < 5, 0.5, "{bad} of {total}", "why").outcome == "unclear"
+    assert "No image is left" in by_share(bad, torch.zeros(100).bool(), 0.5, "{bad} of {total}", "why").measured
+
+
+def test_a_budget_that_is_over_leaves_checks_unanswered() -> None:
+    check = QUESTIONS["steps-saturate"](bench(Matching(), deadline=0.0))
+    assert check.outcome == "unclear"
+    assert "budget" in check.measured
+
+
+def test_a_question_about_gradients_is_not_put_to_a_model_without_any() -> None:
+    empty = bench(Detached(Matching()))
+    assert QUESTIONS["loss-rises"](empty).outcome == "unclear"
+    assert QUESTIONS["gradients-exist"](empty).outcome == "failed"
+
+
+# --- what the checks are made of
+
+
+def test_trials_keep_each_sample_and_the_worst_case_is_of_all() -> None:
+    table = bench(Matching(), eps=0.05)
+    half = torch.arange(96) < 48
+    first = table.attack("one", FGSM(0.05), "single step", rows=half)
+    assert torch.equal(first.tried, half & table.right)
+    assert not first.robust[48:].any()
+    assert table.attack("one", FGSM(0.05), "single step") is first
+
+    def brighter(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return inputs + 0.9  # leaves the ball: it is put back
+
+    second = table.attack("two", brighter, "noise")
+    assert (second.adv_inputs - table.inputs).abs().max() <= 0.05 + 1e-6
+    assert torch.equal(table.standing(), first.robust & second.robust)
+
+
+def test_attacks_that_give_no_number_change_nothing() -> None:
+    def nonsense(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return inputs * torch.nan
+
+    table = bench(Matching())
+    assert torch.equal(table.attack("nan", nonsense, "gradient").adv_inputs, table.inputs)
+
+
+def test_label_search_needs_the_class_alone_and_finds_the_corner() -> None:
+    inputs, labels = images(24)
+    model = Detached(Scaled(Matching(), 1e6))
+    found = LabelSearch(eps=0.15, queries=120)(model, inputs, labels)
+    assert (model(found).argmax(1) != labels).float().mean() > 0.8
+    assert (found - inputs).abs().max() <= 0.15 + 1e-6
+    assert (model(LabelSearch(eps=0.02, queries=40)(model, inputs, labels)).argmax(1) == labels).all()
+
+
+def test_a_substitute_learns_the_answers() -> None:
+    inputs, _ = images()
+    model = Matching()
+    substitute = train_substitute(model, inputs, 3, steps=150)
+    assert (substitute(inputs).argmax(1) == model(inputs).argmax(1)).float().mean() > 0.9
+    assert train_substitute(model, inputs.flatten(1), 3, steps=2)(inputs.flatten(1)).shape == (96, 3)
+
+
+def test_a_surface_is_the_loss_on_its_grid() -> None:
+    inputs, labels = images(1)
+    e1, e2, loss = loss_surface(Matching(), inputs[0], int(labels[0]), 0.1, points=5)
+    assert e1 == e2
+    assert e1[0] == pytest.approx(-0.1)
+    clean = nn.functional.cross_entropy(Matching()(inputs), labels).detach()
+    assert loss[2][2] == pytest.approx(float(clean), rel=1e-5)
+    assert loss[2] == sorted(loss[2])  # along the gradient it rises
+    with pytest.raises(ValueError, match="at least 2"):
+        loss_surface(Matching(), inputs[0], 0, 0.1, points=1)
+
+
+def test_linearity_errors_are_0_of_a_linear_model_and_1_where_the_gradient_says_nothing() -> None:
+    inputs, labels = images(8)
+    others = [inputs + 0.01, inputs - 0.02]
+    two = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    assert local_linearity_errors(two, inputs, others, labels % 2).max() < 1e-3
+    blind = BadGradient(two, "zero")
+    assert local_linearity_errors(blind, inputs, others, labels % 2).min() > 0.99
+    flat, steep = (largest_error(Matching(scale), inputs[0], int(labels[0]), 0.1) for scale in (1.0, 20.0))
+    assert flat < steep / 10
+
+
+def test_effort_follows_the_budget() -> None:
+    assert Effort.within(None, 1e-6, 100) == (Effort(), 100)
+    assert Effort.within(10.0, 1e-6, 100) == (Effort.thorough(), 100)
+    effort, count = Effort.within(1.0, 0.01, 1000)
+    assert effort.passes() < Effort().passes()
+    assert 48 <= count < 1000
+    assert Effort.within(0.001, 1.0, 20)[1] == 20
+
+
+# --- the verdict
+
+
+def check(key: str, outcome: Any, strength: float = 0.5, samples: list[int] | None = None) -> Check:
+    return Check(
+        key=key,
+        question=f"{key}?",
+        outcome=outcome,
+        measured=f"Of {key} much was measured.",
+        threshold="",
+        error_rate=CHECK_ERROR,
+        strength=strength,
+        samples=[0] if samples is None else samples,
+    )
+
+
+def judged(checks: list[Check], looks: list[Looks], standing: int, required: float = 0.1) -> Any:
+    return decide(checks, looks, eps=0.3, total=200, standing=standing, required=required)
+
+
+SOUND = [check(key, "passed", 0.0) for key in QUESTIONS]
+ONE_FAILED = [check("loss-rises", "failed"), *SOUND[1:]]
+
+
+@pytest.mark.parametrize(
+    ("checks", "looks", "standing", "expected"),
+    [
+        (SOUND, [Looks("FGSM", 198, 150, 60)], 90, "robust"),
+        (SOUND, [Looks("FGSM", 198, 20, 20)], 0, "not robust"),
+        (SOUND, [Looks("FGSM", 198, 150, 140)], 10, "not robust"),  # a weak model, and nothing speaks of masking
+        (ONE_FAILED, [Looks("FGSM", 198, 150, 150)], 0, "masked"),
+        (ONE_FAILED, [Looks("FGSM", 198, 150, 140)], 60, "masked"),  # what is left does not excuse it
+        (ONE_FAILED, [Looks("FGSM", 198, 30, 30)], 0, "not robust"),  # it never looked robust
+        (ONE_FAILED, [Looks("FGSM", 198, 150, 60)], 90, "inconclusive"),
+        (SOUND, [Looks("FGSM", 198, 60, 36)], 24, "inconclusive"),  # 12 %, but the interval reaches below 10 %
+        ([check("loss-rises", "unclear", samples=[]), *SOUND[1:]], [], 180, "inconclusive"),  # not asked
+        ([check("loss-rises", "unclear"), *SOUND[1:]], [], 180, "robust"),
+        ([check("answers-repeat", "failed"), *SOUND[1:]], [], 180, "robust"),
+        ([check("answers-repeat", "failed"), *SOUND[1:]], [Looks("PGD-40", 198, 180, 180)], 0, "not robust"),
+    ],
+)
+def test_verdicts(checks: list[Check], looks: list[Looks], standing: int, expected: str) -> None:
+    verdict = judged(checks, looks, standing)
+    assert verdict.name == expected
+    assert verdict.sentence.lower().startswith(expected)
+    assert f"{standing / 2:.1f} %" in verdict.sentence
+    assert verdict.sentence.endswith(".")
+
+
+def test_the_sentence_names_the_two_strongest() -> None:
+    checks = [check("a", "failed", 0.2), check("b", "failed", 0.9), check("c", "failed", 0.5)]
+    sentence = judged(checks, [Looks("FGSM", 198, 150, 150)], 0).sentence
+    assert "of b" in sentence
+    assert "of c" in sentence
+    assert "of a" not in sentence
+    assert sentence.index("of b") < sentence.index("of c")
+
+
+def test_what_is_required_can_be_set() -> None:
+    looks = [Looks("FGSM", 198, 150, 60)]
+    assert judged(SOUND, looks, 90, required=0.3).name == "robust"
+    assert judged(SOUND, looks, 90, required=0.8).name == "not robust"
+
+
+def test_a_weak_attack_is_warned_of() -> None:
+    assert "too weak" in judged(ONE_FAILED, [], 180).warnings[0]
+
+
+# --- the whole
+
+
+def examined(model: nn.Module, eps: float = EPS, **more: Any) -> Audit:
+    inputs, labels = images()
+    return audit(model, inputs, labels, eps, **more)
+
+
+def test_a_linear_model_is_robust_at_a_small_radius_and_honestly_not_at_a_large_one() -> None:
+    small, large = (examined(Matching(), eps, sources={"a twin": Matching()}) for eps in (0.03, 0.2))
+    assert (small.verdict, large.verdict) == ("robust", "not robust")
+    assert small.worst_case_accuracy > 0.9
+    assert large.worst_case_accuracy == 0
+    assert [each.outcome for each in (*small.checks, *large.checks)] == ["passed"] * 24
+    assert {each.plot for each in small.curves} == {"accuracy-eps", "loss-eps", "accuracy-steps", "logit-distance"}
+    assert len(small.surfaces) == 4
+    assert small.pictures
+    assert Audit.from_json(small.to_json()) == small
+
+
+@pytest.mark.parametrize("name", ["logits x 1000", "zero gradient", "NaN gradient", "random gradient", "no gradient"])
+def test_masks_are_seen(name: str) -> None:
+    model = Matching(300.0) if name.startswith("logits") else Matching()
+    found = examined(MASKS[name](model), sources={"a twin": Matching()})
+    assert found.verdict == "masked", found.sentence
+    assert found.worst_case_accuracy < 0.1
+
+
+def test_an_audit_repeats_and_leaves_no_trace() -> None:
+    model = Matching().train()
+    state = torch.get_rng_state()
+    first, second = (examined(model, eps) for eps in (0.1, 0.1))
+
+    def plain(found: Audit) -> dict[str, Any]:
+        fields = json.loads(found.to_json())
+        for each in (fields, *fields["checks"], *fields["attacks"]):
+            each.pop("seconds")
+        return dict(fields)
+
+    assert plain(first) == plain(second)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert model.weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"eps": 8.0}, "8/255"), ({"eps": 0.0}, "above 0"), ({"required": 1.0}, "share of the images")],
+)
+def test_bad_settings_are_refused(change: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        examined(Matching(), **{"eps": EPS, **change})
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        audit(Matching(), torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64), 0.1)
+
+
+class Fussy(Matching):
+    """It takes no empty batch."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        assert len(inputs) > 0
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_nothing_is_asked_of_no_images(shift: int) -> None:
+    inputs, labels = images(48)
+    found = audit(Fussy(), inputs, (labels + shift) % 3, EPS, sources={"a twin": Matching()})
+    assert found.verdict == "not robust"
+    assert found.clean_accuracy == 1 - shift
+    assert found.worst_case_accuracy == 0
+
+
+# --- the command line
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["train", "digits/normal", "--epochs", "1", "--batch-size", "256"]) == 0
+    capsys.readouterr()
+    return "runs/digits/normal/0"
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("robust", 0), ("masked", 3), ("inconclusive", 4), ("not robust", 5)])
+def test_the_exit_code_is_the_verdict(
+    verdict: str, code: int, run_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = dataclasses.replace(examined(Matching(), 0.1), verdict=verdict, sentence=f"{verdict} at ε = 0.1: it is.")  # type: ignore[arg-type]
+    monkeypatch.setattr("surefoot.cli.audit.examine", lambda *_, **__: made)
+    monkeypatch.setattr("surefoot.cli.audit.write_page", lambda *_: None)
+    assert main(["audit", run_folder]) == code
+    out = capsys.readouterr().out
+    assert verdict in out
+    assert out.index(verdict) < out.index("Do iterative attacks")
+    assert Audit.from_json(Path(run_folder, "audit.json").read_text()).verdict == verdict
+    assert main(["audit", run_folder, "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["verdict"] == verdict
+
+
+def test_of_several_models_the_worst_counts(run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = examined(Matching(), 0.1)
+    verdicts = iter(["not robust", "masked", "robust", "not robust"])
+    pages: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        "surefoot.cli.audit.write_page", lambda audits, path: pages.append((len(audits), path.as_posix()))
+    )
+    monkeypatch.setattr(
+        "surefoot.cli.audit.examine",
+        lambda *_, **__: dataclasses.replace(base, verdict=next(verdicts)),  # type: ignore[arg-type]
+    )
+    assert main(["audit", run_folder, run_folder]) == 3
+    assert main(["audit", run_folder, run_folder, "--out", "both.html"]) == 5
+    assert pages == [(2, "audit.html"), (2, "both.html")]
+
+
+def test_an_audit_of_a_run(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", run_folder, "--num-examples", "48", "--budget", "0.02", "--threads", "1", "--json"]) in (4, 5)
+    found = json.loads(capsys.readouterr().out)
+    assert found["dataset"] == "digits"
+    assert found["eps"] == 0.3
+    assert found["command"].startswith("surefoot audit runs/digits/normal/0 --num-examples 48")
+    assert "<html" in Path(run_folder, "report.html").read_text()[:500]
+    assert any("budget" in each["measured"] for each in found["checks"])
+    assert any("budget" in each for each in found["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "audit needs a model"),
+        (["nowhere"], "nowhere is no run"),
+        (["nowhere", "--require", "10"], "share of the images"),
+        (["nowhere", "--budget", "0"], "in minutes"),
+        (["nowhere", "--eps", "8"], "8/255"),
+        (["some.module:net"], "needs --weights"),
+        (["nowhere", "--calibrate"], "nowhere is no run"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", *args]) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_confusion_names_what_must_not_happen() -> None:
+    assert Confusion({("robust", "masked"): 1, ("robust", "robust"): 4}).faults() == [
+        "1 robust model was called masked."
+    ]
+    assert Confusion({("not robust", "not robust"): 1, ("masked", "inconclusive"): 2}).faults() == []
+
+
+@pytest.mark.slow
+def test_calibration_on_the_digits(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "surefoot", "audit", "--calibrate", "--json", "--num-examples", "128"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--runs", str(tmp_path)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    *records, last = map(json.loads, done.stdout.splitlines())
+    assert last["faults"] == []
+    assert len(records) > 15
+    called = {(each["truth"], each["verdict"]) for each in records}
+    assert ("masked", "masked") in called
+    assert ("robust", "robust") in called
