@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
+from surefoot.audit import Audit, audit
 from surefoot.cli import main
 from surefoot.cli.demo import what_it_means
 from surefoot.cli.options import number
@@ -403,34 +404,54 @@ def demo_records(fgsm: float, pgd: float) -> list[Record]:
     return [demo_record(None, 0.95), demo_record("FGSM", fgsm), demo_record("PGD", pgd)]
 
 
-def test_the_demos_sentence_follows_the_numbers() -> None:
+def demo_audit(verdict: str, worst: float) -> Audit:
+    found = audit(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), eps=0.1)
+    return dataclasses.replace(found, verdict=verdict, worst_case_accuracy=worst)  # type: ignore[arg-type]
+
+
+def test_the_demos_sentence_follows_the_audits() -> None:
+    measured = {
+        "normal": demo_records(0.1, 0.0),
+        "fgsm-at": demo_records(0.8, 0.1),
+        "sat-r2": demo_records(0.7, 0.6),
+        "sat-r3": demo_records(0.75, 0.3),
+    }
     told = what_it_means(
+        measured,
         {
-            "normal": demo_records(0.1, 0.0),
-            "fgsm-at": demo_records(0.8, 0.1),
-            "sat-r2": demo_records(0.7, 0.6),
-        }
+            "normal": demo_audit("not robust", 0.0),
+            "fgsm-at": demo_audit("masked", 0.05),
+            "sat-r2": demo_audit("robust", 0.5),
+            "sat-r3": demo_audit("inconclusive", 0.25),
+        },
     )
-    assert "FGSM-AT (80.00 -> 10.00) only looked robust" in told
-    assert "SAT-R2 (70.00 -> 60.00)" in told.split(";")[1]
-    assert "Normal" not in told
-    turned = what_it_means({"fgsm-at": demo_records(0.8, 0.7), "sat-r2": demo_records(0.7, 0.1)})
-    assert "SAT-R2 (70.00 -> 10.00) only looked robust" in turned
-    nothing = what_it_means({"normal": demo_records(0.1, 0.0)})
-    assert "no model only looked robust" in nothing
-    assert "no model holds" in nothing
+    masked, robust, not_robust, inconclusive = told.split("; ")
+    assert "FGSM-AT (80.00 -> 5.00) only looked robust" in masked
+    assert "SAT-R2 (70.00 -> 50.00) hold" in robust
+    assert "Normal (10.00 -> 0.00) fall" in not_robust
+    assert "SAT-R3 (75.00 -> 25.00)" in inconclusive
+    only = what_it_means({"normal": measured["normal"]}, {"normal": demo_audit("not robust", 0.0)})
+    assert "looked" not in only
+    assert "hold" not in only
 
 
-def test_the_demo_runs_and_a_second_one_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_runs_ends_with_a_page_and_a_second_one_trains_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surefoot.cli.demo.AUDITED", 16)
     assert main(["demo", "--epochs", "1", "--threads", "1"]) == 0
     captured = capsys.readouterr()
-    assert all(name in captured.out for name in ("Normal", "FGSM-AT", "SAT-R1", "SAT-R2", "SAT-R3", "PGD-"))
+    assert all(name in captured.out for name in ("Normal", "FGSM-AT", "SAT-R1", "SAT-R2", "SAT-R3", "PGD-", "verdict"))
     assert captured.err.count("training for 1 epochs") == 5
+    page = Path("runs/demo/audit.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("Normal", "FGSM-AT", "SAT-R1", "SAT-R2", "SAT-R3"))
     assert main(["demo", "--epochs", "1", "--threads", "1", "--json"]) == 0
     captured = capsys.readouterr()
     assert "training for" not in captured.err
     lines = [json.loads(line) for line in captured.out.splitlines()]
-    assert len(lines) == 16
+    assert len(lines) == 21
+    assert [line["run"].split("/")[2] for line in lines[15:20]] == ["normal", "fgsm-at", "sat-r1", "sat-r2", "sat-r3"]
+    assert all(line["verdict"] for line in lines[15:20])
     assert "conclusion" in lines[-1]
     assert main(["demo", "--epochs", "2"]) == 2
     assert "other settings" in capsys.readouterr().err
