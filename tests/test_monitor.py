@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM
 from surefoot.attacks.gradient_sign import ascend, random_signs
+from surefoot.cli import main
+from surefoot.cli.models import TRAINING_PLOTS, training_curves
 from surefoot.core.files import load_tensors
 from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting
@@ -29,6 +31,7 @@ from surefoot.models import build_model
 from surefoot.objectives import SatR1
 from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import Run, check_folder, recipe_monitor, recipe_repair
+from surefoot.report.plots import AXES
 from surefoot.training import FitConfig, FitResult, Look, Monitor, Phase, describe, fit, monitor_curves
 from surefoot.training.monitor import OnMasking, binomial_tail
 
@@ -412,3 +415,29 @@ def test_ten_seeds_on_the_digits_have_no_false_alarm_and_no_miss(method: str, tm
         fgsm, pgd = (accuracy(model, test, attack) for attack in (FGSM(EPS), PGD(EPS, 40, 0.02)))
         assert bool(notes) == (method == "fgsm-at"), (seed, fgsm, pgd)
         assert (fgsm - pgd > 0.4) == (method == "fgsm-at"), (seed, fgsm, pgd)
+
+
+def test_what_it_saw_is_on_the_page_of_the_run(tmp_path: Path) -> None:
+    assert TRAINING_PLOTS.keys() == monitor_curves([]).keys()
+    assert set(TRAINING_PLOTS.values()) <= AXES.keys()
+    assert training_curves(None) == []
+    words = [
+        "digits/fgsm-at",
+        "--epochs",
+        "1",
+        "--monitor-every",
+        "15",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main(["train", *words]) == 0
+    looks = load_run(tmp_path / "run").looks()
+    assert [look.step for look in looks] == [15, 30]
+    curves = {curve.name: curve for curve in training_curves(tmp_path / "run")}
+    assert curves.keys() == TRAINING_PLOTS.keys()
+    assert curves["PGD loss"].x == [15.0, 30.0]
+    assert curves["PGD loss"].y == [look.pgd_loss for look in looks]
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1}\n', encoding="utf-8")  # of before there was a monitor
+    assert training_curves(tmp_path / "run") == []

@@ -102,7 +102,7 @@ def audit(**changes: Any) -> Audit:
         Curve(plot="loss-eps", name="FGSM", x=[0, 0.1, 0.25], y=[0.1, 0.5, 0.6]),
         Curve(plot="accuracy-steps", name="PGD", x=[1, 10, 100], y=[0.5, 0.2, 0.1]),
         Curve(plot="logit-distance", name="FGSM to R-FGSM", x=[EPS], y=[3.5]),
-        Curve(plot="training", name="masking", x=[0, 100, 200], y=[0.0, 0.1, 0.9]),
+        Curve(plot="training-loss", name="masking", x=[0, 100, 200], y=[0.0, 0.1, 0.9]),
     ]
     audit = Audit(
         model="runs/demo/sat-r2/0",
@@ -448,7 +448,7 @@ def test_many_large_pictures_leave_it_below_8_mb(tmp_path: Path) -> None:
 
 def test_long_lines_are_thinned_but_keep_their_ends() -> None:
     x = [float(i) for i in range(10_000)]
-    short = thinned(Curve(plot="training", name="loss", x=x, y=x, low=x, high=None))
+    short = thinned(Curve(plot="training-loss", name="loss", x=x, y=x, low=x, high=None))
     assert (len(short.x), short.x[0], short.x[-1]) == (MOST_POINTS, 0.0, 9999.0)
     assert short.low == short.x
     assert short.high is None
@@ -462,12 +462,12 @@ def test_a_line_keeps_its_look_from_plot_to_plot() -> None:
         [
             plot("accuracy-eps", "PGD", "FGSM", "noise"),
             plot("loss-eps", "other", "FGSM", "PGD"),
-            plot("training", "noise", "other", "new"),
+            plot("training-loss", "noise", "other", "new"),
         ]
     )
     assert styles["accuracy-eps"] == {"PGD": 0, "FGSM": 1, "noise": 2}
     assert styles["loss-eps"] == {"other": 2, "FGSM": 1, "PGD": 0}
-    assert styles["training"] == {"noise": 2, "other": 0, "new": 1}  # `noise` and `other` never met before
+    assert styles["training-loss"] == {"noise": 2, "other": 0, "new": 1}  # `noise` and `other` never met before
 
 
 # In a browser: Debian's Chromium, headless, with its software renderer.

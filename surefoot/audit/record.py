@@ -47,7 +47,16 @@ class Check:
 class Curve:
     """A line of a plot: `y[i]` measured at `x[i]`, with a 95 % interval where there is one."""
 
-    plot: Literal["accuracy-eps", "loss-eps", "accuracy-steps", "logit-distance", "training"]
+    plot: Literal[
+        "accuracy-eps",
+        "loss-eps",
+        "accuracy-steps",
+        "logit-distance",
+        "training-accuracy",
+        "training-loss",
+        "training-distance",
+        "training-agreement",
+    ]
     """Which picture it belongs to."""
     name: str
     """Its line in the legend: `PGD-100`, `FGSM`, `random noise`."""

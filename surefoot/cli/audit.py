@@ -17,7 +17,15 @@ from surefoot.audit.audit import DRAWS, REQUIRED
 from surefoot.audit.audit import audit as examine
 from surefoot.audit.record import Check
 from surefoot.cli.calibration import Confusion, Truth, controls
-from surefoot.cli.models import RECOGNISED_BY, ModelOptions, Opened, open_model, open_source, pick_device
+from surefoot.cli.models import (
+    RECOGNISED_BY,
+    ModelOptions,
+    Opened,
+    open_model,
+    open_source,
+    pick_device,
+    training_curves,
+)
 from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import Spinner, commit, duration, print_json, say, stdout
 from surefoot.core.files import write_text
@@ -77,7 +85,8 @@ def run(args: list[str]) -> int:
     opened = [open_model(name, options) for name in names]
     audits = []
     for each in opened:
-        audits.append(audit_one(each, options, command))
+        found = audit_one(each, options, command)
+        audits.append(dataclasses.replace(found, curves=[*found.curves, *training_curves(each.folder)]))
         if each.folder is not None:
             write_text(each.folder / "audit.json", audits[-1].to_json() + "\n")
         if options.json:

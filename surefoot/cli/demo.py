@@ -11,6 +11,7 @@ from rich.table import Table
 from surefoot.attacks import FGSM, PGD
 from surefoot.audit import Audit
 from surefoot.audit.audit import audit
+from surefoot.cli.models import training_curves
 from surefoot.cli.options import Common, parse
 from surefoot.cli.output import Spinner, TrainingProgress, commit, print_json, say, stdout
 from surefoot.data import Batches
@@ -93,7 +94,7 @@ def audit_all(options: Options) -> dict[str, Audit]:
     for method, model in models.items():
         source = "sat-r1" if method == "normal" else "normal"
         with Spinner(f"audit of {METHODS[method]}") as spinner:
-            audits[method] = audit(
+            found = audit(
                 model,
                 inputs,
                 labels,
@@ -111,6 +112,8 @@ def audit_all(options: Options) -> dict[str, Audit]:
                 },
                 progress=spinner,
             )
+        seen = training_curves(run_path(method, options))
+        audits[method] = dataclasses.replace(found, curves=[*found.curves, *seen])
     return audits
 
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from surefoot.audit import Curve
 from surefoot.cli.options import Common
 from surefoot.cli.output import say
 from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import recognise
 from surefoot.models import build_model
 from surefoot.recipes import load_run
-from surefoot.training import load_weights
+from surefoot.training import load_weights, monitor_curves
 from surefoot.training.fit import check_device
 
 RECOGNISED_BY = 256  # images that a model's kind is recognised by
@@ -183,3 +184,26 @@ def pick_device(name: str) -> torch.device:
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     check_device(name)
     return torch.device(name)
+
+
+TRAINING_PLOTS: dict[str, Any] = {
+    "FGSM accuracy": "training-accuracy",
+    "PGD accuracy": "training-accuracy",
+    "FGSM loss": "training-loss",
+    "PGD loss": "training-loss",
+    "FGSM - R-FGSM": "training-distance",
+    "FGSM - I-FGSM": "training-distance",
+    "gradient agreement": "training-agreement",
+    "rising loss": "training-agreement",
+}
+"""A line of `monitor_curves`, and the plot of the audit's page that it belongs to."""
+
+
+def training_curves(folder: Path | None) -> list[Curve]:
+    """What the monitor saw while a run was trained, for the audit's page; nothing where there is no run."""
+    looks = [] if folder is None else load_run(folder).looks()
+    return [
+        Curve(plot=TRAINING_PLOTS[name], name=name, x=steps, y=values)
+        for name, (steps, values) in monitor_curves(looks).items()
+        if steps
+    ]

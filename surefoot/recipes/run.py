@@ -20,7 +20,7 @@ from surefoot.recipes.digits import DIGITS
 from surefoot.recipes.imagenet import IMAGENET
 from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
-from surefoot.training import FitResult, Monitor, fit, load_weights
+from surefoot.training import FitResult, Look, Monitor, fit, load_weights
 from surefoot.training.fit import StepReport, is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
 
@@ -40,6 +40,14 @@ class Run:
     def epochs(self) -> int:
         """Epochs in all its phases."""
         return sum(phase.epochs for phase in self.recipe.phases())
+
+    def looks(self) -> list[Look]:
+        """What the monitor saw while it was trained, as `metrics.jsonl` has it; nothing where it did not look."""
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return []
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [Look(**look) for line in lines for look in line.get("monitor") or []]
 
     def is_finished(self) -> bool:
         """Are all epochs done, or did the run stop for good where its gradients were masked?"""

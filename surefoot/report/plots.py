@@ -51,7 +51,27 @@ AXES: dict[str, Axes] = {
         y="l2 distance",
         note="Close together for a model that does not mask: one step, a random step first, and many steps agree.",
     ),
-    "training": Axes(title="While it was trained", x="training step", y="value"),
+    "training-accuracy": Axes(
+        title="Accuracy while it was trained",
+        x="training step",
+        y="accuracy (%)",
+        percent=True,
+        note="On held-out images. Where the lines part, the model learns to withstand one step alone.",
+    ),
+    "training-loss": Axes(title="Loss while it was trained", x="training step", y="loss (nats)"),
+    "training-distance": Axes(
+        title="Distance between logits while it was trained",
+        x="training step",
+        y="l2 distance",
+        note="Fig. 1 and 2 of the paper: it jumps where gradients begin to be masked.",
+    ),
+    "training-agreement": Axes(
+        title="Gradients while it was trained",
+        x="training step",
+        y="cosine, share",
+        note="The cosine between an image's gradient and that at a random corner near it; the share of images whose "
+        "loss never falls along FGSM's direction.",
+    ),
 }
 
 
