@@ -23,7 +23,7 @@ from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting
 from surefoot.core.types import LossTerms, Objective
 from surefoot.data import Batches, Dataset, Split, load
-from surefoot.evaluation import accuracy
+from surefoot.evaluation import accuracy, read_records
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import gradient_agreement, logit_distances, losses_along, sample_losses
 from surefoot.evaluation.worker import predictions
@@ -390,6 +390,9 @@ def test_recipes_bring_their_monitor_and_their_repair() -> None:
 def test_the_committed_looks_say_what_the_docs_say() -> None:
     lines = [json.loads(line) for line in (RESULTS / "digits.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {line["recipe"] for line in lines} == {"digits/fgsm-at", "digits/sat-r2", "digits/pgd-at"}
+    assert sorted((line["recipe"], line["seed"]) for line in lines) == sorted(
+        (f"digits/{method}", seed) for method in ("fgsm-at", "sat-r2", "pgd-at") for seed in range(10)
+    )
     for run in lines:
         looks = [Look(**look) for look in run["monitor"]]
         for number, look in enumerate(looks, start=1):
@@ -399,6 +402,21 @@ def test_the_committed_looks_say_what_the_docs_say() -> None:
         masked = run["recipe"] == "digits/fgsm-at"
         assert (run["alarm_step"] is not None) == masked
         assert (run["fgsm_accuracy"] - run["pgd_40_accuracy"] > 0.4) == masked
+
+
+def test_the_committed_repair_on_mnist_is_what_the_document_says() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "monitor.md").read_text(encoding="utf-8")
+    pgd = {}
+    for action in ("warn", "repair"):
+        folder = RESULTS / f"mnist-{action}"
+        clean, fgsm, pgd[action], _ = read_records(folder / "records.jsonl")
+        cells = [f"{100 * each.robust_accuracy:.1f}" for each in (clean, fgsm, pgd[action])]
+        assert f"| `{action}` | {' | '.join(cells)} |" in text
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert [line["masking"] for line in lines if line["masking"]] == [
+            {"step": 1000, "action": action, "back_to": 0 if action == "repair" else None}
+        ]
+    assert pgd["warn"].robust_accuracy < 0.1 < 0.8 < pgd["repair"].robust_accuracy
 
 
 @pytest.mark.slow
