@@ -91,11 +91,11 @@ class Folded(Matching):
 
 
 class Lucky(Matching):
-    """A gradient only where the first pixel, which it never moves, is above 0.56: from six starts of ten."""
+    """A gradient only where the first pixel, which it never moves, is above 0.64: from four starts of ten."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         first = inputs[:, 0, 0, 0].detach()
-        shown = (first > 0.56).float().view(-1, 1, 1, 1)
+        shown = (first > 0.64).float().view(-1, 1, 1, 1)
         still = torch.ones_like(inputs)
         still[:, 0, 0, 0] = 0
         follow = shown * still
@@ -116,7 +116,7 @@ FAILING: dict[str, Callable[[], Bench]] = {
     "accuracy-never-rises": lambda: bench(Folded(), eps=0.34),
     "loss-rises": lambda: bench(Folded(), eps=0.5),
     "logits-lie-close": lambda: bench(Shaken()),
-    "steps-saturate": lambda: bench(Lucky(), effort=dataclasses.replace(QUICK, restarts=6)),
+    "steps-saturate": lambda: bench(Lucky(), effort=dataclasses.replace(QUICK, restarts=12)),
     "gradients-exist": lambda: bench(BadGradient(Matching(), "zero")),
     "gradient-beats-search": lambda: bench(BadGradient(Matching(), "zero")),
     "answers-repeat": lambda: bench(Averaged(Noisy(Matching(), 0.1), 2), flips=0.1),
