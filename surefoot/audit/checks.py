@@ -325,7 +325,7 @@ def batched(bench: Bench, what: Callable[..., Tensor], *others: Tensor, shift: i
     parts = []
     with seeded(bench.seed + shift):
         for rows in torch.split(torch.arange(len(bench.inputs), device=bench.inputs.device), bench.batch_size):
-            bench.check_time("its gradients and losses")
+            bench.check_time("the gradients")
             parts.append(what(bench.inputs[rows], bench.labels[rows], *(each[rows] for each in others)))
     return torch.cat(parts)
 
