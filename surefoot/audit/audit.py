@@ -89,7 +89,8 @@ def audit(
         raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
-    if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said := []):
+    said: list[str] = []
+    if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
         model, notes = Averaged(model, DRAWS), [*notes, *said]
     count = outputs(model, inputs)
     seconds = seconds_of_gradient(model, inputs[:64], labels[:64])
