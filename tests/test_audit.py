@@ -506,7 +506,7 @@ def test_answers_that_change_are_seen_without_being_told() -> None:
     assert found.verdict in ("not robust", "masked")
 
 
-def test_gradient_attacks_are_as_strong_as_auto_attacks() -> None:
+def test_what_gradients_leave_is_attacked_towards_each_other_class() -> None:
     table = bench(Matching(), eps=0.09)
     for key in MOST_TELLING_FIRST:
         QUESTIONS[key](table)
@@ -562,6 +562,11 @@ def test_nothing_is_asked_of_no_images(shift: int) -> None:
 
 
 @pytest.fixture(scope="module")
+def found() -> Audit:
+    return examined(Matching(), 0.1, sources={"a twin": Matching()})
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "0"
     assert main(["train", "digits/normal", "--epochs", "1", "--batch-size", "256", "--out", str(folder)]) == 0
@@ -581,9 +586,14 @@ def run_folder(
 
 @pytest.mark.parametrize(("verdict", "code"), [("robust", 0), ("masked", 3), ("inconclusive", 4), ("not robust", 5)])
 def test_the_exit_code_is_the_verdict(
-    verdict: str, code: int, run_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verdict: str,
+    code: int,
+    found: Audit,
+    run_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made = dataclasses.replace(examined(Matching(), 0.1), verdict=verdict, sentence=f"{verdict} at ε = 0.1: it is.")  # type: ignore[arg-type]
+    made = dataclasses.replace(found, verdict=verdict, sentence=f"{verdict} at ε = 0.1: it is.")  # type: ignore[arg-type]
     monkeypatch.setattr("surefoot.cli.audit.examine", lambda *_, **__: made)
     monkeypatch.setattr("surefoot.cli.audit.write_page", lambda *_: None)
     assert main(["audit", run_folder]) == code
@@ -595,8 +605,7 @@ def test_the_exit_code_is_the_verdict(
     assert json.loads(capsys.readouterr().out)["verdict"] == verdict
 
 
-def test_of_several_models_the_worst_counts(run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = examined(Matching(), 0.1)
+def test_of_several_models_the_worst_counts(found: Audit, run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = iter(["not robust", "masked", "robust", "not robust"])
     pages: list[tuple[int, str]] = []
     monkeypatch.setattr(
@@ -604,7 +613,7 @@ def test_of_several_models_the_worst_counts(run_folder: str, monkeypatch: pytest
     )
     monkeypatch.setattr(
         "surefoot.cli.audit.examine",
-        lambda *_, **__: dataclasses.replace(base, verdict=next(verdicts)),  # type: ignore[arg-type]
+        lambda *_, **__: dataclasses.replace(found, verdict=next(verdicts)),  # type: ignore[arg-type]
     )
     assert main(["audit", run_folder, run_folder]) == 3
     assert main(["audit", run_folder, run_folder, "--out", "both.html"]) == 5
