@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from surefoot.attacks import FGSM
@@ -91,11 +93,11 @@ class Folded(Matching):
 
 
 class Lucky(Matching):
-    """A gradient only where the first pixel, which it never moves, is above 0.56: from six starts of ten."""
+    """A gradient only where the first pixel, which it never moves, is above 0.64: from four starts of ten."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         first = inputs[:, 0, 0, 0].detach()
-        shown = (first > 0.56).float().view(-1, 1, 1, 1)
+        shown = (first > 0.64).float().view(-1, 1, 1, 1)
         still = torch.ones_like(inputs)
         still[:, 0, 0, 0] = 0
         follow = shown * still
@@ -116,7 +118,7 @@ FAILING: dict[str, Callable[[], Bench]] = {
     "accuracy-never-rises": lambda: bench(Folded(), eps=0.34),
     "loss-rises": lambda: bench(Folded(), eps=0.5),
     "logits-lie-close": lambda: bench(Shaken()),
-    "steps-saturate": lambda: bench(Lucky(), effort=dataclasses.replace(QUICK, restarts=6)),
+    "steps-saturate": lambda: bench(Lucky(), effort=dataclasses.replace(QUICK, restarts=12)),
     "gradients-exist": lambda: bench(BadGradient(Matching(), "zero")),
     "gradient-beats-search": lambda: bench(BadGradient(Matching(), "zero")),
     "answers-repeat": lambda: bench(Averaged(Noisy(Matching(), 0.1), 2), flips=0.1),
@@ -327,7 +329,19 @@ ONE_FAILED = [check("loss-rises", "failed"), *SOUND[1:]]
         ([check("loss-rises", "unclear", samples=[]), *SOUND[1:]], [], 180, "inconclusive"),  # not asked
         ([check("loss-rises", "unclear"), *SOUND[1:]], [], 180, "robust"),
         ([check("answers-repeat", "failed"), *SOUND[1:]], [], 180, "robust"),
-        ([check("answers-repeat", "failed"), *SOUND[1:]], [Looks("PGD-40", 198, 180, 180)], 0, "not robust"),
+        ([check("answers-repeat", "failed"), *SOUND[1:]], [Looks("FGSM", 198, 180, 180)], 0, "not robust"),
+        (
+            SOUND,
+            [Looks("PGD-40", 198, 150, 140, steps=40)],
+            10,
+            "masked",
+        ),  # no check says why, but PGD is no weak attack
+        (SOUND, [Looks("PGD-40", 198, 150, 110, steps=40)], 40, "masked"),  # what is required does not excuse it
+        (SOUND, [Looks("PGD-40", 198, 150, 70, steps=40)], 80, "inconclusive"),  # 47 %, by chance above two fifths?
+        (SOUND, [Looks("PGD-40", 198, 150, 50, steps=40)], 100, "robust"),
+        (SOUND, [Looks("PGD-40", 198, 90, 50, steps=40)], 40, "robust"),  # PGD did not say that it is
+        (SOUND, [Looks("FGSM", 198, 198, 168)], 30, "inconclusive"),  # FGSM alone says nothing about this model
+        (SOUND, [Looks("FGSM", 198, 150, 105)], 45, "robust"),
     ],
 )
 def test_verdicts(checks: list[Check], looks: list[Looks], standing: int, expected: str) -> None:
@@ -336,6 +350,16 @@ def test_verdicts(checks: list[Check], looks: list[Looks], standing: int, expect
     assert verdict.sentence.lower().startswith(expected)
     assert f"{standing / 2:.1f} %" in verdict.sentence
     assert verdict.sentence.endswith(".")
+
+
+def test_where_no_check_failed_the_sentence_says_what_broke_the_model() -> None:
+    stronger = [
+        dataclasses.replace(check(key, "passed"), values={"share": share})
+        for key, share in (("nothing-saturates", 0.3), ("steps-saturate", 0.6), ("loss-rises", 0.9))
+    ]
+    sentence = judged(stronger, [Looks("PGD-40", 198, 150, 110, steps=40)], 40).sentence
+    assert "PGD-40 alone leaves 75.0 %" in sentence
+    assert sentence.endswith("of steps-saturate much was measured.")
 
 
 def test_the_sentence_names_the_two_strongest() -> None:
@@ -416,6 +440,107 @@ def test_no_images_are_refused() -> None:
         audit(Matching(), torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64), 0.1)
 
 
+class Backwards(torch.autograd.Function):
+    """The identity with a gradient of the opposite sign."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return -gradients[0]
+
+
+class Masked(Matching):
+    """Another mask on the linear model, none of those that the audit is calibrated by."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.kind == "negated":
+            return super().forward(Backwards.apply(inputs))  # type: ignore[no-untyped-call]
+        logits = super().forward(inputs)
+        if self.kind == "other with gradients" and inputs.requires_grad:
+            return logits.flip(1)
+        if self.kind == "rounded shares":
+            return (100 * (5 * logits).softmax(dim=1)).round() / 100
+        if self.kind == "hard answers, misleading gradient":
+            hard = nn.functional.one_hot(logits.argmax(dim=1), 3).float()
+            return 10 * hard + 0.01 * torch.sin(50 * inputs).flatten(1)[:, :3]
+        return logits
+
+
+@pytest.mark.parametrize(
+    "kind", ["negated", "other with gradients", "rounded shares", "hard answers, misleading gradient"]
+)
+def test_masks_that_it_was_not_made_for_are_seen(kind: str) -> None:
+    found = examined(Masked(kind), sources={"a twin": Matching()})
+    assert found.verdict == "masked", found.sentence
+    assert found.worst_case_accuracy < 0.1
+
+
+class Silent(Matching):
+    """It answers NaN where the image is not on the grid of 8-bit pixels: no answer, and so no right one."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = super().forward(inputs)
+        off = ((inputs * 255).round() / 255 - inputs).abs().flatten(1).amax(dim=1) > 1e-6
+        return torch.where(off[:, None], torch.nan, logits)
+
+
+def test_an_answer_that_is_no_number_is_right_of_no_image() -> None:
+    table = bench(Silent())
+    assert table.right.all()
+    assert not table.attack("FGSM", FGSM(0.0123), "single step").robust.any()
+    assert (table.answers(table.model, table.inputs + 0.001) == -1).all()
+
+
+def test_answers_that_change_are_seen_without_being_told() -> None:
+    found = examined(Noisy(Matching(), 0.05), sources={"a twin": Matching()})
+    (repeats,) = [each for each in found.checks if each.key == "answers-repeat"]
+    assert repeats.outcome == "failed"
+    assert any("mean of 8 answers" in each for each in found.warnings)
+    assert found.verdict in ("not robust", "masked")
+
+
+def test_what_gradients_leave_is_attacked_towards_each_other_class() -> None:
+    table = bench(Matching(), eps=0.09)
+    for key in MOST_TELLING_FIRST:
+        QUESTIONS[key](table)
+    last = table.trials["APGD-T-20"]
+    assert table.trials["APGD-CE-30"].kind == last.kind == "gradient"
+    assert 0 < int(last.tried.sum()) < int(table.right.sum())
+    assert torch.equal(last.robust & table.standing(), table.standing())
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 1e-4])
+def test_an_audit_that_time_cut_short_is_never_robust(minutes: float) -> None:
+    found = examined(Matching(), 0.03, budget_minutes=minutes, sources={"a twin": Matching()})
+    cut = [each.measured for each in found.checks if "budget" in each.measured]
+    assert cut
+    assert found.worst_case_accuracy > 0.9
+    assert found.verdict == "inconclusive"
+    assert all("before FGSM" in each or "before PGD" in each or "before the gradients" in each for each in cut)
+
+
+def test_fgsm_alone_makes_no_model_robust() -> None:
+    table = bench(Matching(), eps=0.03)
+    single = table.attack("FGSM", FGSM(0.03), "single step")
+    table.deadline = 0.0
+    checks = [ask(table) for ask in QUESTIONS.values()]
+    left = int(single.robust.sum())
+    looks = [Looks("FGSM", 96, left, 0)]
+    verdict = decide(checks, looks, eps=0.03, total=96, standing=left, required=0.1)
+    assert left > 80
+    assert (verdict.name, checks[0].measured) == (
+        "inconclusive",
+        "The time budget ended before PGD-20 could be measured.",
+    )
+
+
 class Fussy(Matching):
     """It takes no empty batch."""
 
@@ -436,20 +561,39 @@ def test_nothing_is_asked_of_no_images(shift: int) -> None:
 # --- the command line
 
 
+@pytest.fixture(scope="module")
+def found() -> Audit:
+    return examined(Matching(), 0.1, sources={"a twin": Matching()})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "0"
+    assert main(["train", "digits/normal", "--epochs", "1", "--batch-size", "256", "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def run_folder(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-    assert main(["train", "digits/normal", "--epochs", "1", "--batch-size", "256"]) == 0
+    shutil.copytree(trained, "runs/digits/normal/0")
     capsys.readouterr()
     return "runs/digits/normal/0"
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("robust", 0), ("masked", 3), ("inconclusive", 4), ("not robust", 5)])
 def test_the_exit_code_is_the_verdict(
-    verdict: str, code: int, run_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verdict: str,
+    code: int,
+    found: Audit,
+    run_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made = dataclasses.replace(examined(Matching(), 0.1), verdict=verdict, sentence=f"{verdict} at ε = 0.1: it is.")  # type: ignore[arg-type]
+    made = dataclasses.replace(found, verdict=verdict, sentence=f"{verdict} at ε = 0.1: it is.")  # type: ignore[arg-type]
     monkeypatch.setattr("surefoot.cli.audit.examine", lambda *_, **__: made)
     monkeypatch.setattr("surefoot.cli.audit.write_page", lambda *_: None)
     assert main(["audit", run_folder]) == code
@@ -461,8 +605,7 @@ def test_the_exit_code_is_the_verdict(
     assert json.loads(capsys.readouterr().out)["verdict"] == verdict
 
 
-def test_of_several_models_the_worst_counts(run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = examined(Matching(), 0.1)
+def test_of_several_models_the_worst_counts(found: Audit, run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = iter(["not robust", "masked", "robust", "not robust"])
     pages: list[tuple[int, str]] = []
     monkeypatch.setattr(
@@ -470,7 +613,7 @@ def test_of_several_models_the_worst_counts(run_folder: str, monkeypatch: pytest
     )
     monkeypatch.setattr(
         "surefoot.cli.audit.examine",
-        lambda *_, **__: dataclasses.replace(base, verdict=next(verdicts)),  # type: ignore[arg-type]
+        lambda *_, **__: dataclasses.replace(found, verdict=next(verdicts)),  # type: ignore[arg-type]
     )
     assert main(["audit", run_folder, run_folder]) == 3
     assert main(["audit", run_folder, run_folder, "--out", "both.html"]) == 5
@@ -486,6 +629,40 @@ def test_an_audit_of_a_run(run_folder: str, capsys: pytest.CaptureFixture[str]) 
     assert "<html" in Path(run_folder, "report.html").read_text()[:500]
     assert any("budget" in each["measured"] for each in found["checks"])
     assert any("budget" in each for each in found["warnings"])
+
+
+FACTORY = """
+from torch import nn
+def make(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+def test_anybodys_network_is_audited(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_networks_to_audit.py").write_text(FACTORY)
+    save_file({"1.weight": torch.randn(10, 64), "1.bias": torch.zeros(10)}, "linear.safetensors")
+    data = ["--weights", "linear.safetensors", "--dataset", "digits"]
+    quick = ["--num-examples", "48", "--budget", "0.01", "--threads", "1", "--json"]
+    assert main(["audit", "my_networks_to_audit:make", *data, *quick]) == 2
+    assert "--eps" in capsys.readouterr().err
+    assert main(["audit", "my_networks_to_audit:make", *data, *quick, "--eps", "0.1"]) in (4, 5)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["dataset"], found["eps"]) == ("my_networks_to_audit:make", "digits", 0.1)
+    assert Path("audit.html").exists()
+
+
+def test_an_interrupted_audit_says_so_in_a_line(
+    run_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FGSM, "__call__", interrupted)
+    assert main(["audit", run_folder, "--num-examples", "48", "--source", run_folder]) == 130
+    captured = capsys.readouterr()
+    assert "surefoot: interrupted." in captured.err.splitlines()
+    assert "Traceback" not in captured.err + captured.out
+    assert not Path(run_folder, "audit.json").exists()
 
 
 @pytest.mark.parametrize(

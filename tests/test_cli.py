@@ -46,11 +46,11 @@ def test_without_a_verb_it_says_what_there_is(capsys: pytest.CaptureFixture[str]
     assert main([]) == 2
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(verb in out for verb in ("demo", "train", "evaluate", "list"))
+    assert all(verb in out for verb in ("demo", "train", "evaluate", "audit", "list"))
     assert main(["--version"]) == 0
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "list"])
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "audit", "list"])
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     assert f"surefoot {verb}" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.passes import seeded, weights_sha256
+from surefoot.evaluation.recognise import check_repeats
 from surefoot.evaluation.records import wilson_interval
 from surefoot.models.wrappers import Averaged
 
@@ -50,8 +51,8 @@ def audit(
     """Is a model robust at `eps`, or does it only look so? Twelve checks, a verdict, and what they rest on.
 
     Args:
-        model: returns logits `[batch, classes]`; take an unusual one through `evaluation.recognise` first. An
-            `Averaged` one is judged by its mean answer.
+        model: returns logits `[batch, classes]`; take an unusual one through `evaluation.recognise` first. One that
+            answers randomly is judged by its mean answer: `Averaged`, over 8 calls where it is not yet.
         inputs: `[images, ...]` in [0, 1] and labels int64 `[images]`, on the model's device.
         eps: l-infinity radius in pixel units.
         name: as the user calls the model.
@@ -88,6 +89,9 @@ def audit(
         raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
+    said: list[str] = []
+    if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
+        model, notes = Averaged(model, DRAWS), [*notes, *said]
     count = outputs(model, inputs)
     seconds = seconds_of_gradient(model, inputs[:64], labels[:64])
     effort, images = Effort.within(budget_minutes, seconds, len(labels))
@@ -197,7 +201,8 @@ def cheap(bench: Bench) -> list[Trial]:
 def looks(trial: Trial, bench: Bench, standing: Tensor) -> Looks:
     """What that attack alone reports, and how much of it others take."""
     left = int(trial.robust.sum())
-    return Looks(trial.name, int(bench.right.sum()), left, left - int((trial.robust & standing).sum()))
+    lost, steps = left - int((trial.robust & standing).sum()), 1 if trial.kind == "single step" else bench.effort.steps
+    return Looks(trial.name, int(bench.right.sum()), left, lost, steps)
 
 
 def curves(bench: Bench, checks: Mapping[str, Check]) -> list[Curve]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.audit.effort import Effort
-from surefoot.core.gradients import NO_GRADIENT
+from surefoot.core.gradients import NO_GRADIENT, crafting
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.records import wilson_interval
-from surefoot.evaluation.worker import Meter, exact_float32, predictions
+from surefoot.evaluation.worker import Meter, exact_float32
 
 Kind = Literal["single step", "gradient", "transfer", "gradient-free", "noise"]
 
@@ -63,7 +63,14 @@ class Trial:
 
 
 class OutOfTime(Exception):
-    """The budget does not allow this any more."""
+    """The budget does not allow what is named any more."""
+
+
+def answer(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The class given to each sample, `[batch]`; -1 where a logit is NaN, which argmax takes for the largest."""
+    with crafting(model) as frozen, torch.no_grad():
+        logits = torch.as_tensor(frozen(inputs))
+    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
 
 
 @dataclass
@@ -101,13 +108,13 @@ class Bench:
             self.right = self.answers(self.model, self.inputs) == self.labels
 
     def answers(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """The classes given to `inputs`, `[samples]`."""
-        return torch.cat([predictions(model, part) for part in torch.split(inputs, self.batch_size)])
+        """The classes given to `inputs`, `[samples]`; -1 where an answer has a NaN, which is right of no image."""
+        return torch.cat([answer(model, part) for part in torch.split(inputs, self.batch_size)])
 
-    def check_time(self) -> None:
-        """Raises OutOfTime: the budget is used up."""
+    def check_time(self, what: str) -> None:
+        """Raises OutOfTime: the budget is used up before `what`."""
         if time.perf_counter() > self.deadline:
-            raise OutOfTime
+            raise OutOfTime(what)
 
     def attack(
         self,
@@ -133,9 +140,9 @@ class Bench:
         """
         if name in self.trials:
             if self.trials[name].cut:
-                raise OutOfTime
+                raise OutOfTime(name)
             return self.trials[name]
-        self.check_time()
+        self.check_time(name)
         if self.progress is not None:
             self.progress(name)
         radius = self.eps if eps is None else eps
@@ -160,7 +167,7 @@ class Bench:
                     made = torch.where(made.isfinite(), made, clean)
                     made = made.clamp((clean - radius).clamp(min=0), (clean + radius).clamp(max=1))
                     adv_inputs[part] = made
-                    robust[part] = predictions(self.model, made) == labels
+                    robust[part] = answer(self.model, made) == labels
                     forwards, backwards = meter.counter.forwards, meter.counter.backwards
                 if cut := time.perf_counter() > self.deadline and bool(part[-1] != places[-1]):
                     break
@@ -180,7 +187,7 @@ class Bench:
         )
         self.trials[name] = trial
         if cut:
-            raise OutOfTime
+            raise OutOfTime(name)
         return trial
 
     def standing(self, *kinds: Kind) -> Tensor:

@@ -43,8 +43,9 @@ class Effort:
     def passes(self) -> float:
         """Gradients an image takes, about: plain attacks fool half of the images, a search's pass costs a third."""
         plain = 20 + 10 + self.steps + 20 + 12
-        others = 4 * self.steps + self.more_steps * self.restarts + 2 * self.queries / 3
-        return plain + others / 2
+        others = 4 * self.steps + self.more_steps * (self.restarts + 1) + 2 * self.queries / 3
+        targeted = 9 * self.steps / 4  # of what all of these leave
+        return plain + others / 2 + targeted
 
     @staticmethod
     def within(minutes: float | None, seconds: float, images: int) -> "tuple[Effort, int]":

@@ -13,6 +13,12 @@ LOOKS_ROBUST = 0.5
 MOSTLY_LOST = 0.5
 """Share of those that must then be lost to other attacks for the looks to be false."""
 
+MISSED_BY_ONE_STEP, MISSED_BY_PGD = 0.8, 0.4
+"""Share of what FGSM, and of what plain PGD left that others may take of a model that is to be called robust.
+
+One step is weak by itself; plain PGD misses two fifths only where the gradient leads it astray.
+"""
+
 TELLING = (
     "nothing-saturates",
     "gradient-beats-search",
@@ -23,6 +29,9 @@ TELLING = (
     "large-eps-reaches-zero",
 )
 """Which checks are named first among those that failed equally far: demonstrations before signs."""
+
+STRONGER = ("nothing-saturates", "steps-saturate", "white-box-beats-black-box")
+"""Checks that tell what stronger attacks take of what weak ones leave."""
 
 JUDGED_ALL_THE_SAME = ("answers-repeat",)
 """Checks that do not stand against `robust`: a model that answers randomly is judged by its mean answer."""
@@ -36,6 +45,8 @@ class Looks:
     right: int
     left: int
     lost: int
+    steps: int = 1
+    """How many it takes."""
 
     def robust(self, total: int, required: float) -> bool:
         """Would its user take the model for robust?"""
@@ -45,9 +56,21 @@ class Looks:
         """What it reports, in words."""
         return f"{self.attack} alone leaves {percent(self.left / total)}"
 
-    def false(self) -> bool:
-        """Is clearly more than half of what it left lost to other attacks?"""
-        return self.left > 0 and tail(self.lost, self.left, MOSTLY_LOST) <= CHECK_ERROR
+    def false(self, share: float = MOSTLY_LOST) -> bool:
+        """Is clearly more than that share of what it left lost to other attacks?"""
+        return self.left > 0 and tail(self.lost, self.left, share) <= CHECK_ERROR
+
+    def limit(self) -> float:
+        """The share of what it left that it may have missed."""
+        return MISSED_BY_PGD if self.steps > 1 else MISSED_BY_ONE_STEP
+
+    def doubtful(self) -> bool:
+        """Did it miss so much that what stronger attacks leave need not be the end either?"""
+        return self.lost > self.limit() * self.left
+
+    def astray(self) -> bool:
+        """Did many steps clearly miss more than they may? That is masking, whatever the checks say."""
+        return self.steps > 1 and self.false(self.limit())
 
 
 @dataclass(frozen=True)
@@ -80,11 +103,14 @@ def decide(
     """Weigh the evidence.
 
     - masked: a cheap attack alone would have called the model robust, others fool clearly more than half of what it
-      left, and a check failed that says why.
-    - robust: the lower end of the worst case's 95 % interval reaches `required`, every check was made, and none failed,
-      but for answers that change from call to call, which are judged by their mean.
+      left, and a check failed that says why; or plain PGD would have, and others fool clearly more than two fifths of
+      what it left.
+    - robust: the lower end of the worst case's 95 % interval reaches `required`, every check was made, none failed,
+      but for answers that change from call to call, which are judged by their mean; and where a cheap attack would
+      have called it robust, others fool at most four fifths of what FGSM left, and two fifths of what PGD left.
     - not robust: fewer survive than required, and nothing was masked.
-    - inconclusive: the rest. A check failed where no attack got through, or too few images were examined.
+    - inconclusive: the rest. A check failed where no attack got through, weak attacks miss too much, checks were not
+      made, or the images were too few.
 
     Args:
         checks: all twelve.
@@ -104,19 +130,21 @@ def decide(
     )
     failed = sorted((each for each in checks if each.outcome == "failed"), key=by_strength)
     against = [each for each in failed if each.key not in JUDGED_ALL_THE_SAME]
-    deceived = [each for each in looks if each.robust(total, required) and each.false()]
+    looked = [each for each in looks if each.robust(total, required)]
+    deceived = [each for each in looked if each.astray() or (against and each.false())]
+    doubtful = [each for each in looked if each.doubtful()]
     missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
     strongest = min(looks, key=lambda each: each.left, default=None)
     warnings = told_apart(checks)
     name: VerdictName
-    if deceived and against:
+    if deceived:
         most = max(deceived, key=lambda each: each.left)
         name, text = (
             "masked",
             f"{most.told(total)}, which looks robust, but {worst}",
         )
-        pieces = [each.measured for each in [*against, *failed]][:2]
-    elif low >= required and not against and not missing:
+        pieces = [each.measured for each in [*against, *failed]][:2] or [breaks(checks)]
+    elif low >= required and not against and not missing and not doubtful:
         name, text = "robust", f"{worst}, where {percent(required)} are required"
         passed = sum(each.outcome == "passed" for each in checks)
         pieces = [strongest.told(total)] if strongest is not None else []
@@ -129,6 +157,11 @@ def decide(
         name, text = "inconclusive", f"{worst}, but the attacks cannot be trusted on this model"
         pieces = [each.measured for each in against[:2]]
         warnings.insert(0, "The attacks were too weak to tell: a check failed and still they do not get through.")
+    elif doubtful and low >= required:
+        name = "inconclusive"
+        text = f"{doubtful[-1].told(total)}, but {worst}, and no check says why"
+        pieces = [breaks(checks)]
+        warnings.insert(0, "Weak attacks miss so much on this model that attacks stronger than these may take more.")
     elif missing:
         name, text = "inconclusive", f"{worst}, but {len(missing)} of {len(checks)} checks were not made"
         pieces = [strongest.told(total)] if strongest is not None else []
@@ -138,6 +171,13 @@ def decide(
         warnings.insert(0, "Too few images: give more with --num-examples.")
     told = "; ".join([text, *map(inside, dict.fromkeys(pieces))])
     return Verdict(name, f"{name.capitalize()} at ε = {eps:g}: {told}.", tuple(warnings))
+
+
+def breaks(checks: Sequence[Check]) -> str:
+    """What the attacks of that check did which fooled the largest share of what others left."""
+    shares = [each for each in checks if each.key in STRONGER]
+    best = max(shares, key=lambda each: float(each.values.get("share", 0)), default=None)
+    return "no check says why" if best is None else best.measured
 
 
 def by_strength(check: Check) -> tuple[float, int]:
