@@ -24,11 +24,12 @@ from surefoot.audit.controls import MASKS, BadGradient, Detached, Noisy, Scaled,
 from surefoot.audit.effort import Effort
 from surefoot.audit.label_search import LabelSearch
 from surefoot.audit.landscape import largest_error, local_linearity_errors
-from surefoot.audit.statistics import AUDIT_ERROR, CHECK_ERROR, CHECKS, sign_test, tail
+from surefoot.audit.statistics import AUDIT_ERROR, CHECK_ERROR, CHECKS
 from surefoot.audit.substitute import train_substitute
 from surefoot.audit.verdict import Looks, decide
 from surefoot.cli import main
 from surefoot.cli.calibration import Confusion
+from surefoot.evaluation.statistics import binomial_tail, sign_test
 from surefoot.models.wrappers import Averaged
 
 QUICK = Effort(steps=20, more_steps=30, restarts=2, queries=60, substitute_steps=60)
@@ -173,7 +174,7 @@ def test_few_images_cannot_fail_a_check() -> None:
 def test_chance_fails_a_check_as_seldom_as_it_says() -> None:
     # every count of 40 images at the very limit, weighed by how often it comes
     often = sum(
-        tail(bad, 40, 0.5) - (tail(bad + 1, 40, 0.5) if bad < 40 else 0)
+        binomial_tail(bad, 40, 0.5) - (binomial_tail(bad + 1, 40, 0.5) if bad < 40 else 0)
         for bad in range(41)
         if judge(bad, 40, 0.5)[0] == "failed"
     )
@@ -181,12 +182,12 @@ def test_chance_fails_a_check_as_seldom_as_it_says() -> None:
 
 
 def test_tails_are_those_of_the_binomial_distribution() -> None:
-    assert math.isclose(tail(2, 3, 0.5), 0.5)
-    assert math.isclose(tail(1, 4, 0.25), 1 - 0.75**4)
-    assert tail(0, 5, 0.1) == 1
+    assert math.isclose(binomial_tail(2, 3, 0.5), 0.5)
+    assert math.isclose(binomial_tail(1, 4, 0.25), 1 - 0.75**4)
+    assert binomial_tail(0, 5, 0.1) == 1
     assert math.isclose(sign_test(3, 1), 5 / 16)
     with pytest.raises(ValueError, match="no count"):
-        tail(3, 2, 0.5)
+        binomial_tail(3, 2, 0.5)
 
 
 def test_a_share_is_told_with_its_numbers() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
@@ -200,6 +200,21 @@ def test_anybodys_network_can_be_trained_and_evaluated(capsys: pytest.CaptureFix
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["attack"] for record in records] == [None, "FGSM", "IFGSM", "PGD", "PGD", "WorstCase"]
     assert main(["evaluate", name, *common, *attack[:-1], "--device", "cuda"]) == 2
+    # The network's own weights, saved by whoever normalised outside of it, do as well.
+    own = {
+        key.removeprefix("network."): tensor
+        for key, tensor in load_file("runs/digits/sat-r3/0/model.safetensors").items()
+        if key.startswith("network.")
+    }
+    save_file(own, "own.safetensors")
+    common[1] = "own.safetensors"
+    capsys.readouterr()
+    assert main(["evaluate", name, *common, *attack]) == 0
+    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["robust_accuracy"] for record in again] == [record["robust_accuracy"] for record in records]
+    save_file({"other": torch.zeros(1)}, "own.safetensors")
+    assert main(["evaluate", name, *common, *attack]) == 2
+    assert "own.safetensors is of another model: it lacks 1.weight" in capsys.readouterr().err
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, Any]]:

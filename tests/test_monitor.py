@@ -26,6 +26,7 @@ from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import accuracy, read_records
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import gradient_agreement, logit_distances, losses_along, sample_losses
+from surefoot.evaluation.statistics import binomial_tail
 from surefoot.evaluation.worker import predictions
 from surefoot.models import build_model
 from surefoot.objectives import SatR1
@@ -33,7 +34,7 @@ from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import Run, check_folder, recipe_monitor, recipe_repair
 from surefoot.report.plots import AXES
 from surefoot.training import FitConfig, FitResult, Look, Monitor, Phase, describe, fit, monitor_curves
-from surefoot.training.monitor import OnMasking, binomial_tail
+from surefoot.training.monitor import OnMasking
 
 EPS = 0.3
 GREY = 128 / 255

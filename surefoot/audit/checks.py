@@ -24,12 +24,13 @@ from surefoot.audit.bench import Bench, OutOfTime, Trial
 from surefoot.audit.label_search import LabelSearch
 from surefoot.audit.landscape import gradients, local_linearity_errors, margin
 from surefoot.audit.record import Check, Outcome
-from surefoot.audit.statistics import CHECK_ERROR, sign_test, tail
+from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting, plain_module
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
+from surefoot.evaluation.statistics import binomial_tail, sign_test
 
 MARKS = (1, 2, 5, 10, 20, 40, 100, 200, 500)
 """Steps after which an attack's accuracy is noted."""
@@ -97,7 +98,7 @@ def judge(bad: int, total: int, limit: float) -> tuple[Outcome, float]:
     """Is a share of images beyond its limit by more than chance, and how far between the limit and 1?"""
     if total == 0 or bad <= limit * total:
         return "passed", 0.0
-    if tail(bad, total, limit) > CHECK_ERROR:
+    if binomial_tail(bad, total, limit) > CHECK_ERROR:
         return "unclear", 0.0
     return "failed", (bad / total - limit) / (1 - limit)
 

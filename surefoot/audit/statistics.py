@@ -1,6 +1,4 @@
-"""Exact tests on counts of images: is a share beyond its limit by more than chance?"""
-
-import math
+"""How often chance alone may make a check of a sound model fail."""
 
 AUDIT_ERROR = 0.01
 """How often at most chance alone makes an audit of a sound model fail any of its checks."""
@@ -10,42 +8,3 @@ CHECKS = 12
 
 CHECK_ERROR = AUDIT_ERROR / CHECKS
 """The share of each check."""
-
-
-def tail(count: int, total: int, share: float) -> float:
-    """P(X >= count) for X binomial with `total` trials of probability `share`.
-
-    Raises:
-        ValueError: counts or a share out of range.
-
-    Example:
-        >>> round(tail(9, 10, 0.5), 6)
-        0.010742
-    """
-    if not 0 <= count <= total or not 0 <= share <= 1:
-        raise ValueError(f"{count} of {total} at a share of {share} is no count; give 0 <= count <= total.")
-    if count == 0 or share == 1:
-        return 1.0
-    if share == 0:
-        return 0.0
-    log_in, log_out = math.log(share), math.log1p(-share)
-    whole = math.lgamma(total + 1)
-    return min(
-        1.0,
-        sum(
-            math.exp(whole - math.lgamma(k + 1) - math.lgamma(total - k + 1) + k * log_in + (total - k) * log_out)
-            for k in range(count, total + 1)
-        ),
-    )
-
-
-def sign_test(gained: int, lost: int) -> float:
-    """How often chance gives `gained` or more of `gained + lost` changes that are as likely either way.
-
-    McNemar's exact test on paired samples, one-sided.
-
-    Example:
-        >>> sign_test(5, 0)
-        0.03125
-    """
-    return tail(gained, gained + lost, 0.5)

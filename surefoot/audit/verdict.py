@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from surefoot.audit.record import Check, VerdictName
-from surefoot.audit.statistics import CHECK_ERROR, tail
+from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.evaluation.records import wilson_interval
+from surefoot.evaluation.statistics import binomial_tail
 
 LOOKS_ROBUST = 0.5
 """Share of the rightly classified images that an attack must leave for the model to look robust under it."""
@@ -58,7 +59,7 @@ class Looks:
 
     def false(self, share: float = MOSTLY_LOST) -> bool:
         """Is clearly more than that share of what it left lost to other attacks?"""
-        return self.left > 0 and tail(self.lost, self.left, share) <= CHECK_ERROR
+        return self.left > 0 and binomial_tail(self.lost, self.left, share) <= CHECK_ERROR
 
     def limit(self) -> float:
         """The share of what it left that it may have missed."""

@@ -15,7 +15,7 @@ from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import recognise
 from surefoot.models import build_model
 from surefoot.recipes import load_run
-from surefoot.training import load_weights, monitor_curves
+from surefoot.training import CheckpointError, load_weights, monitor_curves
 from surefoot.training.fit import check_device
 
 RECOGNISED_BY = 256  # images that a model's kind is recognised by
@@ -138,7 +138,12 @@ def build_factory(name: str, weights: Path, dataset: Dataset, options: ModelOpti
         mean=options.mean,
         std=options.std,
     )
-    load_weights(model, weights)
+    try:
+        load_weights(model, weights)
+    except CheckpointError:
+        if options.mean is None and options.std is None:
+            raise
+        load_weights(model.get_submodule("network"), weights)  # saved by whoever normalises outside of the model
     return model.eval()
 
 

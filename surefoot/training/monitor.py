@@ -1,7 +1,6 @@
 """Eyes inside training: does the model withstand one gradient step only because it masks its gradients?"""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -19,6 +18,7 @@ from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
+from surefoot.evaluation.statistics import binomial_tail
 
 OnMasking = Literal["off", "warn", "stop", "repair"]
 
@@ -238,21 +238,6 @@ class _Around:
         with torch.no_grad():
             logits: Tensor = self.model(torch.cat(crafted))
         return logits.chunk(len(crafted))
-
-
-def binomial_tail(successes: int, trials: int, rate: float) -> float:
-    """P(X >= successes) for X ~ Binomial(trials, rate), exact up to rounding.
-
-    Example:
-        >>> round(binomial_tail(2, 3, 0.5), 6)
-        0.5
-    """
-
-    def log_chance(k: int) -> float:
-        ways = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
-        return ways + k * math.log(rate) + (trials - k) * math.log1p(-rate)
-
-    return min(1.0, math.fsum(math.exp(log_chance(k)) for k in range(successes, trials + 1)))
 
 
 def describe(look: Look) -> str:
