@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,16 @@ def test_auto_attack_is_shown_part_by_part() -> None:
         {"attack": "APGD", "attack_fields": {}, "precision": "fp32", "robust_accuracy": 0.9},
         {"attack": "Square", "attack_fields": {}, "precision": "fp32", "robust_accuracy": 0.85},
     ]
-    header, _, row = auto_attack([record("AutoAttack", 0.85, parts=parts, num_examples=1000)]).splitlines()
-    assert header == "| trained by | clean | after APGD-CE | after Square | 95 % interval | images |"
-    assert row == "| SAT-R1 | 98.00 | 90.00 | 85.00 | 80.00 - 90.00 | 1000 |"
+    pgd = {"steps": 100, "loss": "cross_entropy"}
+    ours = record("AutoAttack", 0.85, parts=parts, num_examples=1000)
+    header, _, row = auto_attack([ours]).splitlines()
+    assert header == ("| trained by | seed | clean | PGD-100 | after APGD-CE | after Square | 95 % interval | images |")
+    assert row == f"| SAT-R1 | {ours.seed} | 98.00 | - | 90.00 | 85.00 | 80.00 - 90.00 | 1000 |"
+    on_all = record("PGD", 0.88, attack_fields=pgd, weights_sha256=ours.weights_sha256)
+    on_same = dataclasses.replace(on_all, robust_accuracy=0.87, num_examples=1000)
+    other = dataclasses.replace(on_same, weights_sha256="another model", robust_accuracy=0.1)
+    assert "| 98.00 | 88.00 |" in auto_attack([other, ours, on_all])
+    assert "| 98.00 | 87.00 |" in auto_attack([ours, on_same, on_all])
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's text is not beside this checkout")
