@@ -441,13 +441,14 @@ def test_the_demos_sentence_follows_the_audits() -> None:
         },
     )
     masked, robust, not_robust, inconclusive = told.split("; ")
-    assert "FGSM-AT (80.00 -> 5.00) only looked robust" in masked
-    assert "SAT-R2 (70.00 -> 50.00) hold" in robust
-    assert "Normal (10.00 -> 0.00) fall" in not_robust
-    assert "SAT-R3 (75.00 -> 25.00)" in inconclusive
+    assert "only looks robust" in masked
+    assert masked.endswith(": FGSM-AT (80.00 -> 5.00)")
+    assert robust == "holds against everything that was tried: SAT-R2 (70.00 -> 50.00)"
+    assert not_robust == "falls: Normal (10.00 -> 0.00)"
+    assert inconclusive == "cannot be told: SAT-R3 (75.00 -> 25.00)."
     only = what_it_means({"normal": measured["normal"]}, {"normal": demo_audit("not robust", 0.0)})
-    assert "looked" not in only
-    assert "hold" not in only
+    assert "looks" not in only
+    assert "holds" not in only
 
 
 def test_the_demo_runs_ends_with_a_page_and_a_second_one_trains_nothing(

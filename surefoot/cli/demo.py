@@ -34,7 +34,7 @@ attack them with FGSM (one step) and PGD (many), and audit them: do they only lo
 is OUT/audit.html. About two minutes on a CPU core, no network. Models that an earlier demo finished are taken as they
 are."""
 
-AUDITED = 128  # test images: enough for a verdict, in seconds a model
+AUDITED = 256  # test images: enough for a verdict, in seconds a model
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def train_and_attack(recipe: Recipe, title: str, options: Options) -> list[Recor
     if not is_trained(recipe, path):
         say(f"{title}: training for {recipe.epochs} epochs")
         with TrainingProgress(title) as progress:
-            train(recipe, path, on_step=progress.on_step, resume=(path / "recipe.json").exists())
+            train(recipe, path, on_step=progress.on_step, on_note=say, resume=(path / "recipe.json").exists())
     else:
         say(f"{title}: trained before, in {path}")
     trained = load_run(path)
@@ -191,10 +191,10 @@ def what_it_means(measured: dict[str, list[Record]], audits: dict[str, Audit]) -
         )
 
     told = {
-        "masked": "{} only looked robust: one-step FGSM fails, other attacks do not, because gradients are masked",
-        "robust": "{} hold against everything that was tried",
-        "not robust": "{} fall",
-        "inconclusive": "of {} too few images are left, or too many, to tell",
+        "masked": "only looks robust, for one-step FGSM fails where other attacks do not",
+        "robust": "holds against everything that was tried",
+        "not robust": "falls",
+        "inconclusive": "cannot be told",
     }
-    parts = [sentence.format(named(verdict)) for verdict, sentence in told.items() if named(verdict)]
+    parts = [f"{what}: {named(verdict)}" for verdict, what in told.items() if named(verdict)]
     return f"From FGSM to the worst of all attacks: {'; '.join(parts)}."
