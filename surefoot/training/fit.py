@@ -29,7 +29,7 @@ from surefoot.training.schedules import SCHEDULES
 from surefoot.training.step import EagerStep, LossHistory, Step
 
 EVALUATION_BATCH = 500
-CHECK_EVERY = 50  # steps between looks at the loss; a look waits for the device
+CHECK_EVERY = 50  # steps between looks at the loss
 HEALTHY = "healthy."  # before the names of the tensors to go back to, in state.ckpt
 
 
