@@ -9,7 +9,7 @@ from importlib import import_module
 import surefoot
 
 VERBS = {
-    "demo": "train five models on embedded digits and see which are robust (about a minute, no network)",
+    "demo": "train five models on embedded digits and see which are robust (about two minutes, no network)",
     "train": "train a recipe, from its name and any field you change",
     "evaluate": "measure a model's accuracy on clean images and under attack",
     "audit": "say whether a model is robust or only masks its gradients",
