@@ -80,10 +80,15 @@ class Counted:
 
     forwards: int = 0
     backwards: int = 0
+    crafting_forwards: int = 0
+    crafting_backwards: int = 0
     crafting_passes: int = 0
     """Gradients one after the other while crafting: the FBP of the paper's Table 8."""
-    units: int = 0
-    """In forwards of one sample: an input gradient is 1 more, weight and input gradients of a training 2."""
+
+    @property
+    def units(self) -> int:
+        """In forwards of one sample: an input gradient is 1 more, weight and input gradients of a training 2."""
+        return self.forwards + self.crafting_backwards + 2 * (self.backwards - self.crafting_backwards)
 
 
 def count_passes(step: Callable[[], object], models: list[nn.Module]) -> Counted:
@@ -91,19 +96,20 @@ def count_passes(step: Callable[[], object], models: list[nn.Module]) -> Counted
 
     Example:
         >>> net = nn.Linear(2, 2)
-        >>> count_passes(lambda: net(torch.rand(3, 2)).sum().backward(), [net])
-        Counted(forwards=3, backwards=3, crafting_passes=0, units=9)
+        >>> counted = count_passes(lambda: net(torch.rand(3, 2)).sum().backward(), [net])
+        >>> counted.forwards, counted.backwards, counted.units
+        (3, 3, 9)
     """
     counted = Counted()
 
     def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         samples, crafted = len(output), is_crafting()
         counted.forwards += samples
-        counted.units += samples
+        counted.crafting_forwards += samples * crafted
 
         def backward(gradient: Tensor) -> None:
             counted.backwards += samples
-            counted.units += samples if crafted else 2 * samples
+            counted.crafting_backwards += samples * crafted
             counted.crafting_passes += crafted
 
         if output.requires_grad:

@@ -1,17 +1,16 @@
 """Measurements that are no accuracy: the loss around a trained model's images, and the passes of a training step."""
 
 import json
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
+from surefoot.benchmark import step_cost
 from surefoot.core.files import write_text
-from surefoot.evaluation.passes import PassCounter, seeded
+from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
 from surefoot.paper.curves import loss_curves, spaced, surface_line
 from surefoot.paper.runs import Training, Workplace, digest, read_lines, some_batches
@@ -83,18 +82,6 @@ class Around:
         write_text(file, json.dumps({**about, "images": len(labels), **measured}) + "\n")
 
 
-class CraftingCounter(PassCounter):
-    """Counts what goes through a module in evaluation mode, and apart what goes forward in training mode."""
-
-    trained = 0
-
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        if module.training:
-            self.trained += len(inputs[0])
-        else:
-            super()._count(module, inputs, output)
-
-
 @dataclass(frozen=True)
 class Passes:
     """What a training step of a recipe costs in passes, counted by hooks on a small network: Table 8.
@@ -156,19 +143,14 @@ def count_passes(recipe: Recipe) -> dict[str, float]:
         }
         inputs, labels = torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
         objective = with_sources(recipe.phases()[0], sources).objective
-        counters = [CraftingCounter(each) for each in (model, *sources.values())]
-        with ExitStack() as stack:
-            for counter in counters:
-                stack.enter_context(counter)
-            objective(model, inputs, labels).loss.backward()  # type: ignore[no-untyped-call]
-    forwards = sum(counter.forwards for counter in counters) / size
-    backwards = sum(counter.backwards for counter in counters) / size
-    trained = counters[0].trained / size
-    units = forwards + backwards + 3 * trained
+        counted = step_cost.count_passes(
+            lambda: objective(model, inputs, labels).loss.backward(),  # type: ignore[no-untyped-call]
+            [model, *sources.values()],
+        )
     return {
         "batch_size": size,
-        "crafting_forwards": forwards,
-        "crafting_backwards": backwards,
-        "trained": trained,
-        "units": units,
+        "crafting_forwards": counted.crafting_forwards / size,
+        "crafting_backwards": counted.crafting_backwards / size,
+        "trained": (counted.forwards - counted.crafting_forwards) / size,
+        "units": counted.units / size,
     }
