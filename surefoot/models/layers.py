@@ -61,7 +61,7 @@ class ImageConv2d(nn.Conv2d):
     sixteen times the arithmetic. While an attack crafts, the same gradient is computed here as one matrix
     product and a fold: W^T g, its patches added up where they overlap. Everywhere else this is `nn.Conv2d`.
 
-    Args: those of `nn.Conv2d`. Stride, dilation and groups must be 1 and padding a number for the fast way.
+    Args: those of `nn.Conv2d`; any stride. The fast way is for dilation and groups of 1 and a padding in numbers.
 
     >>> layer = ImageConv2d(1, 32, 5, padding=2)
     >>> layer(torch.rand(4, 1, 28, 28)).shape
@@ -72,26 +72,26 @@ class ImageConv2d(nn.Conv2d):
         """[batch, in_channels, height, width] to [batch, out_channels, height', width']."""
         if is_crafting() and input.requires_grad and input.device.type == "cpu":
             bias = None if self.bias is None else self.bias.detach()
-            return _FoldedGradient.apply(input, self.weight.detach(), bias, self.padding)  # type: ignore
+            return _FoldedGradient.apply(input, self.weight.detach(), bias, self.padding, self.stride)  # type: ignore
         return super().forward(input)
 
 
 class _FoldedGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: Any) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, stride: Any) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.size, ctx.dtype, ctx.padding = inputs.shape[2:], inputs.dtype, padding
-        return F.conv2d(inputs, weight, bias, padding=padding)
+        ctx.size, ctx.dtype, ctx.padding, ctx.stride = inputs.shape[2:], inputs.dtype, padding, stride
+        return F.conv2d(inputs, weight, bias, padding=padding, stride=stride)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,), (weight,) = gradients, ctx.saved_tensors
         # [batch, positions, out] is a view where the gradient is channels_last.
         rows = gradient.permute(0, 2, 3, 1).flatten(1, 2)
         patches = weight.to(rows.dtype).flatten(1).t() @ rows.transpose(1, 2)
         # The overlaps are added up in full precision, half would lose them.
-        folded = F.fold(patches.to(ctx.dtype), ctx.size, weight.shape[2:], padding=ctx.padding)
-        return folded, None, None, None
+        folded = F.fold(patches.to(ctx.dtype), ctx.size, weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
+        return folded, None, None, None, None
 
 
 def require_size(network: str, image_size: int, at_least: int) -> None:

@@ -14,12 +14,13 @@ from torch import nn
 
 from surefoot.models.densenet import densenet_bc_100
 from surefoot.models.layers import Normalize
-from surefoot.models.lenet import digits_net, lenet_plus, mnist_a, mnist_b, mnist_c, mnist_d
+from surefoot.models.lenet import conv_small, digits_net, lenet_plus, mnist_a, mnist_b, mnist_c, mnist_d
 from surefoot.models.resnet import preact_resnet_18, resnet_18, resnet_34, resnet_50
 from surefoot.models.vgg import vgg_11, vgg_13, vgg_19
 from surefoot.models.wide_resnet import wrn_28_10
 
 _SAT = "Vivek and Babu, Regularizers for Single-step Adversarial Training, 2020, Table 1"
+_CONVEX = "Wong and Kolter, Provable Defenses via the Convex Outer Adversarial Polytope, ICML 2018"
 _RESNET = "He et al., Deep Residual Learning for Image Recognition, CVPR 2016"
 _PREACT = "He et al., Identity Mappings in Deep Residual Networks, ECCV 2016"
 _VGG = "Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015"
@@ -53,6 +54,9 @@ MODELS: dict[str, ModelSpec] = {
     "mnist-b": ModelSpec("mnist-b", mnist_b, "B", "3 convolutions with dropout, no hidden layer", _SAT),
     "mnist-c": ModelSpec("mnist-c", mnist_c, "C", "2 tanh convolutions, 1 hidden layer of 128", _SAT),
     "mnist-d": ModelSpec("mnist-d", mnist_d, "D", "4 hidden layers of 300 with dropout", _SAT),
+    "conv-small": ModelSpec(
+        "conv-small", conv_small, "conv-small", "2 strided convolutions, 1 hidden layer of 100; small and fast", _CONVEX
+    ),
     "digits-net": ModelSpec(
         "digits-net",
         digits_net,
