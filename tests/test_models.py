@@ -18,7 +18,7 @@ from surefoot.models.layers import Classifier, ImageConv2d
 from surefoot.models.resnet import PreActBlock
 
 ALL = sorted(MODELS)
-SMALL = ["lenet-plus", "mnist-a", "mnist-b", "mnist-c", "mnist-d", "conv-small", "digits-net"]
+SMALL = ["lenet-plus", "mnist-a", "mnist-b", "mnist-c", "mnist-d", "lenet-small", "conv-small", "digits-net"]
 EVERY_KIND = [*SMALL, "resnet-18", "preact-resnet-18", "vgg-11", "densenet-bc-100"]
 STEMMED = ["wrn-28-10", "resnet-18", "resnet-34", "resnet-50", "preact-resnet-18", "densenet-bc-100"]
 SIDE = 20  # above what mnist-b needs, small enough for the deep networks to take a moment only
@@ -269,6 +269,7 @@ def test_small_networks_fit_other_sizes(name: str, image_size: int) -> None:
         ("mnist-a", 9),
         ("mnist-b", 17),
         ("mnist-c", 10),
+        ("lenet-small", 4),
         ("conv-small", 4),
         ("digits-net", 2),
         ("densenet-bc-100", 4),
@@ -541,7 +542,9 @@ def test_a_fault_inside_the_factory_stays_the_users_own(write_module: Callable[[
         build_model("my_model:broken", num_classes=6, in_channels=1, image_size=2)
 
 
-@pytest.mark.parametrize(("channels", "padding", "stride"), [(1, 2, 1), (3, 0, 1), (2, 1, 1), (1, 1, 2), (3, 2, (2, 3))])
+@pytest.mark.parametrize(
+    ("channels", "padding", "stride"), [(1, 2, 1), (3, 0, 1), (2, 1, 1), (1, 1, 2), (3, 2, (2, 3))]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_fast_input_gradient_is_the_librarys(
     channels: int, padding: int, stride: int | tuple[int, int], layout: torch.memory_format

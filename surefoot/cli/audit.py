@@ -16,7 +16,7 @@ from surefoot.audit import Audit
 from surefoot.audit.audit import DRAWS, REQUIRED
 from surefoot.audit.audit import audit as examine
 from surefoot.audit.record import Check
-from surefoot.cli.calibration import Confusion, Truth, controls
+from surefoot.cli.calibration import Confusion, Facts, Truth, controls
 from surefoot.cli.models import (
     RECOGNISED_BY,
     ModelOptions,
@@ -163,12 +163,13 @@ def calibrate(names: list[str], options: Options) -> int:
     """Audit the controls and print how often their truth was found; 1 where what must not happen did."""
     pairs: list[tuple[Truth, Audit]] = []
     for control in controls(names, options.runs, options):
+        truth = control.facts.truth(options.require)
         found = audit_one(control.opened, options, None)
-        pairs.append((control.truth, found))
+        pairs.append((truth, found))
         if options.json:
-            print_json(calibration_record(control.truth, found))
+            print_json(calibration_record(truth, control.facts, found))
         else:
-            stdout.print(f"[bold]{escape(found.model)}[/bold]: truly {control.truth}. {escape(found.sentence)}")
+            stdout.print(f"[bold]{escape(found.model)}[/bold]: truly {truth}. {escape(found.sentence)}")
     confusion = Confusion.of(pairs)
     if options.json:
         counts = {f"{truth}, called {verdict}": count for (truth, verdict), count in confusion.counts.items()}
@@ -180,14 +181,14 @@ def calibrate(names: list[str], options: Options) -> int:
     return 1 if confusion.faults() else 0
 
 
-def calibration_record(truth: Truth, found: Audit) -> dict[str, Any]:
-    """An audit without its pictures, and what the model truly is."""
+def calibration_record(truth: Truth, facts: Facts, found: Audit) -> dict[str, Any]:
+    """An audit without its pictures, what the model truly is, and why."""
     fields = dataclasses.asdict(found)
     for name in ("surfaces", "pictures", "curves", "command"):
         del fields[name]
     for check in fields["checks"]:
         check["samples"] = len(check["samples"])
-    return {"truth": truth, **fields}
+    return {"truth": truth, "facts": dataclasses.asdict(facts), **fields}
 
 
 def show(found: Audit) -> None:

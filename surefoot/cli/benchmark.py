@@ -222,7 +222,9 @@ def open_network(name: str, images: int, data_dir: Path | None, device: torch.de
         return Network(name, trained.load_model(dataset).to(device), inputs, labels, trained.recipe)
     if name not in MODELS:
         raise unknown("run or network", name, MODELS, "surefoot list networks")
-    channels, size = (1, 8) if name == "digits-net" else (1, 28) if name.startswith(("lenet", "mnist", "conv-small")) else (3, 32)
+    channels, size = (
+        (1, 8) if name == "digits-net" else (1, 28) if name.startswith(("lenet", "mnist", "conv-small")) else (3, 32)
+    )
     with seeded(0):
         model = build_model(name, num_classes=10, in_channels=channels, image_size=size).eval().to(device)
         inputs = torch.rand(images, channels, size, size).to(device)

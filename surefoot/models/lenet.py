@@ -1,4 +1,4 @@
-"""The networks of Table 1 for MNIST, a small fast one, and one for the 8 x 8 digits.
+"""The networks of Table 1 for MNIST, two smaller ones, and one for the 8 x 8 digits.
 
 Every factory takes `num_classes`, `in_channels` and `image_size`, and returns a network from
 [batch, in_channels, image_size, image_size] to logits [batch, num_classes]. Fully connected layers are sized
@@ -24,19 +24,38 @@ def lenet_plus(*, num_classes: int = 10, in_channels: int = 1, image_size: int =
     >>> sum(p.numel() for p in lenet_plus().parameters())
     3274634
     """
-    require_size("lenet-plus", image_size, 4)
+    return lenet("lenet-plus", (32, 64), 1024, num_classes, in_channels, image_size)
+
+
+def lenet_small(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Module:
+    """LeNet+ with half of its feature maps and a quarter of its hidden units, in a third of its time.
+
+    It learns by LeNet+'s settings, which `conv_small`, smaller still, does not. Raises ValueError below 4 pixels a
+    side. Source: this project; not in the paper.
+
+    >>> sum(p.numel() for p in lenet_small().parameters())
+    417482
+    """
+    return lenet("lenet-small", (16, 32), 256, num_classes, in_channels, image_size)
+
+
+def lenet(
+    name: str, maps: tuple[int, int], hidden: int, num_classes: int, in_channels: int, image_size: int
+) -> nn.Module:
+    """Make LeNet+ with other widths."""
+    require_size(name, image_size, 4)
     side = image_size // 2 // 2
     return nn.Sequential(
-        ImageConv2d(in_channels, 32, 5, padding=2),
+        ImageConv2d(in_channels, maps[0], 5, padding=2),
         nn.MaxPool2d(2),
         nn.ReLU(),
-        nn.Conv2d(32, 64, 5, padding=2),
+        nn.Conv2d(maps[0], maps[1], 5, padding=2),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(64 * side * side, 1024),
+        nn.Linear(maps[1] * side * side, hidden),
         nn.ReLU(),
-        nn.Linear(1024, num_classes),
+        nn.Linear(hidden, num_classes),
     )
 
 
