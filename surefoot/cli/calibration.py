@@ -5,7 +5,7 @@ It stands here because it trains them by recipes, which the audit, two floors be
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
