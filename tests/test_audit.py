@@ -28,7 +28,9 @@ from surefoot.audit.statistics import AUDIT_ERROR, CHECK_ERROR, CHECKS
 from surefoot.audit.substitute import train_substitute
 from surefoot.audit.verdict import Looks, decide
 from surefoot.cli import main
-from surefoot.cli.calibration import Confusion
+from surefoot.cli.calibration import Confusion, Facts, look_at
+from surefoot.cli.models import ModelOptions, Opened
+from surefoot.data import load
 from surefoot.evaluation.statistics import binomial_tail, sign_test
 from surefoot.models.wrappers import Averaged
 
@@ -692,6 +694,34 @@ def test_a_confusion_names_what_must_not_happen() -> None:
     assert Confusion({("not robust", "not robust"): 1, ("masked", "inconclusive"): 2}).faults() == []
 
 
+@pytest.mark.parametrize(
+    ("facts", "truth"),
+    [
+        (Facts(clean=0.98, fgsm=0.94, pgd=0.90, left=0.87, images=1000), "robust"),
+        (Facts(clean=0.98, fgsm=0.92, pgd=0.66, left=0.19, images=1000), "masked"),  # enough is left, too much is lost
+        (Facts(clean=0.99, fgsm=0.91, pgd=0.02, left=0.00, images=1000), "masked"),
+        (Facts(clean=0.99, fgsm=0.30, pgd=0.99, left=0.00, images=1000), "masked"),
+        (Facts(clean=0.99, fgsm=0.13, pgd=0.00, left=0.00, images=1000), "not robust"),
+        (Facts(clean=0.98, fgsm=0.40, pgd=0.14, left=0.12, images=50), "not robust"),  # 10 % is within the interval
+    ],
+)
+def test_the_truth_of_a_control_is_what_auto_attack_leaves(facts: Facts, truth: str) -> None:
+    assert facts.truth(required=0.1) == truth
+
+
+def test_the_facts_of_a_control_are_measured() -> None:
+    digits = load("digits")
+    torch.manual_seed(0)
+    bare = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    opened = Opened("a", bare, digits, {"eps": 0.05}, {}, None)
+    options = ModelOptions(num_examples=100, batch_size=32, device="cpu")
+    facts = look_at(bare, opened, 0.25, options)
+    assert (facts.images, facts.left) == (100, 0.25)
+    assert facts.clean > facts.fgsm >= facts.pgd
+    refusing = look_at(Detached(bare), opened, 0.25, options)  # it looks as robust as can be
+    assert refusing.fgsm == refusing.pgd == refusing.clean == facts.clean
+
+
 @pytest.mark.slow
 def test_calibration_on_the_digits(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "surefoot", "audit", "--calibrate", "--json", "--num-examples", "128"]
@@ -703,6 +733,7 @@ def test_calibration_on_the_digits(tmp_path: Path) -> None:
     *records, last = map(json.loads, done.stdout.splitlines())
     assert last["faults"] == []
     assert len(records) > 15
+    assert all(each["facts"]["images"] == 128 for each in records)
     called = {(each["truth"], each["verdict"]) for each in records}
     assert ("masked", "masked") in called
     assert ("robust", "robust") in called
