@@ -11,6 +11,7 @@ from surefoot.evaluation import Record, read_records
 from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
 from surefoot.paper.tables import auto_attack, main, read_runs, table_3, table_3_black_box, table_6
 from surefoot.report.benchmarks import attacks_table, read_lines, step_cost_table
+from surefoot.report.calibration import confusion_table, models_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -133,6 +134,18 @@ def test_what_things_cost_is_what_was_measured() -> None:
     folder = ROOT / "results" / "benchmark"
     assert attacks_table(read_lines(folder / "attacks-cpu.jsonl")) in (ROOT / "docs" / "benchmarks.md").read_text()
     assert step_cost_table(read_lines(folder / "step-cost-cpu.jsonl")) in (ROOT / "docs" / "performance.md").read_text()
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_the_calibration_is_what_was_measured(dataset: str) -> None:
+    *lines, last = read_lines(ROOT / "results" / "audit" / f"{dataset}.jsonl")
+    text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    assert f"{confusion_table(lines)}\n\n{models_table(lines)}\n" in text
+    assert last["faults"] == []
+    for line in lines:
+        assert (line["truth"], line["verdict"]) not in {("masked", "robust"), ("robust", "masked")}
+        if line["model"].endswith(" normal"):
+            assert (line["truth"], line["verdict"]) == ("not robust", "not robust")
 
 
 def test_strict_against_fast_is_what_was_measured() -> None:
