@@ -48,7 +48,28 @@ def mnist(
     )
 
 
+FAST = SatR1(0.36, lam=0.2, steps=5, k=32)
+"""Trained beyond eps 0.3, because what a step of a small network leaves at the edge of the ball PGD takes."""
+
 MNIST = (
+    Recipe(
+        name="mnist/fast",
+        description="a robust model in about a minute: SAT-R1 in bf16 on conv-small, over a radius that grows to 0.36",
+        dataset="mnist",
+        model="conv-small",
+        objective=replace(FAST, eps=0.12),
+        epochs=1,
+        eps=EPS,
+        attack_steps=100,
+        attack_step_size=0.01,
+        training=FitConfig(batch_size=64, learning_rate=0.05, schedule="one-cycle", precision="bf16"),
+        then=(
+            *(Phase(replace(FAST, eps=eps), epochs=1) for eps in (0.18, 0.24, 0.30)),
+            Phase(FAST, epochs=3),
+        ),
+        selection_steps=20,
+        validation_size=1000,
+    ),
     mnist("normal", "Table 3, NT: ordinary training of LeNet+", NormalTraining()),
     mnist(
         "normal-a",
