@@ -262,6 +262,18 @@ def test_warn_says_it_once_and_changes_nothing(grey_data: Dataset) -> None:
     assert notes[0].startswith("gradients are masked at step 9: FGSM's loss is")
 
 
+def test_nothing_is_seen_while_the_radius_is_still_growing(grey_data: Dataset) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Narrow(Push):
+        eps: float
+
+    images, labels = grey_data.validation
+    monitor = Monitor(images.float() / 255, labels, eps=EPS, every=3)
+    phases = [Phase(Narrow(0.5, EPS / 2), 2), Phase(Narrow(0.5, EPS), 1), Phase(Push(0.5), 1)]
+    fit(Planted(0.0), grey_data, phases, SLOWLY, monitor=monitor)
+    assert [look.step for look in monitor.history] == [9, 12, 15]  # of 4 steps an epoch, from the third on
+
+
 def test_stop_ends_at_the_last_healthy_look(grey_data: Dataset, tmp_path: Path) -> None:
     notes: list[str] = []
     result, model, monitor = fit_planted(grey_data, "stop", run_dir=tmp_path, on_note=notes.append)

@@ -208,7 +208,8 @@ def fit(
         resume: go on from `run_dir`'s `state.ckpt` where there is one, to the same weights as without a break
             (bit-identical on a CPU with as many threads).
         fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.
-        monitor: looks at the model as `config.on_masking` says; None does not look. Its looks are in the lines.
+        monitor: looks at the model as `config.on_masking` says; None does not look, nor does any while the objective's
+            own eps is below the monitor's, at which the model is weak and not yet masked. Its looks are in the lines.
         repair: what is minimised after going back, where `config.on_masking` is `repair`.
         on_step: told the progress every few steps.
         on_epoch: told the line of `metrics.jsonl` after each epoch.
@@ -320,7 +321,7 @@ def fit(
                         )
                     )
                 checked = len(losses)
-            if guard is not None:
+            if guard is not None and getattr(objective, "eps", guard.monitor.eps) >= guard.monitor.eps:
                 with fabric.autocast():
                     put_back = guard(module, (epoch - 1) * len(batches) + number)
                 if put_back:
