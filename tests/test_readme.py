@@ -1,5 +1,7 @@
 """The README keeps its word: its code runs, its table is that of the records, its commands exist."""
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from surefoot.cli.train import recipe_named
 from surefoot.evaluation import Record, read_records
 from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
 from surefoot.paper.tables import auto_attack, main, read_runs, table_3, table_3_black_box, table_6
+from surefoot.recipes import RECIPES, Recipe
 from surefoot.report.benchmarks import attacks_table, read_lines, step_cost_table
 from surefoot.report.calibration import confusion_table, models_table
 
@@ -146,6 +149,27 @@ def test_the_calibration_is_what_was_measured(dataset: str) -> None:
         assert (line["truth"], line["verdict"]) not in {("masked", "robust"), ("robust", "masked")}
         if line["model"].endswith(" normal"):
             assert (line["truth"], line["verdict"]) == ("not robust", "not robust")
+
+
+def test_the_fast_recipe_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    weakest = 1.0
+    for seed in range(5):
+        folder = ROOT / "results" / "mnist-fast" / str(seed)
+        records = {record.attack: record for record in read_records(folder / "records.jsonl") if record.source is None}
+        clean, fgsm, pgd = (records[name] for name in (None, "FGSM", "PGD"))
+        assert pgd.num_examples == 10_000
+        assert (pgd.precision, pgd.attack_fields["steps"], pgd.attack_fields["eps"]) == ("strict", 100, 0.3)
+        seconds = sum(line["seconds"] for line in read_lines(folder / "metrics.jsonl"))
+        accuracies = [f"{100 * each.robust_accuracy:.2f}" for each in (clean, fgsm, pgd)]
+        assert f"| {seed} | {seconds:.1f} | {' | '.join(accuracies)} |" in text
+        weakest = min(weakest, pgd.robust_accuracy)
+        recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+        training = dataclasses.replace(RECIPES["mnist/fast"].training, seed=seed)
+        assert recipe == dataclasses.replace(
+            RECIPES["mnist/fast"], training=training, description=recipe.description
+        )
+    assert weakest >= 0.9
 
 
 def test_strict_against_fast_is_what_was_measured() -> None:
