@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from surefoot.evaluation import Record, wilson_interval
 from surefoot.paper.printed import Printed
 from surefoot.report import markdown_table
 
+PERCENT = (0.0, 100.0)
 CSV_COLUMNS = (
     "table",
     "row",
@@ -39,6 +41,7 @@ class Cell:
         paper: None where the paper has no such number.
         digits: behind the point.
         paper_digits: likewise, of the paper's; None is as many.
+        limits: between which any such number lies; None is anywhere.
     """
 
     values: tuple[float, ...] = ()
@@ -47,6 +50,7 @@ class Cell:
     paper: Printed | None = None
     digits: int = 2
     paper_digits: int | None = None
+    limits: tuple[float, float] | None = None
 
     def mean(self) -> float | None:
         """Over the seeds."""
@@ -57,12 +61,18 @@ class Cell:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def bounds(self) -> tuple[float, float] | None:
-        """95 %: Wilson's of one seed's images, Student's of several seeds' means."""
+        """95 %: Wilson's of one seed's images, Student's of several seeds' means, cut off at the limits.
+
+        >>> Cell((12.0, 98.0), limits=(0.0, 100.0)).bounds()
+        (0.0, 100.0)
+        """
         if len(self.values) < 2:
             return self.interval
         spread = statistics.stdev(self.values) / len(self.values) ** 0.5
         reach = float(student.ppf(0.975, len(self.values) - 1)) * spread
-        return statistics.fmean(self.values) - reach, statistics.fmean(self.values) + reach
+        low, high = self.limits or (-math.inf, math.inf)
+        mean = statistics.fmean(self.values)
+        return max(low, mean - reach), min(high, mean + reach)
 
     def text(self) -> str:
         """`98.40 ± 0.10 (98.15 ± 0.05)`; a dash where there is nothing of ours.
@@ -207,7 +217,8 @@ def accuracy_cell(records: Sequence[Record], paper: Printed | None = None, *, cl
     low, high = records[0].robust_interval
     if clean:
         low, high = wilson_interval(round(records[0].clean_accuracy * images), images)
-    return Cell(values, None if len(records) > 1 else (100 * low, 100 * high), images, paper)
+    interval = None if len(records) > 1 else (100 * low, 100 * high)
+    return Cell(values, interval, images, paper, limits=PERCENT)
 
 
 def fooling_cells(records: Sequence[Record], paper: tuple[float, float] | None) -> tuple[Cell, Cell]:
@@ -220,4 +231,7 @@ def fooling_cells(records: Sequence[Record], paper: tuple[float, float] | None) 
     low, high = records[0].robust_interval
     lengths = tuple(record.mean_l2 for record in records if record.mean_l2 is not None)
     interval = None if len(records) > 1 else (100 * (1 - high), 100 * (1 - low))
-    return Cell(rates, interval, images, rate, digits=1, paper_digits=0), Cell(lengths, None, images, length)
+    return (
+        Cell(rates, interval, images, rate, digits=1, paper_digits=0, limits=PERCENT),
+        Cell(lengths, None, images, length, limits=(0.0, math.inf)),
+    )

@@ -1,6 +1,7 @@
 """The tables of `surefoot reproduce`: what each needs, and how it is drawn from what is there."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -146,7 +147,7 @@ def grid_table(
 ) -> Table:
     """A table of accuracies, the minutes of training behind them."""
     lines = tuple(
-        (row, (*line, Cell(tuple(results.minutes(dict(grid.rows)[row], matrix)), digits=1)))
+        (row, (*line, Cell(tuple(results.minutes(dict(grid.rows)[row], matrix)), digits=1, limits=(0.0, math.inf))))
         for row, line in cells(grid, matrix, results, rows, columns)
     )
     heads = (*(column.title for column in grid.columns), "minutes")
