@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,21 @@ def test_linearity_errors_are_0_of_a_linear_model_and_1_where_the_gradient_says_
     assert local_linearity_errors(blind, inputs, others, labels % 2).min() > 0.99
     flat, steep = (largest_error(Matching(scale), inputs[0], int(labels[0]), 0.1) for scale in (1.0, 20.0))
     assert flat < steep / 10
+
+
+def test_substitutes_leave_the_budget_to_the_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def trained(*_: Any, deadline: float, **__: Any) -> nn.Module:
+        given.append(deadline - time.perf_counter())
+        return Matching()
+
+    monkeypatch.setattr(sys.modules["surefoot.audit.audit"], "train_substitute", trained)
+    others = torch.rand(4, 1, 4, 4)
+    examined(Matching(), 0.1, budget_minutes=0.5, others=others)
+    assert [round(seconds) for seconds in given] == [3, 3]  # a tenth of 30 seconds each
+    examined(Matching(), 0.1, others=others)
+    assert given[2:] == [math.inf] * 2
 
 
 def test_effort_follows_the_budget() -> None:
@@ -624,7 +640,10 @@ def test_of_several_models_the_worst_counts(found: Audit, run_folder: str, monke
 
 
 def test_an_audit_of_a_run(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", run_folder, "--num-examples", "48", "--budget", "0.02", "--threads", "1", "--json"]) in (4, 5)
+    assert main(["audit", run_folder, "--num-examples", "48", "--budget", "0.002", "--threads", "1", "--json"]) in (
+        4,
+        5,
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["dataset"] == "digits"
     assert found["eps"] == 0.3

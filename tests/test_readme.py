@@ -171,6 +171,19 @@ def test_the_fast_recipe_is_what_was_measured() -> None:
         assert recipe == dataclasses.replace(RECIPES["mnist/fast"], training=training, description=recipe.description)
 
 
+def test_auto_attack_beside_the_official_code_is_what_was_measured() -> None:
+    (line,) = read_lines(ROOT / "results" / "benchmark" / "auto-attack.jsonl")
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name, left, seconds in (
+        ("surefoot", line["ours"], line["our_cpu_seconds"]),
+        ("official", line["official"], line["official_cpu_seconds"]),
+    ):
+        cells = [f"{100 * share:.1f}" for share in left.values()]
+        assert f"| {name} | {' | '.join(cells)} | {seconds:.0f} |" in text
+    assert abs(line["ours"]["Square"] - line["official"]["square"]) <= 0.0011
+    assert line["num_examples"] == 1000
+
+
 QUICK_TABLES = sorted(path.stem for path in (ROOT / "results" / "reproduction" / "quick").glob("*.md"))
 
 

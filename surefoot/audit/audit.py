@@ -29,6 +29,9 @@ REQUIRED = 0.1
 DRAWS = 8
 """Calls that a model's random answers are averaged over."""
 
+SUBSTITUTES_SHARE = 0.1
+"""Of a time budget, that each of the two substitutes may take before the first attack."""
+
 
 def audit(
     model: nn.Module,
@@ -113,7 +116,8 @@ def audit(
         progress=progress,
     )
     if not sources and others is not None:
-        bench.substitutes = substitutes(bench, others, deadline)
+        share = math.inf if budget_minutes is None else SUBSTITUTES_SHARE * 60 * budget_minutes
+        bench.substitutes = substitutes(bench, others, share)
     checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
     names = list(classes or [])
     names += [str(each) for each in range(len(names), count)]  # a model may tell more classes than the data set has
@@ -180,14 +184,20 @@ def fewer(images: int, given: int) -> list[str]:
     )
 
 
-def substitutes(bench: Bench, others: Tensor, deadline: float) -> dict[str, nn.Module]:
-    """Two networks that learn the model's answers, one of them on adversarial samples."""
+def substitutes(bench: Bench, others: Tensor, seconds: float) -> dict[str, nn.Module]:
+    """Two networks that learn the model's answers, one of them on adversarial samples, in so many seconds each."""
     if bench.progress is not None:
         bench.progress("training substitutes")
     steps = bench.effort.substitute_steps
     return {
         name: train_substitute(
-            bench.model, others, bench.classes, eps=eps, steps=steps, seed=bench.seed, deadline=deadline
+            bench.model,
+            others,
+            bench.classes,
+            eps=eps,
+            steps=steps,
+            seed=bench.seed,
+            deadline=time.perf_counter() + seconds,
         )
         for name, eps in (("a substitute", None), ("a robust substitute", bench.eps))
     }
