@@ -640,10 +640,8 @@ def test_of_several_models_the_worst_counts(found: Audit, run_folder: str, monke
 
 
 def test_an_audit_of_a_run(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", run_folder, "--num-examples", "48", "--budget", "0.002", "--threads", "1", "--json"]) in (
-        4,
-        5,
-    )
+    options = ["--num-examples", "48", "--budget", "0.002", "--threads", "1", "--json"]
+    assert main(["audit", run_folder, *options]) in (4, 5)
     found = json.loads(capsys.readouterr().out)
     assert found["dataset"] == "digits"
     assert found["eps"] == 0.3
