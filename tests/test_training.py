@@ -369,6 +369,26 @@ def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_of_torch_save_loads_without_its_code(tmp_path: Path, zipped: bool) -> None:
+    saved, path = network(), tmp_path / "w.pt"
+    torch.manual_seed(7)
+    for parameter in saved.parameters():
+        nn.init.normal_(parameter)
+    for content in (saved.state_dict(), {"state_dict": saved.state_dict(), "epoch": 3}):
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        loaded = network()
+        load_weights(loaded, path)
+        for one, other in zip(loaded.parameters(), saved.parameters(), strict=True):
+            assert torch.equal(one, other)
+    torch.save({"epoch": 3}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match="more than a model's weights"):
+        load_weights(network(), path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match=r"truncated or damaged|pickled code"):
+        load_weights(network(), path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickled_checkpoint_is_refused_and_never_unpickled(tmp_path: Path, zipped: bool) -> None:
     torch.save({"weight": Bomb(tmp_path / "exploded")}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match="pickled code"):

@@ -46,7 +46,7 @@ class ModelOptions(Common):
     last: bool = False
     """Of a run, take the last epoch instead of the selected one."""
     weights: Path | None = None
-    """safetensors weights, for package.module:factory."""
+    """Weights for package.module:factory: safetensors, or a state_dict of torch.save, read without running code."""
     dataset: str | None = None
     """digits, mnist, cifar10, tiny-imagenet-100 or imagefolder:PATH; None is the recipe's."""
     data_dir: Path | None = None

@@ -43,11 +43,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         save_file(contiguous, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.
+def is_pickled(path: Path) -> bool:
+    """Does the file begin as those of torch.save do?
 
     Raises:
-        CheckpointError: no such file, pickled code instead of safetensors, or a truncated or damaged file.
+        CheckpointError: no such file.
     """
     try:
         with open(path, "rb") as file:
@@ -55,7 +55,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from error
     # A safetensors file begins with its header's length in 8 bytes, which may look like a pickle, and then "{".
-    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
+    return start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80")
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        CheckpointError: no such file, pickled code instead of safetensors, or a truncated or damaged file.
+    """
+    if is_pickled(path):
         raise CheckpointError(
             f"{path} holds pickled code (torch.save), which surefoot never loads; "
             "save it again with safetensors.torch.save_file(model.state_dict(), path)."

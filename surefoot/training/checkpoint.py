@@ -1,12 +1,13 @@
-"""Weights as safetensors, which fit their model or are refused."""
+"""Weights that fit their model or are refused: safetensors, or a state_dict, which is read without running code."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.files import CheckpointError, load_tensors, save_tensors
+from surefoot.core.files import CheckpointError, is_pickled, load_tensors, save_tensors
 
 
 def check_fits(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -32,13 +33,37 @@ def save_weights(model: nn.Module, path: Path) -> None:
     save_tensors(path, model.state_dict(), {})
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load safetensors weights into a model of the same shape, in place.
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a safetensors file, or of a state_dict that torch.save wrote, alone or under `state_dict`.
+
+    The latter is read by PyTorch's restricted unpickler (`weights_only`), which makes tensors and runs no code.
 
     Raises:
-        CheckpointError: a missing, truncated or pickled file, or weights of another model.
+        CheckpointError: a missing or damaged file, or one with anything but tensors in it.
     """
-    tensors, _ = load_tensors(Path(path))
+    if not is_pickled(path):
+        return load_tensors(path)[0]
+    again = "save it again with safetensors.torch.save_file(model.state_dict(), path)."
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} holds pickled code, which surefoot never runs; {again}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); use another checkpoint.") from error
+    if isinstance(saved, Mapping) and isinstance(saved.get("state_dict"), Mapping):
+        saved = saved["state_dict"]
+    if not isinstance(saved, Mapping) or not all(isinstance(tensor, Tensor) for tensor in saved.values()):
+        raise CheckpointError(f"{path} holds more than a model's weights; {again}")
+    return saved
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load weights that `read_weights` can read into a model of the same shape, in place.
+
+    Raises:
+        CheckpointError: those of `read_weights`, or weights of another model.
+    """
+    tensors = read_weights(Path(path))
     wanted = model.state_dict()
     check_fits(Path(path), tensors, wanted)
     with torch.no_grad():
