@@ -666,6 +666,7 @@ def test_three_models_on_a_phone(browser: Any, many: Read, tmp_path: Path) -> No
     found = visit(browser, three(), tmp_path / "page.html", width=360)
     assert found.ask("document.documentElement.scrollWidth") == 360
     found.page.get_by_role("link", name="fgsm-at").click()
+    found.page.wait_for_selector("#model-2[open]")  # by an event that comes after the click
     assert found.ask("[...document.querySelectorAll('details[open]')].map((e) => e.id)") == ["model-2"]
     for plot in many.figures:
         if plot.startswith(("compared", "model-2")):
