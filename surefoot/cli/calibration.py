@@ -18,10 +18,9 @@ from surefoot.attacks import FGSM, PGD, AutoAttack
 from surefoot.audit.controls import MASKS, distilled
 from surefoot.audit.record import Audit, VerdictName
 from surefoot.audit.verdict import LOOKS_ROBUST, MOSTLY_LOST
-from surefoot.cli.models import ModelOptions, Opened, open_run, pick_device
+from surefoot.cli.models import ModelOptions, Opened, open_run, split_batches
 from surefoot.cli.output import Spinner, TrainingProgress, say
 from surefoot.core.types import Attack
-from surefoot.data import Batches, Split
 from surefoot.evaluation import accuracy, evaluate
 from surefoot.evaluation.records import wilson_interval
 from surefoot.models import build_model
@@ -101,7 +100,8 @@ def controls(names: Sequence[str], folder: Path, options: ModelOptions) -> Itera
 
 def auto_attack(model: nn.Module, title: str, opened: Opened, options: ModelOptions) -> float:
     """What AutoAttack leaves of the images that the audit examines."""
-    model, batches = model.to(pick_device(options.device)), batches_of(opened, options)
+    device, batches = split_batches(opened.dataset, options)
+    model = model.to(device)
     with Spinner(f"{title}: AutoAttack") as spinner:
         records = evaluate(
             model,
@@ -116,7 +116,8 @@ def auto_attack(model: nn.Module, title: str, opened: Opened, options: ModelOpti
 def look_at(model: nn.Module, opened: Opened, left: float, options: ModelOptions) -> Facts:
     """A control's facts, where AutoAttack's share is known."""
     eps = opened.settings["eps"]
-    model, batches = model.to(pick_device(options.device)), batches_of(opened, options)
+    device, batches = split_batches(opened.dataset, options)
+    model = model.to(device)
 
     def under(attack: Attack | None) -> float:
         seeds = range(options.seed, options.seed + SEEDS)  # a mask that draws once a batch may be lucky
@@ -127,13 +128,6 @@ def look_at(model: nn.Module, opened: Opened, left: float, options: ModelOptions
 
     clean, fgsm, pgd = map(under, (None, FGSM(eps), PGD(eps, steps=40, step_size=eps / 10)))
     return Facts(clean, fgsm, pgd, left, sum(len(labels) for _, labels in batches))
-
-
-def batches_of(opened: Opened, options: ModelOptions) -> Batches:
-    """The images that the audit examines."""
-    split: Split = getattr(opened.dataset, options.split)
-    first = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
-    return Batches(first, options.batch_size, device=pick_device(options.device))
 
 
 def distil(opened: Opened, run: str) -> nn.Module:
