@@ -18,7 +18,17 @@ from surefoot.models.layers import Classifier, ImageConv2d
 from surefoot.models.resnet import PreActBlock
 
 ALL = sorted(MODELS)
-SMALL = ["lenet-plus", "mnist-a", "mnist-b", "mnist-c", "mnist-d", "lenet-small", "conv-small", "digits-net"]
+SMALL = [
+    "lenet-plus",
+    "mnist-a",
+    "mnist-b",
+    "mnist-c",
+    "mnist-d",
+    "lenet-small",
+    "conv-small",
+    "conv-norm",
+    "digits-net",
+]
 EVERY_KIND = [*SMALL, "resnet-18", "preact-resnet-18", "vgg-11", "densenet-bc-100"]
 STEMMED = ["wrn-28-10", "resnet-18", "resnet-34", "resnet-50", "preact-resnet-18", "densenet-bc-100"]
 SIDE = 20  # above what mnist-b needs, small enough for the deep networks to take a moment only
@@ -271,6 +281,7 @@ def test_small_networks_fit_other_sizes(name: str, image_size: int) -> None:
         ("mnist-c", 10),
         ("lenet-small", 4),
         ("conv-small", 4),
+        ("conv-norm", 8),
         ("digits-net", 2),
         ("densenet-bc-100", 4),
     ],

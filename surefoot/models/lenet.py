@@ -1,4 +1,4 @@
-"""The networks of Table 1 for MNIST, two smaller ones, and one for the 8 x 8 digits.
+"""The networks of Table 1 for MNIST, two smaller ones, one for colour, and one for the 8 x 8 digits.
 
 Every factory takes `num_classes`, `in_channels` and `image_size`, and returns a network from
 [batch, in_channels, image_size, image_size] to logits [batch, num_classes]. Fully connected layers are sized
@@ -177,6 +177,32 @@ def conv_small(*, num_classes: int = 10, in_channels: int = 1, image_size: int =
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     return network
+
+
+def conv_norm(*, num_classes: int = 10, in_channels: int = 3, image_size: int = 32) -> nn.Module:
+    """Three 4 x 4 convolutions of stride 2 with batch-norm, one linear layer: colour images on a CPU.
+
+    With it single-step training at 8/255 leaves chance within an epoch on 100 classes, where `lenet_small`, without
+    batch-norm, stays there. Raises ValueError below 8 pixels a side. Source: this project; not in the paper.
+
+    >>> sum(p.numel() for p in conv_norm().parameters())
+    186314
+    """
+    require_size("conv-norm", image_size, 8)
+    side = image_size // 2 // 2 // 2
+    return nn.Sequential(
+        ImageConv2d(in_channels, 32, 4, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 4, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128 * side * side, num_classes),
+    )
 
 
 def digits_net(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 8) -> nn.Module:

@@ -14,7 +14,17 @@ from torch import nn
 
 from surefoot.models.densenet import densenet_bc_100
 from surefoot.models.layers import Normalize
-from surefoot.models.lenet import conv_small, digits_net, lenet_plus, lenet_small, mnist_a, mnist_b, mnist_c, mnist_d
+from surefoot.models.lenet import (
+    conv_norm,
+    conv_small,
+    digits_net,
+    lenet_plus,
+    lenet_small,
+    mnist_a,
+    mnist_b,
+    mnist_c,
+    mnist_d,
+)
 from surefoot.models.resnet import preact_resnet_18, resnet_18, resnet_34, resnet_50
 from surefoot.models.vgg import vgg_11, vgg_13, vgg_19
 from surefoot.models.wide_resnet import wrn_28_10
@@ -59,6 +69,9 @@ MODELS: dict[str, ModelSpec] = {
     ),
     "conv-small": ModelSpec(
         "conv-small", conv_small, "conv-small", "2 strided convolutions, 1 hidden layer of 100; small and fast", _CONVEX
+    ),
+    "conv-norm": ModelSpec(
+        "conv-norm", conv_norm, "conv-norm", "3 strided convolutions with batch-norm, 1 linear layer", "surefoot"
     ),
     "digits-net": ModelSpec(
         "digits-net",
