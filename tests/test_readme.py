@@ -10,6 +10,7 @@ import torch
 
 from surefoot.cli.train import recipe_named
 from surefoot.evaluation import Record, read_records
+from surefoot.paper.beside import Cell
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
 from surefoot.paper.profiles import QUICK
@@ -171,6 +172,18 @@ def test_the_fast_recipe_is_what_was_measured() -> None:
         assert recipe == dataclasses.replace(RECIPES["mnist/fast"], training=training, description=recipe.description)
 
 
+def test_sat_r3_in_the_papers_batches_is_what_was_measured() -> None:
+    folder = ROOT / "results" / "mnist-sat-r3-bf16"
+    lines = read_lines(folder / "metrics.jsonl")
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    assert (len(lines), recipe["training"]["batch_size"], recipe["training"]["precision"]) == (20, 32, "bf16")
+    minutes = sum(line["seconds"] for line in lines) / 60
+    records = {record.attack: 100 * record.robust_accuracy for record in read_records(folder / "records.jsonl")}
+    text = " ".join((ROOT / "docs" / "performance.md").read_text(encoding="utf-8").split())
+    assert f"{minutes:.1f} minutes" in text
+    assert f"clean {records[None]:.1f} %, FGSM {records['FGSM']:.1f}, PGD-100 {records['PGD']:.1f}" in text
+
+
 def test_auto_attack_beside_the_official_code_is_what_was_measured() -> None:
     (line,) = read_lines(ROOT / "results" / "benchmark" / "auto-attack.jsonl")
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -196,6 +209,26 @@ def test_the_quick_tables_are_drawn_from_the_committed_runs(name: str) -> None:
     assert table.markdown() == committed
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     assert table.grid() in text or f"results/reproduction/quick/{name}.md" in text
+
+
+def test_bf16_leaves_robust_accuracy_as_it_is() -> None:
+    folder = ROOT / "results" / "reproduction"
+    half = TABLES["table7"].table(Matrix(QUICK.trained_in("bf16"), QUICK.seeds), Workplace(folder))
+    assert half.markdown() == (folder / "quick-bf16" / "table7.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    full = dict(TABLES["table7"].table(Matrix(QUICK, QUICK.seeds), Workplace(folder)).rows)
+    for name, cells in half.rows:
+        if name.startswith("SAT"):
+            (*_, in_full, _), (*_, in_half, _) = full[name], cells  # PGD-100, before the minutes
+            assert isinstance(in_full, Cell)
+            assert isinstance(in_half, Cell)
+            assert len(in_half.values) == QUICK.seeds
+            bounds, mean = in_full.bounds(), in_half.mean()
+            assert bounds is not None
+            assert mean is not None
+            assert bounds[0] <= mean <= bounds[1]
+            both = " | ".join(f"{each.mean():.1f} ± {each.deviation():.1f}" for each in (in_full, in_half))
+            assert f"| {name} | {both} |" in text
 
 
 def test_table_3_is_among_them() -> None:
