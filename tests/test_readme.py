@@ -211,6 +211,15 @@ def test_the_quick_tables_are_drawn_from_the_committed_runs(name: str) -> None:
     assert table.grid() in text or f"results/reproduction/quick/{name}.md" in text
 
 
+def test_fgsm_ats_other_seeds_are_what_was_measured() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    for seed in (1, 2):
+        records = {each.attack: each for each in read_records(ROOT / f"results/mnist-fgsm-at/{seed}/records.jsonl")}
+        cells = [records[name] for name in (None, "FGSM", "IFGSM", "PGD")]
+        assert {(each.recipe, each.seed, each.num_examples) for each in cells} == {("mnist/fgsm-at", seed, 10_000)}
+        assert f"| {seed} | {' | '.join(f'{100 * each.robust_accuracy:.2f}' for each in cells)} |" in text
+
+
 def test_bf16_leaves_robust_accuracy_as_it_is() -> None:
     folder = ROOT / "results" / "reproduction"
     half = TABLES["table7"].table(Matrix(QUICK.trained_in("bf16"), QUICK.seeds), Workplace(folder))
