@@ -287,7 +287,7 @@ def test_profiles_change_the_scale_and_nothing_else() -> None:
     pgd_at = QUICK.recipe(RECIPES["mnist/pgd-at"], 0).objective
     assert (pgd_at.steps, round(pgd_at.step_size, 6)) == (5, 0.08)  # type: ignore[union-attr]
     colour = QUICK.recipe(RECIPES["tiny-imagenet-100/sat-r1"], 0)
-    assert (colour.model, colour.image_size, colour.training.learning_rate) == ("lenet-small", 32, 0.05)
+    assert (colour.model, colour.image_size, colour.training.learning_rate) == ("conv-norm", 32, 0.05)
     rates = [QUICK.recipe(RECIPES[name], 0).training.learning_rate for name in ("mnist/sat-r1", "mnist/sat-r3")]
     assert rates == [0.01, 0.05]
     assert QUICK.recipe(RECIPES["cifar10/sat-r1"], 0).image_size is None
