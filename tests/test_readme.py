@@ -156,11 +156,33 @@ def test_the_calibration_is_what_was_measured(dataset: str) -> None:
             assert (line["truth"], line["verdict"]) == ("not robust", "not robust")
 
 
+def by_attack(run: Path) -> dict[str | None, Record]:
+    return {record.attack: record for record in read_records(run / "records.jsonl") if record.source is None}
+
+
+def test_what_bf16_gains_is_what_was_measured() -> None:
+    gains: dict[str, list[str]] = {}
+    for name in ("cpu", "two-cores"):
+        lines = read_lines(ROOT / "results" / "benchmark" / f"step-cost-{name}.jsonl")
+        seconds = {
+            (line["objective"], line["precision"]): line["seconds_per_step"]
+            for line in lines
+            if line["model"] == "lenet-plus"
+        }
+        for objective in dict.fromkeys(objective for objective, _ in seconds):
+            gain = seconds[objective, "fp32"] / seconds[objective, "bf16"]
+            gains.setdefault(objective, []).append(f"{gain:.2f}")
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert len(gains) == 9
+    for objective, cells in gains.items():
+        assert f"| {objective} | {' | '.join(cells)} |" in text
+
+
 def test_the_fast_recipe_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     for seed in range(5):
         folder = ROOT / "results" / "mnist-fast" / str(seed)
-        records = {record.attack: record for record in read_records(folder / "records.jsonl") if record.source is None}
+        records = by_attack(folder)
         clean, fgsm, pgd = (records[name] for name in (None, "FGSM", "PGD"))
         assert pgd.num_examples == 10_000
         assert (pgd.precision, pgd.attack_fields["steps"], pgd.attack_fields["eps"]) == ("strict", 100, 0.3)
@@ -178,10 +200,10 @@ def test_sat_r3_in_the_papers_batches_is_what_was_measured() -> None:
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     assert (len(lines), recipe["training"]["batch_size"], recipe["training"]["precision"]) == (20, 32, "bf16")
     minutes = sum(line["seconds"] for line in lines) / 60
-    records = {record.attack: 100 * record.robust_accuracy for record in read_records(folder / "records.jsonl")}
+    accuracies = {name: 100 * record.robust_accuracy for name, record in by_attack(folder).items()}
     text = " ".join((ROOT / "docs" / "performance.md").read_text(encoding="utf-8").split())
     assert f"{minutes:.1f} minutes" in text
-    assert f"clean {records[None]:.1f} %, FGSM {records['FGSM']:.1f}, PGD-100 {records['PGD']:.1f}" in text
+    assert f"clean {accuracies[None]:.1f} %, FGSM {accuracies['FGSM']:.1f}, PGD-100 {accuracies['PGD']:.1f}" in text
 
 
 def test_auto_attack_beside_the_official_code_is_what_was_measured() -> None:
@@ -214,7 +236,7 @@ def test_the_quick_tables_are_drawn_from_the_committed_runs(name: str) -> None:
 def test_fgsm_ats_other_seeds_are_what_was_measured() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     for seed in (1, 2):
-        records = {each.attack: each for each in read_records(ROOT / f"results/mnist-fgsm-at/{seed}/records.jsonl")}
+        records = by_attack(ROOT / "results" / "mnist-fgsm-at" / str(seed))
         cells = [records[name] for name in (None, "FGSM", "IFGSM", "PGD")]
         assert {(each.recipe, each.seed, each.num_examples) for each in cells} == {("mnist/fgsm-at", seed, 10_000)}
         assert f"| {seed} | {' | '.join(f'{100 * each.robust_accuracy:.2f}' for each in cells)} |" in text

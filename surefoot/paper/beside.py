@@ -15,6 +15,7 @@ from surefoot.paper.printed import Printed
 from surefoot.report import markdown_table
 
 PERCENT = (0.0, 100.0)
+NOT_NEGATIVE = (0.0, math.inf)
 CSV_COLUMNS = (
     "table",
     "row",
@@ -233,5 +234,5 @@ def fooling_cells(records: Sequence[Record], paper: tuple[float, float] | None) 
     interval = None if len(records) > 1 else (100 * (1 - high), 100 * (1 - low))
     return (
         Cell(rates, interval, images, rate, digits=1, paper_digits=0, limits=PERCENT),
-        Cell(lengths, None, images, length, limits=(0.0, math.inf)),
+        Cell(lengths, None, images, length, limits=NOT_NEGATIVE),
     )

@@ -1,7 +1,6 @@
 """The tables of `surefoot reproduce`: what each needs, and how it is drawn from what is there."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +10,7 @@ from typing import Protocol
 from surefoot.data import DATASETS
 from surefoot.evaluation import Record
 from surefoot.paper import printed as paper
-from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells
+from surefoot.paper.beside import NOT_NEGATIVE, Cell, Table, accuracy_cell, fooling_cells
 from surefoot.paper.matrix import (
     SAT,
     Column,
@@ -147,7 +146,7 @@ def grid_table(
 ) -> Table:
     """A table of accuracies, the minutes of training behind them."""
     lines = tuple(
-        (row, (*line, Cell(tuple(results.minutes(dict(grid.rows)[row], matrix)), digits=1, limits=(0.0, math.inf))))
+        (row, (*line, Cell(tuple(results.minutes(dict(grid.rows)[row], matrix)), digits=1, limits=NOT_NEGATIVE)))
         for row, line in cells(grid, matrix, results, rows, columns)
     )
     heads = (*(column.title for column in grid.columns), "minutes")
