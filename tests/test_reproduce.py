@@ -147,6 +147,7 @@ def test_an_interruption_says_how_to_go_on(
         ((), "reproduce needs what to reproduce"),
         (("table33",), "there is no table or figure 'table33'; did you mean table3"),
         (("table3", "--only", "sat-r4"), "there is no row 'sat-r4'; did you mean sat-r"),
+        (("table9", "--only", "sat-r9"), "did you mean sat-r3 or sat-r2 or sat-r1?"),
         (("table3", "--seeds", "0"), "seeds is 0; it must be at least 1"),
         (("table3", "--workers", "-1"), "workers is -1"),
         (("fig10", "--only", "sat-r1", "--data-dir", "nowhere", "--dataset", "mnist"), "nowhere"),

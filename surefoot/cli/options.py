@@ -80,7 +80,7 @@ def split_names(args: list[str]) -> tuple[list[str], list[str]]:
 
 def unknown(what: str, given: str, known: Iterable[str], where: str) -> ValueError:
     """The error for a name that is none of `known`, with the nearest of them."""
-    near = difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(given, list(dict.fromkeys(known)), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"`{where}` shows them all."
     return ValueError(f"there is no {what} {given!r}; {hint}")
 
