@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
+from surefoot.cli.models import pick_device
 from surefoot.core.files import load_tensors, save_tensors
 from surefoot.core.gradients import plain_module
 from surefoot.data import Batches, Dataset, Split, load
@@ -33,6 +34,7 @@ from surefoot.training import (
     load_weights,
     save_weights,
 )
+from surefoot.training.fit import best_device
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
@@ -444,3 +446,10 @@ def test_without_a_validation_split_the_last_epoch_is_kept(digits: Dataset) -> N
     result = fit(network(), dataclasses.replace(digits, validation=empty), [Phase(NormalTraining(), 2)], QUICK)
     assert result.best_epoch == 2
     assert result.metrics[-1]["validation_clean_accuracy"] is None
+
+
+def test_without_a_gpu_pytorch_built_for_cuda_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert best_device() == torch.device("cpu")
+    assert pick_device("auto") == torch.device("cpu")

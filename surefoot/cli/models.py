@@ -16,7 +16,7 @@ from surefoot.evaluation import recognise
 from surefoot.models import build_model
 from surefoot.recipes import load_run
 from surefoot.training import CheckpointError, load_weights, monitor_curves
-from surefoot.training.fit import check_device
+from surefoot.training.fit import best_device, check_device
 
 RECOGNISED_BY = 256  # images that a model's kind is recognised by
 
@@ -186,7 +186,7 @@ def pick_device(name: str) -> torch.device:
         ValueError: it is not there.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return best_device()
     check_device(name)
     return torch.device(name)
 

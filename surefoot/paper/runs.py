@@ -28,6 +28,7 @@ from surefoot.paper.watch import Watch
 from surefoot.recipes import Recipe, load_run, train
 from surefoot.recipes.run import load_recipe_data
 from surefoot.report import attack_label
+from surefoot.training.fit import best_device
 
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
@@ -332,7 +333,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 def device() -> torch.device:
     """The accelerator, where there is one."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return best_device()
 
 
 def some_batches(dataset: Dataset, images: int | None, split: str) -> Batches:

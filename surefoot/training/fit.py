@@ -145,6 +145,12 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
+def best_device() -> torch.device:
+    """An accelerator that can be used, or the CPU. PyTorch built for CUDA names one on a machine without a GPU too."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
 def check_device(name: str) -> None:
     """Refuse an accelerator that is not there.
 
