@@ -554,15 +554,29 @@ def test_a_fault_inside_the_factory_stays_the_users_own(write_module: Callable[[
 
 
 @pytest.mark.parametrize(
-    ("channels", "padding", "stride"), [(1, 2, 1), (3, 0, 1), (2, 1, 1), (1, 1, 2), (3, 2, (2, 3))]
+    ("channels", "kernel", "padding", "stride"),
+    [
+        (1, 5, 2, 1),
+        (3, 5, 0, 1),
+        (2, 5, 1, 1),
+        (1, 4, 1, 2),
+        (3, 5, 2, (2, 3)),
+        (1, (3, 4), (0, 3), 1),
+        (1, 2, 0, 3),  # pixels that no window covers
+        (2, 1, 2, 1),  # windows that no pixel is in
+    ],
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_fast_input_gradient_is_the_librarys(
-    channels: int, padding: int, stride: int | tuple[int, int], layout: torch.memory_format
+    channels: int,
+    kernel: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    layout: torch.memory_format,
 ) -> None:
     torch.manual_seed(0)
-    fast = ImageConv2d(channels, 6, 5, padding=padding, stride=stride).double()
-    plain = nn.Conv2d(channels, 6, 5, padding=padding, stride=stride).double()
+    fast = ImageConv2d(channels, 6, kernel, padding=padding, stride=stride).double()
+    plain = nn.Conv2d(channels, 6, kernel, padding=padding, stride=stride).double()
     plain.load_state_dict(fast.state_dict())
     inputs = torch.rand(3, channels, 9, 8, dtype=torch.float64).to(memory_format=layout)
     found = []
