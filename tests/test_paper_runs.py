@@ -131,6 +131,11 @@ def test_a_run_that_is_there_already_is_taken(tmp_path: Path, trained: list[str]
     train(recipe, tmp_path / "runs" / "mine")
     place = Workplace(tmp_path / "out", finished=(tmp_path / "runs",))
     task, other = Training(recipe), Training(dataclasses.replace(recipe, epochs=2))
+    estimates = [Costs(place)(training) for training in (task, other)]
+    assert [(estimate.seconds > 0, estimate.basis) for estimate in estimates] == [
+        (False, "a finished run"),
+        (True, "measured"),
+    ]
     do([task, other], place)
     assert trained == ["mnist/sat-r3"]  # the one of two epochs is another
     weights = [

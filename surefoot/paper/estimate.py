@@ -108,6 +108,8 @@ class Costs:
     def training(self, task: Training) -> Estimate:
         """All epochs of a training, less those that are done."""
         recipe = task.recipe
+        if not (task.folder(self.place) / "recipe.json").exists() and task.finished(self.place) is not None:
+            return Estimate(task, 0.0, "a finished run")
         saved = 0 if task.done(self.place) else len(read_lines(task.folder(self.place) / "metrics.jsonl"))
         schedule = whole_schedule(recipe)[saved:]
         seconds, bases = 0.0, set()
@@ -145,14 +147,16 @@ class Costs:
         A slow network is timed on few images, a fast one on a whole mini-batch, whose overhead counts.
         """
         size = recipe.training.batch_size
-        key = json.dumps([*where(recipe), size])
+        key = json.dumps([*where(recipe), size, recipe.training.precision])
         if key not in self.timed:
             model, inputs, labels = self.example(recipe, min(TIMED, size))
             optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-9, momentum=0.9)
 
             def step() -> None:
                 optimizer.zero_grad()
-                cross_entropy(model(inputs), labels).mean().backward()  # type: ignore[no-untyped-call]
+                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.training.precision == "bf16"):
+                    logits = model(inputs)
+                cross_entropy(logits, labels).mean().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
             seconds, count = timed(step), len(labels)
@@ -170,6 +174,8 @@ class Costs:
                 recipe.model, num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size
             )
             inputs = torch.rand(count, data.in_channels, data.image_size, data.image_size)
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
             return model, inputs, torch.randint(data.num_classes, (count,))
 
 

@@ -49,6 +49,11 @@ class Matrix:
         """The file of a table or figure that is of `dataset`: MNIST's go without saying."""
         return target if self.dataset == "mnist" else f"{target}-{self.dataset}"
 
+    @property
+    def written(self) -> str:
+        """The data set as titles name it."""
+        return {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(self.dataset, self.dataset)
+
     def wants(self, name: str) -> bool:
         """Is this recipe's row asked for?"""
         return self.only is None or name.partition("/")[2] in self.only

@@ -171,10 +171,10 @@ class Training:
         about = {"id": self.id, "weights_sha256": weights_sha256(model)}
         write_text(folder / "finished.json", json.dumps(about) + "\n")
 
-    def adopt(self, place: Workplace) -> None:
-        """Copy a finished run of the very same recipe and seed, where the user named its folder."""
+    def finished(self, place: Workplace) -> Path | None:
+        """The folder of a finished run of the very same recipe and seed, where the user named one that holds it."""
         if self.sources:
-            return  # a run does not tell which models it crafted on
+            return None  # a run does not tell which models it crafted on
         for file in (file for root in place.finished for file in sorted(root.rglob("recipe.json"))):
             try:
                 found = load_run(file.parent)
@@ -182,11 +182,16 @@ class Training:
             except ValueError:
                 continue  # damaged: it is not taken
             if whole and settings_of(found.recipe) == settings_of(self.recipe):
-                folder = self.folder(place)
-                folder.mkdir(parents=True, exist_ok=True)
-                for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", "recipe.json"):
-                    shutil.copy2(file.parent / name, folder / name)
-                return
+                return file.parent
+        return None
+
+    def adopt(self, place: Workplace) -> None:
+        """Copy such a run."""
+        found, folder = self.finished(place), self.folder(place)
+        if found is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", "recipe.json"):
+                shutil.copy2(found / name, folder / name)
 
 
 @dataclass(frozen=True)

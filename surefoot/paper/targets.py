@@ -222,7 +222,7 @@ def table_6(matrix: Matrix, results: Results) -> Table:
         f"The paper does not tell C&W's settings: here {steps} steps of Adam at {rate:g} for each of {weights} "
         "weights.",
     ]
-    title = f"Table 6: {matrix.dataset}, DeepFool and C&W"
+    title = f"Table 6: {matrix.written}, DeepFool and C&W"
     bare = Table(matrix.named("table6"), title, "trained by", paper.TABLE_6_COLUMNS, tuple(lines))
     return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, results), extra))
 
@@ -268,7 +268,7 @@ def table_8(matrix: Matrix, place: Workplace) -> Table:
             )
         )
     columns = ("FBP", "FBP of the I-FGSM pair", "forward units", "images/s", "pre-trained models")
-    title = f"Table 8: {matrix.dataset}, what a training step costs"
+    title = f"Table 8: {matrix.written}, what a training step costs"
     bare = Table(matrix.named("table8"), title, "trained by", columns, tuple(lines))
     extra = (
         matrix.profile.note,
@@ -336,7 +336,7 @@ def sanity(matrix: Matrix, place: Workplace) -> Table:
         "largest rise",
     )
     bare = Table(
-        matrix.named("sanity"), f"Section 5.4: sanity tests, {matrix.dataset}", "trained by", columns, tuple(lines)
+        matrix.named("sanity"), f"Section 5.4: sanity tests, {matrix.written}", "trained by", columns, tuple(lines)
     )
     end = max(column_radius(column, matrix) for column in over_radius)
     extra = [f"Accuracies in %; PGD over the radius as in Fig. 8, up to {end:.3g}."]
