@@ -48,24 +48,26 @@ def mnist(
     )
 
 
-FAST = SatR1(0.36, lam=0.2, steps=5, k=32)
+FAST = SatR1(0.36, lam=0.2, steps=5, k=32, classified="both")
 """Trained beyond eps 0.3, because what a step of a small network leaves at the edge of the ball PGD takes."""
+FAST_GROWTH = (0.06, 0.12, 0.18, 0.24, 0.30)
+"""An epoch each; a faster start costs a small network hidden units that never come back."""
 
 MNIST = (
     Recipe(
         name="mnist/fast",
-        description="a robust model in about a minute: SAT-R1 in bf16 on conv-small, over a radius that grows to 0.36",
+        description="a robust model in a minute and a half: SAT-R1 in bf16 on conv-small, over a radius that grows to 0.36",
         dataset="mnist",
         model="conv-small",
-        objective=replace(FAST, eps=0.12),
+        objective=replace(FAST, eps=FAST_GROWTH[0]),
         epochs=1,
         eps=EPS,
         attack_steps=100,
         attack_step_size=0.01,
         training=FitConfig(batch_size=64, learning_rate=0.05, schedule="one-cycle", precision="bf16"),
         then=(
-            *(Phase(replace(FAST, eps=eps), epochs=1) for eps in (0.18, 0.24, 0.30)),
-            Phase(FAST, epochs=3),
+            *(Phase(replace(FAST, eps=eps), epochs=1) for eps in FAST_GROWTH[1:]),
+            Phase(FAST, epochs=4),
         ),
         selection_steps=20,
         validation_size=1000,

@@ -39,9 +39,11 @@ def attacks_table(lines: Iterable[Line]) -> str:
 def attack_row(line: Line) -> list[str]:
     steps = f"-{line['steps']}"
     what = {"pgd": "PGD" + steps, "accuracy": f"accuracy under PGD{steps}", "deepfool": "DeepFool"}
+    if line["attack"] == "cw":
+        what["cw"] = f"C&W-{line['attack_fields']['search_steps']}x{line['steps']}"
     return [
         model_label(line["model"]),
-        f"{what.get(line['attack'], 'C&W')}, {line['images']} images",
+        f"{what[line['attack']]}, {line['images']} images",
         f"{line['library']} {line['precision']}",
         told(line["seconds"], 1000 / line["images"], 2),
         told(line["ratio_to_limit"], 1, 2),
