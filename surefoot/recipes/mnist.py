@@ -56,7 +56,7 @@ FAST_GROWTH = (0.06, 0.12, 0.18, 0.24, 0.30)
 MNIST = (
     Recipe(
         name="mnist/fast",
-        description="a robust model in a minute and a half: SAT-R1 in bf16 on conv-small, over a radius that grows to 0.36",
+        description="robust in a minute and a half: SAT-R1 in bf16 on conv-small, a radius that grows to 0.36",
         dataset="mnist",
         model="conv-small",
         objective=replace(FAST, eps=FAST_GROWTH[0]),
