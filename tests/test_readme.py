@@ -13,7 +13,7 @@ from surefoot.evaluation import Record, read_records
 from surefoot.paper.beside import Cell
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
-from surefoot.paper.profiles import QUICK
+from surefoot.paper.profiles import PROFILES, QUICK
 from surefoot.paper.runs import Workplace
 from surefoot.paper.tables import auto_attack, main, read_runs, table_3, table_3_black_box, table_6
 from surefoot.paper.targets import TABLES
@@ -231,6 +231,16 @@ def test_the_quick_tables_are_drawn_from_the_committed_runs(name: str) -> None:
     assert table.markdown() == committed
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     assert table.grid() in text or f"results/reproduction/quick/{name}.md" in text
+
+
+def test_sat_r1_at_the_papers_scale_is_what_was_measured() -> None:
+    folder = ROOT / "results" / "reproduction"
+    committed = (folder / "paper-bf16" / "table3.md").read_text(encoding="utf-8")
+    paper = PROFILES["paper"].trained_in("bf16")
+    table = TABLES["table3"].table(Matrix(paper, paper.seeds), Workplace(folder))
+    assert table.markdown() == committed
+    row = next(line for line in committed.splitlines() if line.startswith("| SAT-R1 | 98"))
+    assert " | ".join(row.split(" | ")[:6]) in (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 
 
 def test_fgsm_ats_other_seeds_are_what_was_measured() -> None:
