@@ -17,7 +17,7 @@ from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import fields_of
+from surefoot.evaluation.worker import fields_of, half_precision
 from surefoot.models import build_model
 from surefoot.paper.curves import PGD_STEPS
 from surefoot.paper.measurements import Around, Passes, count_passes
@@ -32,7 +32,10 @@ FAST = 0.5  # seconds of a step of so many images, below which it is timed in ea
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds on one worker, and their basis: `measured` in finished runs, or `passes` times what one takes here."""
+    """Seconds on one worker, and their basis.
+
+    `measured` in finished runs, `passes` times what one takes here, or 0 for `a finished run` that is taken as it is.
+    """
 
     task: Task
     seconds: float
@@ -108,7 +111,7 @@ class Costs:
     def training(self, task: Training) -> Estimate:
         """All epochs of a training, less those that are done."""
         recipe = task.recipe
-        if not (task.folder(self.place) / "recipe.json").exists() and task.finished(self.place) is not None:
+        if task.adoptable(self.place) is not None:
             return Estimate(task, 0.0, "a finished run")
         saved = 0 if task.done(self.place) else len(read_lines(task.folder(self.place) / "metrics.jsonl"))
         schedule = whole_schedule(recipe)[saved:]
@@ -154,7 +157,7 @@ class Costs:
 
             def step() -> None:
                 optimizer.zero_grad()
-                with torch.autocast("cpu", torch.bfloat16, enabled=recipe.training.precision == "bf16"):
+                with half_precision(inputs.device, recipe.training.precision == "bf16"):
                     logits = model(inputs)
                 cross_entropy(logits, labels).mean().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -144,12 +144,11 @@ class Training:
     def model(self, place: Workplace, dataset: Dataset) -> nn.Module:
         """The trained model, on the device where it is measured."""
         model = load_run(self.folder(place)).load_model(dataset).requires_grad_(False)
-        return model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return model.to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def __call__(self, place: Workplace) -> None:
         folder = self.folder(place)
-        if not (folder / "recipe.json").exists():
-            self.adopt(place)
+        self.adopt(place)
         started = (folder / "recipe.json").exists()
         complete = started and load_run(folder).epochs_done() >= load_run(folder).epochs()
         if not (complete and (folder / "model.safetensors").exists()):
@@ -171,9 +170,9 @@ class Training:
         about = {"id": self.id, "weights_sha256": weights_sha256(model)}
         write_text(folder / "finished.json", json.dumps(about) + "\n")
 
-    def finished(self, place: Workplace) -> Path | None:
-        """The folder of a finished run of the very same recipe and seed, where the user named one that holds it."""
-        if self.sources:
+    def adoptable(self, place: Workplace) -> Path | None:
+        """A finished run of the very same recipe and seed, in folders that the user named; None once this has begun."""
+        if self.sources or (self.folder(place) / "recipe.json").exists():
             return None  # a run does not tell which models it crafted on
         for file in (file for root in place.finished for file in sorted(root.rglob("recipe.json"))):
             try:
@@ -186,8 +185,8 @@ class Training:
         return None
 
     def adopt(self, place: Workplace) -> None:
-        """Copy such a run."""
-        found, folder = self.finished(place), self.folder(place)
+        """Copy such a run, where there is one."""
+        found, folder = self.adoptable(place), self.folder(place)
         if found is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", "recipe.json"):
@@ -336,15 +335,10 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def device() -> torch.device:
-    """The accelerator, where there is one."""
-    return best_device()
-
-
 def some_batches(dataset: Dataset, images: int | None, split: str) -> Batches:
     """The first images of a split, on the device."""
     whole: Split = getattr(dataset, split)
-    return Batches(Split(whole.images[:images], whole.labels[:images]), BATCH, device=device(), channels_last=True)
+    return Batches(Split(whole.images[:images], whole.labels[:images]), BATCH, device=best_device(), channels_last=True)
 
 
 def about_model(model: Training, place: Workplace) -> dict[str, Any]:

@@ -38,9 +38,12 @@ def attacks_table(lines: Iterable[Line]) -> str:
 
 def attack_row(line: Line) -> list[str]:
     steps = f"-{line['steps']}"
-    what = {"pgd": "PGD" + steps, "accuracy": f"accuracy under PGD{steps}", "deepfool": "DeepFool"}
-    if line["attack"] == "cw":
-        what["cw"] = f"C&W-{line['attack_fields']['search_steps']}x{line['steps']}"
+    what = {
+        "pgd": "PGD" + steps,
+        "accuracy": f"accuracy under PGD{steps}",
+        "deepfool": "DeepFool",
+        "cw": f"C&W-{line['attack_fields'].get('search_steps')}x{line['steps']}",
+    }
     return [
         model_label(line["model"]),
         f"{what[line['attack']]}, {line['images']} images",
