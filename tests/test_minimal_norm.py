@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from surefoot.attacks import CarliniWagnerL2, DeepFool
+from surefoot.benchmark.step_cost import count_passes
 from surefoot.core.geometry import l2_distance
 from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.types import Attack
@@ -81,6 +82,30 @@ def test_deepfool_crosses_a_linear_boundary_in_one_step() -> None:
     adv_inputs = DeepFool(steps=1, overshoot=0.01, shorten=0)(net, inputs, labels)
     assert bool((net(adv_inputs).argmax(dim=1) != labels).all())
     assert torch.allclose(l2_distance(adv_inputs, inputs), 1.01 * (distances + 1e-4))
+
+
+def test_deepfool_follows_few_classes_between_wide_looks() -> None:
+    net = nn.Linear(5, 10)
+    net.bias.data[0] = 1e6  # out of reach, so that every step is made
+    inputs, labels = torch.rand(3, 5), torch.zeros(3, dtype=torch.long)
+    counted = count_passes(lambda: DeepFool(steps=6)(net, inputs, labels), [net])
+    assert counted.crafting_passes == 9 + 4 * 4 + 9
+    counted = count_passes(lambda: DeepFool(steps=6, candidates=3)(net, inputs, labels), [net])
+    assert counted.crafting_passes == 6 * 2
+
+
+def test_deepfool_steps_to_the_class_that_has_become_the_nearest() -> None:
+    """Class 1 is the nearest of the first linearisation; from its point on class 2 is, and 1 is out of reach."""
+
+    class Bent(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            x, y = inputs.unbind(dim=1)
+            first = torch.where(x > 0.65, 1.3 - x, -10 + 0 * x)
+            return torch.stack([x, first, 0.5 * y + 0.05], dim=1)
+
+    inputs, labels = torch.tensor([[0.7, 0.1]]), torch.tensor([0])
+    adv_inputs = DeepFool(shorten=0)(Bent(), inputs, labels)
+    assert int(Bent()(adv_inputs).argmax()) == 2
 
 
 def clipped() -> Made:

@@ -4,17 +4,21 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from surefoot.core.gradients import crafting, input_gradient, is_crafting
-from surefoot.models import MODELS, ModelSpec, Normalize, build_model, load_factory
+from surefoot.core.losses import cross_entropy
+from surefoot.models import MODELS, ModelSpec, Normalize, build_model, layers, load_factory
 from surefoot.models.densenet import DenseLayer
-from surefoot.models.layers import Classifier, ImageConv2d
+from surefoot.models.layers import Classifier, HiddenLinear, ImageConv2d
 from surefoot.models.resnet import PreActBlock
 
 ALL = sorted(MODELS)
@@ -613,6 +617,96 @@ def test_the_first_convolution_learns_as_any_other() -> None:
     assert inputs.grad is not None
     assert torch.equal(layer.weight.grad, plain.weight.grad)
     torch.testing.assert_close(inputs.grad, twin.grad)
+
+
+class CountOneDnn(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How many products went through oneDNN."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += "mkldnn._linear_pointwise" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def onednn_calls(call: Callable[[], object]) -> int:
+    count = CountOneDnn()  # type: ignore[no-untyped-call]
+    with count:
+        call()
+    return count.calls
+
+
+has_onednn = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this PyTorch is built without oneDNN"
+)
+
+
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "WORTH_ONEDNN", 0)
+
+
+@has_onednn
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_hidden_layer_is_the_librarys(rows: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    fast, plain = HiddenLinear(7, 6, bias=bias), nn.Linear(7, 6, bias=bias)
+    plain.load_state_dict(fast.state_dict())
+    inputs = torch.rand(rows, 7)
+    found = []
+    for layer in (fast, plain):
+        pixels = inputs.clone().requires_grad_()
+        outputs = layer(pixels)
+        (first,) = torch.autograd.grad(outputs.pow(3).sum(), pixels, create_graph=True)
+        first.square().sum().backward()  # type: ignore[no-untyped-call]  # second derivatives, as a penalty on the gradient takes them
+        found.append([outputs, first, pixels.grad, *(parameter.grad for parameter in layer.parameters())])
+    torch.testing.assert_close(found[0], found[1])
+
+
+@has_onednn
+@pytest.mark.usefixtures("any_size")
+def test_where_a_hidden_layer_goes_through_onednn() -> None:
+    layer, inputs = HiddenLinear(7, 6), torch.rand(5, 7)
+    labels = torch.zeros(5, dtype=torch.long)
+
+    def craft() -> None:
+        with crafting(layer) as frozen:
+            input_gradient(frozen, inputs, partial(cross_entropy, labels=labels))
+
+    assert onednn_calls(lambda: layer(inputs).sum().backward()) == 2  # forward and the weights' gradient
+    assert onednn_calls(craft) == 2  # forward and the inputs' gradient, none of the weights'
+    layer.eval()
+    assert onednn_calls(lambda: layer(inputs)) == 0
+    with torch.no_grad():
+        assert onednn_calls(lambda: layer(inputs)) == 1
+        assert onednn_calls(lambda: layer(inputs[0])) == 0
+        assert onednn_calls(lambda: layer.double()(inputs.double())) == 0
+        with torch.autocast("cpu", torch.bfloat16):
+            assert onednn_calls(lambda: layer.float()(inputs)) == 0
+    assert onednn_calls(lambda: layer.requires_grad_(False)(inputs)) == 1
+
+
+@has_onednn
+def test_only_a_large_product_goes_through_onednn() -> None:
+    layer = HiddenLinear(1 << 12, 1 << 6).eval()
+    rows = layers.WORTH_ONEDNN >> 18
+    with torch.no_grad():
+        assert onednn_calls(lambda: layer(torch.rand(rows, 1 << 12))) == 1
+        assert onednn_calls(lambda: layer(torch.rand(rows - 1, 1 << 12))) == 0
+
+
+@has_onednn
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+def test_a_traced_hidden_layer_needs_no_onednn() -> None:
+    layer, inputs = HiddenLinear(7, 6).eval(), torch.rand(5, 7)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, inputs)  # type: ignore[no-untyped-call]
+        assert "mkldnn" not in str(traced.inlined_graph)
+        exported = torch.export.export(layer, (inputs,))
+    assert "mkldnn" not in str(exported.graph)
 
 
 def test_another_thread_learns_while_this_one_crafts() -> None:

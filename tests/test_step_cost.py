@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from surefoot.benchmark import StepCostBenchmark, StepSubject
-from surefoot.benchmark.step_cost import HeldMemory, count_passes, floor_passes
+from surefoot.benchmark.step_cost import HeldMemory, count_passes, floor_passes, forward_flops
 from surefoot.cli import main
 from surefoot.core.types import LossTerms, Objective
+from surefoot.models import layers
+from surefoot.models.layers import HiddenLinear
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 
 BATCH = 6
@@ -92,6 +94,14 @@ def ticking() -> Callable[[], float]:
 def subject(**objectives: Objective) -> StepSubject:
     torch.manual_seed(0)
     return StepSubject("net", small_net(), torch.rand(BATCH, 1, 6, 6), torch.arange(BATCH) % 3, objectives)
+
+
+def test_a_products_arithmetic_counts_whoever_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Flatten(), HiddenLinear(36, 7))
+    measured = StepSubject("net", net, torch.rand(BATCH, 1, 6, 6), torch.zeros(BATCH, dtype=torch.long), {})
+    assert forward_flops(measured) == 2 * BATCH * 36 * 7
+    monkeypatch.setattr(layers, "WORTH_ONEDNN", 0)
+    assert forward_flops(measured) == 2 * BATCH * 36 * 7
 
 
 def test_a_line_says_what_was_measured() -> None:

@@ -15,6 +15,9 @@ from surefoot.core.gradients import is_crafting
 SMALL_IMAGE = 64
 """Up to this many pixels a side a network keeps the full resolution in its first layers."""
 
+WORTH_ONEDNN = 1 << 23
+"""Multiply-adds from which on `HiddenLinear` takes oneDNN: in smaller products its calls take longer than they save."""
+
 
 class Normalize(nn.Module):
     """Compute (inputs - mean) / std channel by channel, as the first layer of a model.
@@ -160,6 +163,66 @@ class Blocks:
     def kernel(self, weight: Tensor) -> Tensor:
         """[channels x side x side, maps, height, width], in channels_last."""
         return F.pad(weight, (0, 1, 0, 1)).flatten().index_select(0, self.order).view(self.shape).permute(0, 3, 1, 2)
+
+
+class HiddenLinear(nn.Linear):
+    """A fully connected layer whose large fp32 products are fast on a CPU of any maker.
+
+    The library multiplies fp32 matrices on a CPU by MKL, which leaves half of an AMD processor's vector units idle.
+    Here oneDNN does it, as it does the library's convolutions. This is `nn.Linear` on other devices, under
+    autocast, torch.compile and tracing, where a product is small, and in evaluation mode outside `crafting` where
+    the weights ask for gradients: a caller who wants those of the inputs alone need not pay for both.
+
+    Args: those of `nn.Linear`.
+
+    >>> layer = HiddenLinear(64, 32)
+    >>> layer(torch.rand(4, 64)).shape
+    torch.Size([4, 32])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[batch, in_features] to [batch, out_features]."""
+        if not self._by_onednn(input):
+            return super().forward(input)
+        product: Tensor = Product.apply(input, _lent(self.weight))  # type: ignore[no-untyped-call]
+        return product if self.bias is None else product + _lent(self.bias)
+
+    def _by_onednn(self, input: Tensor) -> bool:
+        return (
+            not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()  # type: ignore
+            and input.numel() * self.out_features >= WORTH_ONEDNN
+            and input.dim() == 2
+            and input.device.type == self.weight.device.type == "cpu"
+            and input.dtype == self.weight.dtype == torch.float32
+            and (self.training or is_crafting() or not torch.is_grad_enabled() or not self.weight.requires_grad)
+            and not torch.is_autocast_enabled("cpu")
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        )
+
+
+def _lent(weight: Tensor) -> Tensor:
+    """Without its gradient while crafting, where nobody asks for it."""
+    return weight.detach() if is_crafting() else weight
+
+
+class Product(torch.autograd.Function):
+    """left @ right.T by oneDNN, and its gradients likewise: [rows, inner] and [columns, inner] to [rows, columns]."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        (gradient,), (left, right) = gradients, ctx.saved_tensors
+        to_left, to_right = ctx.needs_input_grad
+        return (
+            Product.apply(gradient, right.t()) if to_left else None,  # type: ignore[no-untyped-call]
+            Product.apply(gradient.t(), left.t()) if to_right else None,  # type: ignore[no-untyped-call]
+        )
 
 
 def require_size(network: str, image_size: int, at_least: int) -> None:

@@ -13,7 +13,7 @@ gradient, on a quarter of the values.
 
 from torch import nn
 
-from surefoot.models.layers import ImageConv2d, require_size
+from surefoot.models.layers import HiddenLinear, ImageConv2d, require_size
 
 
 def lenet_plus(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Module:
@@ -53,7 +53,7 @@ def lenet(
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(maps[1] * side * side, hidden),
+        HiddenLinear(maps[1] * side * side, hidden),
         nn.ReLU(),
         nn.Linear(hidden, num_classes),
     )
@@ -76,7 +76,7 @@ def mnist_a(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28
         nn.ReLU(),
         nn.Dropout(0.25),
         nn.Flatten(),
-        nn.Linear(64 * side * side, 128),
+        HiddenLinear(64 * side * side, 128),
         nn.ReLU(),
         nn.Dropout(0.5),
         nn.Linear(128, num_classes),
@@ -125,7 +125,7 @@ def mnist_c(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28
         nn.MaxPool2d(2),
         nn.Tanh(),
         nn.Flatten(),
-        nn.Linear(64 * side * side, 128),
+        HiddenLinear(64 * side * side, 128),
         nn.ReLU(),
         nn.Linear(128, num_classes),
     )
@@ -142,7 +142,7 @@ def mnist_d(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28
     widths = [in_channels * image_size * image_size, 300, 300, 300, 300]
     layers: list[nn.Module] = [nn.Flatten()]
     for i in range(4):
-        layers += [nn.Linear(widths[i], widths[i + 1]), nn.ReLU(), nn.Dropout(0.5)]
+        layers += [HiddenLinear(widths[i], widths[i + 1]), nn.ReLU(), nn.Dropout(0.5)]
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
 
 
@@ -167,7 +167,7 @@ def conv_small(*, num_classes: int = 10, in_channels: int = 1, image_size: int =
         nn.Conv2d(16, 32, 4, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * side * side, 100),
+        HiddenLinear(32 * side * side, 100),
         nn.ReLU(),
         nn.Linear(100, num_classes),
     )
@@ -222,7 +222,7 @@ def digits_net(*, num_classes: int = 10, in_channels: int = 1, image_size: int =
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(64 * side * side, 128),
+        HiddenLinear(64 * side * side, 128),
         nn.ReLU(),
         nn.Linear(128, num_classes),
     )
