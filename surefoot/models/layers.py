@@ -184,7 +184,7 @@ class HiddenLinear(nn.Linear):
         """[batch, in_features] to [batch, out_features]."""
         if not self._by_onednn(input):
             return super().forward(input)
-        product: Tensor = Product.apply(input, _lent(self.weight))  # type: ignore[no-untyped-call]
+        product: Tensor = _Product.apply(input, _lent(self.weight))  # type: ignore[no-untyped-call]
         return product if self.bias is None else product + _lent(self.bias)
 
     def _by_onednn(self, input: Tensor) -> bool:
@@ -206,7 +206,7 @@ def _lent(weight: Tensor) -> Tensor:
     return weight.detach() if is_crafting() else weight
 
 
-class Product(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     """left @ right.T by oneDNN, and its gradients likewise: [rows, inner] and [columns, inner] to [rows, columns]."""
 
     @staticmethod
@@ -220,8 +220,8 @@ class Product(torch.autograd.Function):
         (gradient,), (left, right) = gradients, ctx.saved_tensors
         to_left, to_right = ctx.needs_input_grad
         return (
-            Product.apply(gradient, right.t()) if to_left else None,  # type: ignore[no-untyped-call]
-            Product.apply(gradient.t(), left.t()) if to_right else None,  # type: ignore[no-untyped-call]
+            _Product.apply(gradient, right.t()) if to_left else None,  # type: ignore[no-untyped-call]
+            _Product.apply(gradient.t(), left.t()) if to_right else None,  # type: ignore[no-untyped-call]
         )
 
 
