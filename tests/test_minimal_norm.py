@@ -108,6 +108,19 @@ def test_deepfool_steps_to_the_class_that_has_become_the_nearest() -> None:
     assert int(Bent()(adv_inputs).argmax()) == 2
 
 
+def test_deepfool_follows_the_classes_that_are_nearest() -> None:
+    """Class k is crossed by pixel k alone, where it passes its own threshold; the first step falls short of it."""
+
+    class Concave(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.cat([0 * inputs[:, :1], (inputs / torch.linspace(0.3, 0.8, 9)).log()], dim=1)
+
+    inputs, labels = torch.full((1, 9), 0.15), torch.tensor([0])
+    adv_inputs = DeepFool(shorten=0)(Concave(), inputs, labels)
+    assert int(Concave()(adv_inputs).argmax()) == 1
+    assert torch.equal(adv_inputs[:, 1:], inputs[:, 1:])
+
+
 def clipped() -> Made:
     """Two classes, half the pixels at the end of their range that the shortest way would leave."""
     pixels = 16
