@@ -4,13 +4,19 @@ BIN := .venv/bin
 # Where a wheel for this machine is already at hand, pip's own settings find it.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test lowest check format clean
 
 setup: .venv/.demo
 demo: .venv/.demo
 	$(BIN)/surefoot demo
 test: .venv/.dev
 	$(BIN)/python -m pytest
+# With the lower bounds of pyproject.toml; downloads gigabytes. What old libraries deprecate of each other is no failure.
+lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
+	.venv-lowest/bin/python -m pip install --quiet --no-deps torchattacks
+	.venv-lowest/bin/python -m pytest -W default
 check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,4 +38,4 @@ format: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest build *.egg-info .pytest_cache .mypy_cache .ruff_cache

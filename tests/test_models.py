@@ -700,6 +700,7 @@ def test_only_a_large_product_goes_through_onednn() -> None:
 @has_onednn
 @pytest.mark.usefixtures("any_size")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # deprecated from 2.14 on
 def test_a_traced_hidden_layer_needs_no_onednn() -> None:
     layer, inputs = HiddenLinear(7, 6).eval(), torch.rand(5, 7)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,12 @@ def test_strict_against_fast_is_what_was_measured() -> None:
         cells = [f"{100 * each:.1f}" for each in (strict.robust_accuracy, fast.robust_accuracy, screening)]
         backwards = f"{strict.backwards / strict.num_examples:.1f}"
         assert f"| {label} | {' | '.join(cells)} | {backwards} |" in text
+
+
+def test_the_lowest_versions_are_the_lower_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    bounds = [*project["dependencies"], *extras["figures"], *extras["oracles"], *extras["test"]]
+    expected = {bound.replace(">=", "==") for bound in bounds if not bound.startswith("surefoot")}
+    _, *lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    assert set(lines) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 from pathlib import Path
@@ -151,6 +152,7 @@ def test_an_interruption_says_how_to_go_on(
         (("table3", "--seeds", "0"), "seeds is 0; it must be at least 1"),
         (("table3", "--workers", "-1"), "workers is -1"),
         (("fig10", "--only", "sat-r1", "--data-dir", "nowhere", "--dataset", "mnist"), "nowhere"),
+        (("fig10", "--runs", "nowhere"), "--runs nowhere holds no run of `surefoot train`"),
     ],
 )
 def test_wrong_usage_is_one_sentence(
@@ -168,6 +170,16 @@ def test_two_at_once_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert smoke("table8", "--only", "sat-r3", out=tmp_path) == 2
     assert "another reproduction is at work" in capsys.readouterr().err
     assert smoke("table8", "--only", "sat-r3", out=tmp_path) == 0
+
+
+def test_no_module_of_one_platform_is_needed() -> None:
+    """A module that only Linux and macOS have stops Windows at the import."""
+    of_one = {"fcntl", "grp", "posix", "pwd", "resource", "termios", "tty", "msvcrt", "winreg"}
+    for file in (ROOT / "surefoot").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert of_one.isdisjoint(name.partition(".")[0] for name in names), file
 
 
 def test_the_document_is_drawn_from_the_committed_records() -> None:

@@ -1,7 +1,6 @@
 """`surefoot reproduce WHAT ...`."""
 
 import dataclasses
-import fcntl
 import json
 import shlex
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from filelock import FileLock, Timeout
 from rich.table import Table
 
 from surefoot.cli.options import Common, parse, split_names, unknown
@@ -81,6 +81,9 @@ def run(args: list[str]) -> int:
     options = parse(Options, rest, prog=f"surefoot reproduce {' '.join(names) or 'WHAT'}", description=DESCRIPTION)
     targets = named_targets(names)
     matrix = make_matrix(options)
+    for folder in options.runs:
+        if not any(folder.rglob("recipe.json")):
+            raise ValueError(f"--runs {folder} holds no run of `surefoot train`; give a folder that does, or none.")
     place = Workplace(
         options.out.absolute(),
         options.data_dir and options.data_dir.absolute(),
@@ -251,9 +254,12 @@ def only_one(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     if not (out / ".gitignore").exists():
         write_text(out / ".gitignore", "\n".join(NOT_EVIDENCE) + "\n")
-    with open(out / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another reproduction is at work in {out}; wait for it, or give another --out.") from None
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another reproduction is at work in {out}; wait for it, or give another --out.") from None
+    try:
         yield
+    finally:
+        lock.release()
