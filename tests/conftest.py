@@ -3,17 +3,15 @@
 import atexit
 import os
 import shutil
-import sys
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# `tests.tables` and `surefoot` must be found under plain `pytest` too, not only under `python -m pytest`.
-ROOT = str(Path(__file__).resolve().parents[1])
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+from tests.pages import CHROMIUM, FLAGS
 
 # Decoded data sets go to a folder of this run, never to the user's cache.
 CACHE = tempfile.mkdtemp(prefix="surefoot-cache-")
@@ -28,3 +26,15 @@ settings.load_profile("surefoot")
 
 # torch says some things once a process only: then which test turns red would depend on their order.
 torch.set_warn_always(True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A running Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on PATH, and SUREFOOT_CHROMIUM names none")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield running
+        running.close()

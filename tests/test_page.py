@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -28,6 +27,7 @@ from surefoot.report import write_page
 from surefoot.report.page import LARGEST, page
 from surefoot.report.pictures import difference
 from surefoot.report.plots import MOST_POINTS, Plot, line_styles, thinned
+from tests.pages import NO_WEBGL, Visit, open_page
 
 HOSTILE = """</script><script>throw Error("run")</script><img src=x onerror=alert(1)>"' & {{ 7*7 }}"""
 EPS = 0.25
@@ -472,89 +472,11 @@ def test_a_line_keeps_its_look_from_plot_to_plot() -> None:
 
 # In a browser: Debian's Chromium, headless, with its software renderer.
 
-CHROMIUM = os.environ.get("SUREFOOT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-)
-PATIENCE = 60_000  # milliseconds; a busy machine draws slowly
-NO_WEBGL = """
-const real = HTMLCanvasElement.prototype.getContext;
-HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
-  return kind.startsWith("webgl") ? null : real.call(this, kind, ...more);
-};
-"""
-
-
-@dataclass
-class Visit:
-    """An open page, and what it did that it must not do."""
-
-    page: Any
-    faults: list[str]
-
-    def show(self, plot: str) -> Any:
-        """The plot's element, scrolled into view and drawn."""
-        element = self.page.locator(f"#{plot}")
-        element.scroll_into_view_if_needed()
-        element.locator("svg, canvas").first.wait_for(state="attached")
-        return element
-
-    def ask(self, expression: str) -> Any:
-        return self.page.evaluate(expression)
-
-    def eye(self) -> list[float]:
-        """Where the first surface is seen from."""
-        found: list[float] = self.ask(
-            "Object.values(document.getElementById('model-1-surface').layout.scene.camera.eye)"
-        )
-        return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on PATH, and SUREFOOT_CHROMIUM names none")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        yield running
-        running.close()
-
 
 def visit(browser: Any, audits: list[Audit], path: Path, width: int = 800, before: str = "") -> Visit:
-    """Open the page of these audits; nothing but its own file is handed out."""
+    """Open the page of these audits."""
     write_page(audits, path)
-    context = browser.new_context(viewport={"width": width, "height": 900})
-    context.set_default_timeout(PATIENCE)
-    found = Visit(context.new_page(), [])
-
-    def guard(route: Any) -> None:
-        if route.request.url.partition("#")[0] == path.as_uri():
-            route.continue_()
-        else:
-            found.faults.append(f"asked for {route.request.url}")
-            route.abort()
-
-    def said(message: Any) -> None:
-        # the software renderer's remarks on its own speed are warnings
-        if message.type == "error":
-            found.faults.append(message.text)
-
-    context.route("**/*", guard)
-    found.page.on("console", said)
-    found.page.on("pageerror", lambda error: found.faults.append(str(error)))
-    if before:
-        found.page.add_init_script(before)
-    found.page.goto(path.as_uri())
-    return found
+    return open_page(browser, path, width, before)
 
 
 @pytest.fixture(scope="module")

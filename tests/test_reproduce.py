@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_a_table_and_figures_from_nothing_and_then_for_nothing(
         panels = (tmp_path / "smoke" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[1:]
         lost = sum("missing" in json.loads(panel) for panel in panels)
         assert (len(panels), lost) == shapes[name]
+    page = (tmp_path / "smoke" / "reproduction.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="([^"]+)"', page) == ["table8", "table9", "fig1", "fig3", "fig9", "fig10"]
 
     def never(*args: Any, **named: Any) -> None:
         raise AssertionError("nothing is left to do")

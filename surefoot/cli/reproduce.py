@@ -20,19 +20,20 @@ from surefoot.paper.cluster import Cluster
 from surefoot.paper.estimate import Costs
 from surefoot.paper.figures import can_draw, draw
 from surefoot.paper.matrix import Matrix
+from surefoot.paper.page import write_reproduction
 from surefoot.paper.panels import FIGURES, Figure
 from surefoot.paper.profiles import PROFILES
-from surefoot.paper.runs import Task, Training, Workplace
+from surefoot.paper.runs import Task, Training, Workplace, read_lines
 from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import TABLES, Target
 from surefoot.recipes import RECIPES
 
 DESCRIPTION = """WHAT is table3 to table9, sanity, fig1 to fig10, or all. Train what is missing, measure it, and write
-the paper's tables and figures with our numbers beside the printed ones. What is done is never done again: a stopped
-command, given once more, goes on. Results go to OUT/PROFILE as Markdown, CSV, JSON lines and PNG, the runs behind
-them to OUT/runs."""
+the paper's tables and figures with our numbers beside the printed ones, and a page of them all. What is done is never
+done again: a stopped command, given once more, goes on. Results go to OUT/PROFILE as Markdown, CSV, JSON lines, PNG
+and HTML, the runs behind them to OUT/runs."""
 
-NOT_EVIDENCE = (".gitignore", ".lock", "*.safetensors", "*.ckpt", "/logs/", "/unfinished/")
+NOT_EVIDENCE = (".gitignore", ".lock", "*.safetensors", "*.ckpt", "*.html", "/logs/", "/unfinished/")
 """What of OUT is not worth a commit: the rest is what the tables and figures are drawn from."""
 TARGETS: dict[str, Target | Figure] = {**TABLES, **FIGURES}
 
@@ -104,6 +105,7 @@ def run(args: list[str]) -> int:
             write_table(target, whole, place, options)
         else:
             write_figure(target, whole, place, options)
+    write_page(whole, place)
     for failure in failures:
         say(f"failed: {failure.title}: {failure.error}" + (f" Its log is {failure.log}." if failure.log else ""))
     return int(bool(failures))
@@ -242,6 +244,21 @@ def write_figure(figure: Figure, matrix: Matrix, place: Workplace, options: Opti
         say(f"{figure.name} is in {file.with_suffix('.png')}, its data in {file.name}.")
     else:
         say(f"{figure.name}'s data are in {file}; to draw it: pip install 'surefoot[figures]'.")
+
+
+def write_page(matrix: Matrix, place: Workplace) -> None:
+    """Write the page of all tables and figures that the folder has."""
+    folder = place.out / matrix.profile.name
+    tables = [target.table(matrix, place) for target in TABLES.values()]
+    figures = [folder / f"{matrix.named(name)}.jsonl" for name in FIGURES]
+    file = folder / f"{matrix.named('reproduction')}.html"
+    write_reproduction(
+        [table for table in tables if (folder / f"{table.name}.md").exists()],
+        [read_lines(figure) for figure in figures if figure.exists()],
+        file,
+        note=matrix.profile.note,
+    )
+    say(f"All of it is on one page: {file}.")
 
 
 @contextmanager

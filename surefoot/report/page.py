@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -137,8 +137,8 @@ def fitting(models: Sequence[Model], room: int) -> list[Model]:
 
 
 @cache
-def template() -> Template:
-    """The page's, in which what is not marked as HTML is escaped."""
+def template(name: str) -> Template:
+    """A page's, in which what is not marked as HTML is escaped."""
     environment = Environment(
         loader=PackageLoader("surefoot.report", "template"),
         autoescape=True,
@@ -147,14 +147,11 @@ def template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"share": share, "number": number, "radius": radius, "ranges": ranges, "bound": bound}
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def render(models: Sequence[Model]) -> str:
     """The page of these models."""
-    folder = files("surefoot.report") / "template"
-    style, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    plotly = get_plotlyjs()
     figures: dict[str, Any] = {}
     compared = comparison(models) if len(models) > 1 else []
     for prefix, plots in [("compared", compared), *((model.key, model.plots) for model in models)]:
@@ -171,21 +168,39 @@ def render(models: Sequence[Model]) -> str:
     shared = shared_surfaces(models) if len(models) > 1 else []
     if shared:
         figures["compared-map"] = {"kind": "maps", "choices": [parts for _, parts in shared]}
-    text = template().render(
-        models=models,
+    return document(
+        "page.html",
+        figures,
+        brand="surefoot audit",
         title=title([model.audit for model in models]),
+        models=models,
         compared=compared,
         shared=[surface for surface, _ in shared],
         questions=questions(models),
         surface_words=surface_in_words,
         surface_table=table_of_surfaces,
+    )
+
+
+def document(name: str, figures: Mapping[str, Any], **values: Any) -> str:
+    """A whole page that loads nothing.
+
+    Args:
+        name: of a template that extends `base.html`.
+        figures: what page.js draws, by the id of the element in which it draws.
+        values: `brand`, `title` and what else the template shows.
+    """
+    folder = files("surefoot.report") / "template"
+    style, script = ((folder / each).read_text(encoding="utf-8") for each in ("page.css", "page.js"))
+    plotly = get_plotlyjs()
+    return template(name).render(
         policy=policy([plotly, script]),
         style=Markup(style),
         plotly=Markup(plotly),
         script=Markup(script),
         data=embedded_json(figures),
+        **values,
     )
-    return text.lstrip()  # the macros leave empty lines before the doctype
 
 
 def policy(scripts: Sequence[str]) -> str:

@@ -146,13 +146,31 @@
     return [traces, layout];
   }
 
-  const KINDS = { lines: drawLines, surface: drawSurface, maps: drawMaps };
+  function drawAgainst(id, look, width) {
+    const { series, ends } = figures[id];
+    const [low, high] = ends;
+    const side = Math.min(width, 480);
+    const traces = series.map(({ name, points }, i) => ({
+      name: plain(name), x: points.map((point) => point.paper), y: points.map((point) => point.ours), mode: "markers",
+      error_y: { type: "data", symmetric: false, array: points.map((point) => point.high - point.ours), arrayminus: points.map((point) => point.ours - point.low), width: 0, thickness: 1.2, color: look.lines[i % look.lines.length] },
+      marker: { color: look.lines[i % look.lines.length], symbol: MARKERS[i % MARKERS.length], size: 8 },
+      customdata: points.map((point) => plain(point.column)), hovertemplate: "%{customdata}: ours %{y:.2f}, the paper's %{x:.2f}",
+    }));
+    return [traces, {
+      ...baseLayout(look, width, side + 22 * Math.ceil(series.length / Math.max(1, Math.floor(width / 150)))), margin: { l: 52, r: 10, t: 8, b: 8 }, hovermode: "closest", showlegend: true,
+      xaxis: axis(look, "the paper's (%)", { range: ends }), yaxis: axis(look, "ours (%)", { range: ends }),
+      shapes: [{ type: "line", x0: low, y0: low, x1: high, y1: high, layer: "below", line: { color: look.soft, width: 1, dash: "dot" } }],
+      legend: { orientation: "h", x: 0, xanchor: "left", y: -0.18, yanchor: "top", font: { size: 13 } },
+    }];
+  }
+
+  const KINDS = { lines: drawLines, surface: drawSurface, maps: drawMaps, against: drawAgainst };
 
   function draw(id) {
     const element = at(id);
     const { kind } = figures[id];
     if (kind === "surface" && (!WEBGL || printing)) return;
-    const width = printing ? { lines: PRINTED / 2 - 5, maps: element.classList.contains("map") ? 420 : PRINTED }[kind] : element.clientWidth;
+    const width = printing ? { lines: PRINTED / 2 - 5, against: PRINTED, maps: element.classList.contains("map") ? 420 : PRINTED }[kind] : element.clientWidth;
     const [traces, layout] = KINDS[kind](id, theme(), width);
     element.style.minHeight = "0";
     (kind === "surface" ? Plotly.react : Plotly.newPlot)(element, traces, layout, { displayModeBar: false, scrollZoom: false, doubleClick: "reset" });
