@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, checked
 from surefoot.core.gradients import plain_module
 from surefoot.core.types import LossTerms
+from surefoot.data import Batches, Split
 from surefoot.models import build_model
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 from surefoot.training import captured
@@ -92,6 +93,47 @@ def test_checked_spares_the_values_and_not_the_shapes() -> None:
             check_batch(bad, torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="pixels in"):
         check_batch(bad, torch.tensor([0, 1]))
+
+
+def without_values(objective: Callable[..., LossTerms], network: str, channels: int, size: int) -> LossTerms:
+    """A step on PyTorch's `meta` device, which has no values to ask for and takes no tensor of another device."""
+    model = build_model(network, num_classes=10, in_channels=channels, image_size=size).to("meta").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    inputs = torch.rand(8, channels, size, size, device="meta")
+    with checked():
+        terms = objective(model, inputs, torch.zeros(8, dtype=torch.int64, device="meta"))
+    terms.loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return terms
+
+
+@pytest.mark.parametrize("network", [("lenet-plus", 1, 28), ("conv-small", 1, 28), ("resnet-18", 3, 32)])
+@pytest.mark.parametrize("objective", CAPTURABLE, ids=lambda objective: type(objective).__name__)
+def test_a_capturable_step_asks_the_device_nothing_and_stays_on_it(
+    objective: Callable[..., LossTerms], network: tuple[str, int, int]
+) -> None:
+    terms = without_values(objective, *network)
+    assert {each.device.type for each in (terms.loss, terms.classification, terms.regularizer)} == {"meta"}
+
+
+def test_a_step_that_asks_the_device_or_leaves_it_is_caught() -> None:
+    def asks(model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        terms = NormalTraining()(model, inputs, labels)
+        return terms if terms.loss > 0 else LossTerms(-terms.loss, terms.classification, terms.regularizer)
+
+    def leaves(model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        return NormalTraining()(model, inputs + torch.zeros(inputs.shape), labels)
+
+    for objective in (asks, leaves):
+        with pytest.raises(RuntimeError, match="meta"):
+            without_values(objective, "lenet-plus", 1, 28)
+
+
+def test_batches_are_cut_and_augmented_where_they_are_used() -> None:
+    images = Split(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64))
+    batches = Batches(images, 8, device=torch.device("meta"), shuffle=True, augment="crop-flip", channels_last=True)
+    shapes = [(inputs.shape, inputs.device.type, labels.device.type) for inputs, labels in batches.epoch(1)]
+    assert shapes == [((size, 3, 32, 32), "meta", "meta") for size in (8, 8, 4)]
 
 
 def test_losses_arrive_in_order() -> None:
