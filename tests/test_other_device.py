@@ -1,0 +1,116 @@
+"""What would run on a GPU mixes no devices: attacks, objectives, evaluations, the monitor and the audit, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surefoot.audit import audit
+from surefoot.core.gradients import input_gradient
+from surefoot.core.losses import cross_entropy
+from surefoot.data import Batches, Split
+from surefoot.evaluation import evaluate, evaluate_transfer
+from surefoot.training.monitor import Monitor
+from tests.other_device import OtherDevice, WrongDevice, place_of
+from tests.tables import ATTACKS, EPS, OBJECTIVE_CASES, AttackCase, ObjectiveCase, random_net, trained
+
+
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_an_attack_stays_on_the_device_of_its_images(case: AttackCase) -> None:
+    net, inputs, labels = trained()
+    with OtherDevice() as device:
+        device.put(net, inputs, labels)
+        perturbed = case.build(EPS)(net, inputs, labels)
+    assert place_of(perturbed) == "device"
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_an_objective_stays_there_too(case: ObjectiveCase) -> None:
+    _, inputs, labels = trained()
+    net, source = random_net(), random_net(seed=1).eval()
+    with OtherDevice() as device:
+        device.put(net, source, inputs, labels)
+        terms = case.build((source,))(net, inputs, labels)
+        terms.loss.backward()  # type: ignore[no-untyped-call]
+    assert {place_of(each) for each in (terms.loss, terms.classification)} == {"device"}
+
+
+def moved_batches() -> Batches:
+    """A few batches of what `trained` is given, moved to the device as they are."""
+    _, inputs, labels = trained()
+    images = (inputs * 255).round().to(torch.uint8)
+    return Batches(Split(images, labels), 20, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("precision", ["strict", "fast"])
+def test_an_evaluation_stays_there_too(precision: str) -> None:
+    net, _, _ = trained()
+    with OtherDevice() as device:
+        device.put(net)
+        attacks = [
+            case.build(EPS) for case in ATTACKS if case.name in ("PGD", "DeepFool", "CarliniWagnerL2", "AutoAttack")
+        ]
+        records = evaluate(net, moved_batches(), attacks, precision=precision, worst_case=True)  # type: ignore[arg-type]
+        crossed = evaluate_transfer(net, [net], moved_batches(), attacks[:1])
+    assert records[1].robust_accuracy < records[0].robust_accuracy
+    assert len(crossed[0]) == 2
+
+
+@pytest.mark.slow
+def test_an_audit_stays_there_too() -> None:
+    net, inputs, labels = trained()
+    with OtherDevice() as device:
+        device.put(net, inputs, labels)
+        found = audit(net, inputs[:8], labels[:8], EPS, others=inputs[8:24])
+    assert found.checks
+
+
+def test_a_monitor_stays_there_too() -> None:
+    net, inputs, labels = trained()
+    with OtherDevice() as device:
+        device.put(net, inputs, labels)
+        look = Monitor(inputs, labels, EPS, every=1)(net, 1)
+    assert look is not None
+
+
+def planted_zeros(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    return inputs + torch.zeros(inputs.shape)
+
+
+def planted_choice(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    gradient, _ = input_gradient(model, inputs, lambda logits: cross_entropy(logits, labels))
+    signs = torch.tensor([-1.0, 1.0])
+    return torch.where(gradient > 0, signs[1].expand(inputs.shape), gradient)
+
+
+def planted_index(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    return torch.eye(3)[labels]
+
+
+def planted_numpy(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    return torch.from_numpy(inputs.numpy())
+
+
+@pytest.mark.parametrize("attack", [planted_zeros, planted_choice, planted_index, planted_numpy])
+def test_what_leaves_the_device_is_caught(attack: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+    net, inputs, labels = trained()
+    with OtherDevice() as device:
+        device.put(net, inputs, labels)
+        with pytest.raises(WrongDevice):
+            attack(net, inputs, labels)
+
+
+def test_what_a_gpu_allows_is_allowed() -> None:
+    _, inputs, labels = trained()
+    with OtherDevice() as device:
+        device.put(inputs, labels)
+        assert place_of(inputs[torch.tensor([1, 2])]) == "device"
+        assert place_of(inputs * torch.tensor(2.0)) == "device"
+        assert place_of(inputs + torch.zeros(inputs.shape, device=inputs.device)) == "device"
+        assert place_of(torch.zeros(3).to(inputs.device)) == "device"
+        assert place_of(inputs.cpu()) == "host"
+        inputs.copy_(torch.zeros(inputs.shape))
+        assert place_of(inputs) == "device"
