@@ -28,6 +28,12 @@ settings.load_profile("surefoot")
 torch.set_warn_always(True)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """No test draws what an earlier one left."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A running Chromium."""

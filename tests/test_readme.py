@@ -235,6 +235,13 @@ def test_the_quick_tables_are_drawn_from_the_committed_runs(name: str) -> None:
     assert table.grid() in text or f"results/reproduction/quick/{name}.md" in text
 
 
+def test_a_table_tells_the_seeds_that_it_has_not_those_that_were_asked_for() -> None:
+    folder = ROOT / "results" / "reproduction"
+    table = TABLES["table4"].table(Matrix(QUICK, 3), Workplace(folder))
+    assert table.markdown() == (folder / "quick" / "table4.md").read_text(encoding="utf-8")
+    assert any(note.startswith("1 seed (0);") for note in table.notes)
+
+
 def test_what_ran_at_the_papers_scale_is_what_was_measured() -> None:
     folder = ROOT / "results" / "reproduction"
     committed = (folder / "paper-bf16" / "table3.md").read_text(encoding="utf-8")

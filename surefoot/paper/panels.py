@@ -48,7 +48,7 @@ class Figure:
         """The figure's file: a line about it, then a line a panel."""
         about = {
             "figure": self.name,
-            "title": f"{self.title} ({matrix.dataset})",
+            "title": f"{self.title} ({matrix.written})",
             "columns": self.columns,
             "profile": matrix.profile.name,
             "note": matrix.profile.note,

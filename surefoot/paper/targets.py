@@ -98,7 +98,7 @@ def cells(
 
 def notes(matrix: Matrix, table: Table, records: Sequence[Record], extra: Sequence[str] = ()) -> tuple[str, ...]:
     """What a reader must know: scale, seeds, what was counted, what it cost, what is missing or far off."""
-    seeds = f"{matrix.seeds} seeds (0-{matrix.seeds - 1})" if matrix.seeds > 1 else "1 seed (0)"
+    seeds = seeds_behind(records, matrix.seeds)
     found = [
         matrix.profile.note,
         f"{seeds}; after ± the sample deviation. An image that the attack fools once counts as fooled, also where "
@@ -116,6 +116,22 @@ def notes(matrix: Matrix, table: Table, records: Sequence[Record], extra: Sequen
     if far and matrix.profile.name.startswith("paper"):
         found.append(f"More than two points from the paper's: {'; '.join(far)}.")
     return tuple(found)
+
+
+def seeds_behind(records: Sequence[Record], planned: int) -> str:
+    """How many trainings the numbers rest on; where nothing was run, how many they would.
+
+    >>> seeds_behind([], 3), seeds_behind([], 1)
+    ('3 seeds (0-2)', '1 seed (0)')
+    """
+    seeds: dict[tuple[str | None, ...], set[int | None]] = {}
+    for each in records:
+        seeds.setdefault((each.recipe, each.source, each.attack, str(each.attack_fields)), set()).add(each.seed)
+    counts = [len(found) for found in seeds.values()] or [planned]
+    fewest, most = min(counts), max(counts)
+    if fewest < most:
+        return f"{fewest} to {most} seeds a number"
+    return f"{most} seeds (0-{most - 1})" if most > 1 else "1 seed (0)"
 
 
 def all_records(grid: Grid, matrix: Matrix, results: Results) -> list[Record]:
