@@ -13,6 +13,7 @@ from surefoot.cli.train import recipe_named
 from surefoot.evaluation import Record, read_records
 from surefoot.paper.beside import Cell
 from surefoot.paper.matrix import Matrix
+from surefoot.paper.page import Number
 from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
 from surefoot.paper.profiles import PROFILES, QUICK
 from surefoot.paper.runs import Workplace
@@ -255,6 +256,21 @@ def test_what_ran_at_the_papers_scale_is_what_was_measured() -> None:
     for name in ("NT", "FGSM-AT", "SAT-R3"):
         row = next(line for line in rows if line.startswith(f"| {name} |"))
         assert " | ".join(row.split(" | ")[:11]) + " |\n" in text
+
+
+def test_sat_r2_at_the_papers_scale_is_what_was_measured() -> None:
+    folder = ROOT / "results" / "reproduction"
+    committed = (folder / "paper" / "table3.md").read_text(encoding="utf-8")
+    paper = PROFILES["paper"]
+    table = TABLES["table3"].table(Matrix(paper, paper.seeds), Workplace(folder))
+    assert table.markdown() == committed
+    row = next(line for line in committed.splitlines() if line.startswith("| SAT-R2 | 98"))
+    assert " | ".join(row.split(" | ")[:6]) + " |\n" in (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    ((_, cells),) = (line for line in table.rows if line[0] == "SAT-R2")
+    for cell in cells[:5]:
+        assert isinstance(cell, Cell)
+        assert len(cell.values) == paper.seeds
+        assert Number.of(cell).state in ("within", "near")
 
 
 def test_fgsm_ats_other_seeds_are_what_was_measured() -> None:
