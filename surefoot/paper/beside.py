@@ -75,6 +75,21 @@ class Cell:
         mean = statistics.fmean(self.values)
         return max(low, mean - reach), min(high, mean + reach)
 
+    @property
+    def printed_digits(self) -> int:
+        """Behind the point of the paper's number."""
+        return self.digits if self.paper_digits is None else self.paper_digits
+
+    def paper_mean(self) -> float | None:
+        """The paper's number without its deviation."""
+        return self.paper[0] if isinstance(self.paper, tuple) else self.paper
+
+    def paper_text(self) -> str:
+        """The paper's number as it prints it; empty where it has none."""
+        if self.paper is None:
+            return ""
+        return printed(self.paper, self.printed_digits)
+
     def text(self) -> str:
         """`98.40 ± 0.10 (98.15 ± 0.05)`; a dash where there is nothing of ours.
 
@@ -85,9 +100,7 @@ class Cell:
         ours = "-" if mean is None else f"{mean:.{self.digits}f}"
         if deviation is not None:
             ours += f" ± {deviation:.{self.digits}f}"
-        if self.paper is None:
-            return ours
-        return f"{ours} ({printed(self.paper, self.digits if self.paper_digits is None else self.paper_digits)})"
+        return ours if self.paper is None else f"{ours} ({self.paper_text()})"
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,7 @@ class Table:
                 if isinstance(cell, str):
                     continue
                 low, high = cell.bounds() or (None, None)
-                paper, paper_deviation = cell.paper if isinstance(cell.paper, tuple) else (cell.paper, None)
+                paper_deviation = cell.paper[1] if isinstance(cell.paper, tuple) else None
                 values = (
                     self.name,
                     name,
@@ -158,7 +171,7 @@ class Table:
                     low,
                     high,
                     cell.images,
-                    paper,
+                    cell.paper_mean(),
                     paper_deviation,
                 )
                 found.append(dict(zip(CSV_COLUMNS, values, strict=True)))

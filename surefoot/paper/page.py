@@ -73,19 +73,19 @@ class Number:
         if isinstance(cell, str):
             return Number(ours=cell or "\N{NO-BREAK SPACE}")
         mean, deviation = cell.mean(), cell.deviation()
-        paper_digits = cell.digits if cell.paper_digits is None else cell.paper_digits
         shown = Number(
             ours="" if mean is None else f"{mean:.{cell.digits}f}",
             deviation="" if deviation is None else f"{deviation:.{cell.digits}f}",
-            paper="" if cell.paper is None else printed(cell.paper, paper_digits),
+            paper=cell.paper_text(),
         )
-        if mean is None or cell.paper is None:
+        theirs = cell.paper_mean()
+        if mean is None or theirs is None:
             return shown
-        difference = mean - paper_mean(cell)
+        difference = mean - theirs
         low, high = cell.bounds() or (mean, mean)
-        if low <= paper_mean(cell) <= high or f"{mean:.{paper_digits}f}" == f"{paper_mean(cell):.{paper_digits}f}":
+        if low <= theirs <= high or printed(mean, cell.printed_digits) == printed(theirs, cell.printed_digits):
             return replace(shown, state="within")
-        close = NEAR if cell.limits == PERCENT else NEAR_SHARE * paper_mean(cell)
+        close = NEAR if cell.limits == PERCENT else NEAR_SHARE * theirs
         apart = f"{difference:+.{cell.digits}f}".replace("-", "\N{MINUS SIGN}")
         return replace(shown, apart=apart, state="near" if abs(difference) <= close else "far")
 
@@ -143,25 +143,21 @@ class Beside:
         )
 
 
-def paper_mean(cell: Cell) -> float:
-    """The paper's number without its deviation."""
-    assert cell.paper is not None
-    return cell.paper[0] if isinstance(cell.paper, tuple) else cell.paper
-
-
 def against(table: Table) -> dict[str, Any] | None:
     """Our percentages over the paper's, a series a row; None where the table has others or hardly any."""
     series = []
     for name, cells in table.rows:
         points = []
         for column, cell in zip(table.columns, cells, strict=True):
-            mean = None if isinstance(cell, str) else cell.mean()
-            if isinstance(cell, str) or mean is None or cell.paper is None:
+            if isinstance(cell, str):
+                continue
+            mean, theirs = cell.mean(), cell.paper_mean()
+            if mean is None or theirs is None:
                 continue
             if cell.limits != PERCENT:
                 return None
             low, high = cell.bounds() or (mean, mean)
-            ends = rounded([mean, paper_mean(cell), low, high])
+            ends = rounded([mean, theirs, low, high])
             points.append({"column": column, **dict(zip(("ours", "paper", "low", "high"), ends, strict=True))})
         if points:
             series.append({"name": name, "points": points})
