@@ -81,6 +81,11 @@ def test_a_table_and_figures_from_nothing_and_then_for_nothing(
     out, err = capsys.readouterr()
     assert "Everything is there" in err
     assert "| SAT-R3 |" in out
+    # The page is made of the records, whatever has become of another figure's file.
+    (tmp_path / "smoke" / "fig9.jsonl").write_text("damaged", encoding="utf-8")
+    assert smoke("table8", "--draw", out=tmp_path) == 0
+    assert (tmp_path / "smoke" / "reproduction.html").read_text(encoding="utf-8") == page
+    capsys.readouterr()
     # What was not run is shown as missing, never invented.
     assert smoke("table9", "--draw", out=tmp_path) == 0
     out, err = capsys.readouterr()

@@ -23,7 +23,7 @@ from surefoot.paper.matrix import Matrix
 from surefoot.paper.page import write_reproduction
 from surefoot.paper.panels import FIGURES, Figure
 from surefoot.paper.profiles import PROFILES
-from surefoot.paper.runs import Task, Training, Workplace, read_lines
+from surefoot.paper.runs import Task, Training, Workplace
 from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import TABLES, Target
 from surefoot.recipes import RECIPES
@@ -250,11 +250,11 @@ def write_page(matrix: Matrix, place: Workplace) -> None:
     """Write the page of all tables and figures that the folder has."""
     folder = place.out / matrix.profile.name
     tables = [target.table(matrix, place) for target in TABLES.values()]
-    figures = [folder / f"{matrix.named(name)}.jsonl" for name in FIGURES]
+    drawn = [figure for figure in FIGURES.values() if (folder / f"{matrix.named(figure.name)}.jsonl").exists()]
     file = folder / f"{matrix.named('reproduction')}.html"
     write_reproduction(
         [table for table in tables if (folder / f"{table.name}.md").exists()],
-        [read_lines(figure) for figure in figures if figure.exists()],
+        [figure.lines(matrix, place) for figure in drawn],
         file,
         note=matrix.profile.note,
     )
