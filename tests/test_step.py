@@ -15,6 +15,7 @@ from surefoot.data import Batches, Split
 from surefoot.models import build_model
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 from surefoot.training import captured
+from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import WARM_UP, CapturedStep
 from surefoot.training.step import EagerStep, LossHistory
 
@@ -199,16 +200,41 @@ def test_captured_and_eager_steps_take_the_same_way_on_the_host(fake: type[FakeG
     assert all(torch.allclose(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
 
 
-def test_what_draws_on_the_host_is_not_captured_and_said_once(fake: type[FakeGraph]) -> None:
+def ensemble(device: str = "cpu") -> EnsembleAT:
+    torch.manual_seed(1)
+    sources = [build_model("digits-net", num_classes=10, in_channels=1, image_size=8).to(device) for _ in range(2)]
+    return EnsembleAT(0.3, sources=tuple(sources))
+
+
+def test_what_is_drawn_on_the_host_is_captured_once_each(fake: type[FakeGraph]) -> None:
     notes: list[str] = []
-    eager = digits_step()
-    step = CapturedStep(eager, notes.append)
-    objective = EnsembleAT(0.3, sources=(build_model("digits-net", num_classes=10, in_channels=1, image_size=8),))
+    one, other = digits_step(), digits_step()
+    fast, objective = CapturedStep(other, notes.append), ensemble()
+    drawn = []
+    for number in range(8 * WARM_UP):
+        torch.manual_seed(number)
+        drawn.append(int(torch.randint(3, ())))
+        torch.manual_seed(number)
+        slow_losses = one(objective, *batch(), 0.1)
+        torch.manual_seed(number)
+        assert torch.allclose(slow_losses, fast(objective, *batch(), 0.1), rtol=1e-4)
+    assert min(drawn.count(source) for source in range(3)) > WARM_UP
+    assert notes == []
+    assert sorted(graph.replays for graph in fake.made) == sorted(drawn.count(each) - WARM_UP for each in range(3))
+
+
+def test_what_does_not_say_that_its_steps_are_alike_is_not_captured_and_said_once(fake: type[FakeGraph]) -> None:
+    class Draws:
+        def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+            return NormalTraining()(model, inputs * float(torch.rand(())), labels)
+
+    notes: list[str] = []
+    step, objective = CapturedStep(digits_step(), notes.append), Draws()
     for _ in range(WARM_UP + 2):
         step(objective, *batch(), 0.1)
     assert fake.made == []
     assert len(notes) == 1
-    assert "EnsembleAT is not captured" in notes[0]
+    assert "Draws is not captured" in notes[0]
 
 
 def test_a_capture_that_fails_leaves_an_eager_step_and_one_note(
@@ -222,6 +248,45 @@ def test_a_capture_that_fails_leaves_an_eager_step_and_one_note(
         assert torch.allclose(step(NormalTraining(), *batch(), 0.1), one(NormalTraining(), *batch(), 0.1))
     assert len(notes) == 1
     assert "not permitted" in notes[0]
+
+
+@pytest.mark.gpu
+def test_a_captured_step_crafts_on_the_source_that_an_eager_one_draws() -> None:
+    one, other = digits_step("cuda"), digits_step("cuda")
+    fast, objective = CapturedStep(other), ensemble("cuda")
+    inputs, labels = batch(32, "cuda")
+    for number in range(8 * WARM_UP):
+        torch.manual_seed(number)
+        expected = one(objective, inputs, labels, 0.01)
+        torch.manual_seed(number)
+        assert torch.allclose(fast(objective, inputs, labels, 0.01), expected, rtol=1e-3, atol=1e-5)
+    assert len(fast._graphs) == 3
+
+
+@pytest.mark.gpu
+def test_no_step_of_an_epoch_waits_for_the_device() -> None:
+    """PyTorch itself tells of every wait that it knows of."""
+    model = build_model("resnet-18", num_classes=10, in_channels=3, image_size=32).to("cuda")
+    average = MovingAverage(model, 0.9)
+    fabric = Fabric(accelerator="cuda", devices=1)
+    fabric.launch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    step = CapturedStep(EagerStep(fabric, *fabric.setup(model, optimizer)))
+    images = torch.randint(256, (64 * 8, 3, 32, 32), dtype=torch.uint8)
+    split = Split(images, torch.zeros(len(images), dtype=torch.int64))
+    batches = Batches(split, 64, device="cuda", shuffle=True, augment="crop-flip", channels_last=True)
+    history = LossHistory(len(batches), torch.device("cuda"))
+    try:
+        for number, (inputs, labels) in enumerate(batches.epoch(1), start=1):
+            history.add(step(SatR3(0.1, eps_low=0.02, lam=1.0, tau=0.4), inputs, labels, 0.1))
+            average.update(model)
+            history.arrived()
+            if number > WARM_UP:
+                torch.cuda.set_sync_debug_mode("error")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert number == 8
+    assert history.arrived(wait=True).isfinite().all()
 
 
 @pytest.mark.gpu

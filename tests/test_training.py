@@ -299,9 +299,8 @@ def test_the_moving_average_follows_its_equation_and_is_what_is_kept(digits: Dat
     fit(model, digits, [Phase(watching, 1)], config, run_dir=tmp_path)
     raw = load_tensors(tmp_path / "state.ckpt")[0]
     for name, average in model.state_dict().items():
-        after_each_step = [*(seen[name] for seen in watching.seen[1:]), raw[f"model.{name}"]]
-        expected = after_each_step[0]
-        for value in after_each_step[1:]:
+        expected, *after_each_step = [*(seen[name] for seen in watching.seen), raw[f"model.{name}"]]
+        for value in after_each_step:
             expected = 0.8 * expected + 0.2 * value
         torch.testing.assert_close(average, expected)
         assert not torch.equal(average, after_each_step[-1])

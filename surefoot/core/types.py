@@ -44,7 +44,8 @@ class Objective(Protocol):
     """Anything that turns a mini-batch into the loss that training minimises.
 
     One whose steps are all alike, with nothing drawn or decided on the host, may say so with a class attribute
-    `capturable = True`; on a GPU it is then replayed as a CUDA graph.
+    `capturable = True`; on a GPU it is then replayed as a CUDA graph. One that draws on the host may have a method
+    `drawn` that does so and gives such an objective for one step.
     """
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms: ...

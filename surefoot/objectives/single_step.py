@@ -128,6 +128,7 @@ class EnsembleAT:
     sources: tuple[nn.Module | str, ...]
     share: float = 0.5
     label_smoothing: float = 0.0
+    capturable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         FGSM(self.eps)
@@ -138,9 +139,28 @@ class EnsembleAT:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
-        drawn = int(torch.randint(len(self.sources) + 1, ()))
-        source = model if drawn == 0 else self.sources[drawn - 1]
+        return self.drawn()(model, inputs, labels)
+
+    def drawn(self) -> "CraftedOn":
+        """The next step's own objective: FGSM samples of the one that is drawn."""
+        number = int(torch.randint(len(self.sources) + 1, ()))
+        source = None if number == 0 else self.sources[number - 1]
         if isinstance(source, str):
             raise ValueError(f"the source {source!r} is a recipe's name; load its model and give that instead.")
+        return CraftedOn(self.eps, source, self.share, self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class CraftedOn:
+    """A step of `EnsembleAT`: the FGSM samples are those of `source`, or of the model itself where it is None."""
+
+    eps: float
+    source: nn.Module | None
+    share: float
+    label_smoothing: float
+    capturable: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        source = model if self.source is None else self.source
         mixed = replace_share(FGSM(self.eps), source, inputs, labels, self.share)
         return only_classification(mean_cross_entropy(model(mixed), labels, self.label_smoothing))

@@ -32,7 +32,7 @@ from surefoot.training.fit import best_device
 
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
-BATCH = 250
+BATCH, GPU_BATCH = 250, 2000
 
 
 def digest(value: Any) -> str:
@@ -338,7 +338,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 def some_batches(dataset: Dataset, images: int | None, split: str) -> Batches:
     """The first images of a split, on the device."""
     whole: Split = getattr(dataset, split)
-    return Batches(Split(whole.images[:images], whole.labels[:images]), BATCH, device=best_device(), channels_last=True)
+    device = best_device()
+    size = BATCH if device.type == "cpu" else GPU_BATCH
+    return Batches(Split(whole.images[:images], whole.labels[:images]), size, device=device, channels_last=True)
 
 
 def about_model(model: Training, place: Workplace) -> dict[str, Any]:

@@ -21,7 +21,8 @@ class CapturedStep:
 
     Weights, losses and random numbers are those of the eager step within rounding: a graph reads the generator's
     state anew at every replay. What runs on the host is not captured, only what it decided: so an objective is
-    captured only if it says `capturable = True`, and a model's forward must not draw or branch on the host.
+    captured only if it says `capturable = True`, and a model's forward must not draw or branch on the host. One that
+    draws what it does has a method `drawn`, which gives the step's own objective; each that it gives is captured.
 
     Args:
         eager: the step to capture, its model on a CUDA device, not distributed.
@@ -41,6 +42,7 @@ class CapturedStep:
 
     def __call__(self, objective: Objective, inputs: Tensor, labels: Tensor, rate: float) -> Tensor:
         self.eager.set_rate(rate)
+        objective = objective.drawn() if hasattr(objective, "drawn") else objective
         if objective in self._refused:
             return self.eager.run(objective, inputs, labels)
         if not (getattr(objective, "capturable", False) and isinstance(objective, Hashable)):

@@ -15,13 +15,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.types import Attack, Objective
 from surefoot.data import Batches, Dataset
 from surefoot.evaluation import accuracy
+from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep
 from surefoot.training.checkpoint import check_fits, load_weights, save_weights
 from surefoot.training.monitor import Guard, Monitor, OnMasking
@@ -257,9 +257,7 @@ def fit(
         fused=fabric.device.type != "mps",
     )
     wrapped, wrapped_optimizer = fabric.setup(module, optimizer)
-    average = None
-    if config.ema_decay:
-        average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))  # type: ignore[no-untyped-call]
+    average = MovingAverage(module, config.ema_decay) if config.ema_decay else None
     judged = module if average is None else average.module
 
     batches = Batches(
@@ -305,7 +303,7 @@ def fit(
             rate = base_rate * factor((epoch - 1 + (number - 1) / len(batches)) / len(schedule))
             history.add(step(objective, inputs[rank::world], labels[rank::world], rate))
             if average is not None:
-                average.update_parameters(module)
+                average.update(module)
             if number % CHECK_EVERY == 0 or number == len(batches):
                 losses = history.arrived(wait=number == len(batches))
                 refuse_non_finite(losses[checked:], epoch, checked, rate, run)

@@ -22,7 +22,7 @@ from surefoot.evaluation.statistics import binomial_tail
 
 OnMasking = Literal["off", "warn", "stop", "repair"]
 
-CHUNK = 32  # images at once: small batches stay in a CPU's cache; the curves are of the first
+CHUNK = 32  # images at once on a CPU, whose cache they stay in; the curves are of the first so many
 PROBE_SIZE = 128  # held-out images a look
 LOOK_EVERY_IMAGES = 16_000  # training images between two looks: then they cost less than 3 %
 
@@ -162,11 +162,12 @@ class Monitor:
         self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
         results: list[tuple[Tensor, Tensor]] = []
         curves: dict[str, Any] = {}
-        for start in range(0, len(self.labels), CHUNK):
-            rows = slice(start, start + CHUNK)
-            around = _Around(model, self.inputs[rows], self.labels[rows], self.eps)
+        at_once = CHUNK if device.type == "cpu" else len(self.labels)
+        for start in range(0, len(self.labels), at_once):
+            rows = slice(start, start + at_once)
+            around = _Around.of(model, self.inputs[rows], self.labels[rows], self.eps)
             results.append(self._fgsm_and_pgd(around))
-            curves = curves or self._curves(around)
+            curves = curves or self._curves(around.first(CHUNK))
         losses, stands = (torch.cat(parts, dim=1) for parts in zip(*results, strict=True))
         fgsm_loss, pgd_loss = losses.mean(dim=1).tolist()
         fgsm_accuracy, pgd_accuracy = stands.float().mean(dim=1).tolist()
@@ -215,18 +216,41 @@ class _Around:
     inputs: Tensor
     labels: Tensor
     eps: float
+    corner: Tensor
+    gradient: Tensor
+    corner_gradient: Tensor
 
-    def __post_init__(self) -> None:
-        loss = partial(cross_entropy, labels=self.labels)
-        gradient, _ = input_gradient(self.model, self.inputs, loss)
-        self.signs = gradient.sign()
-        self.fgsm = self.beside(self.inputs, self.signs, self.eps)
-        self.corner = self.beside(self.inputs, random_signs(self.inputs), self.eps / 2)
-        corner_gradient, _ = input_gradient(self.model, self.corner, loss)
-        self.corner_signs = corner_gradient.sign()
+    @staticmethod
+    def of(model: nn.Module, inputs: Tensor, labels: Tensor, eps: float) -> "_Around":
+        loss = partial(cross_entropy, labels=labels)
+        gradient, _ = input_gradient(model, inputs, loss)
+        corner = project(inputs + eps / 2 * random_signs(inputs), inputs, eps)
+        corner_gradient, _ = input_gradient(model, corner, loss)
+        return _Around(model, inputs, labels, eps, corner, gradient, corner_gradient)
+
+    def first(self, count: int) -> "_Around":
+        """The same of the first images alone."""
+        parts = (self.inputs, self.labels, self.corner, self.gradient, self.corner_gradient)
+        inputs, labels, corner, gradient, corner_gradient = (part[:count] for part in parts)
+        return _Around(self.model, inputs, labels, self.eps, corner, gradient, corner_gradient)
+
+    @property
+    def signs(self) -> Tensor:
+        return self.gradient.sign()
+
+    @property
+    def corner_signs(self) -> Tensor:
+        return self.corner_gradient.sign()
+
+    @property
+    def fgsm(self) -> Tensor:
+        return self.beside(self.inputs, self.signs, self.eps)
+
+    @property
+    def agreement(self) -> Tensor:
         # in double: the smallest float32 gradients would vanish when squared
-        one, other = gradient.flatten(1).double(), corner_gradient.flatten(1).double()
-        self.agreement = F.cosine_similarity(one, other, eps=1e-300)
+        one, other = self.gradient.flatten(1).double(), self.corner_gradient.flatten(1).double()
+        return F.cosine_similarity(one, other, eps=1e-300)
 
     def beside(self, start: Tensor, direction: Tensor, radius: float) -> Tensor:
         return project(start + radius * direction, self.inputs, self.eps)
