@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, DeepFool, Mar
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
-from surefoot.evaluation.worker import eight_bit_pixels, fast_in_half, screening_of
+from surefoot.evaluation.worker import Precision, eight_bit_pixels, fast_in_half, screening_of
 from surefoot.models import Averaged, LogitsOnly
 from tests.tables import EPS, random_net, trained
 
@@ -194,6 +195,37 @@ def test_an_attack_that_is_float32_only_stays_strict_under_fast() -> None:
     assert [record.precision for record in fast] == ["strict", "strict", "fast"]
     assert {part["precision"] for part in fast[1].parts} == {"fp32"}
     assert [part["attack"] for part in fast[1].parts] == ["APGD", "APGDT", "FABT", "Square"]
+
+
+class LooksFooledInTF32(nn.Module):
+    """Where `tf32` stands for the rounding of a GPU, every image that was moved looks fooled."""
+
+    tf32 = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gap = 10 * (inputs.flatten(1).mean(dim=1) - (0.21 if self.tf32 else 0.5))
+        return torch.stack([-gap, gap], dim=1)
+
+
+def test_tf32_is_what_float32_only_attacks_are_crafted_in_under_fast_and_float32_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @contextlib.contextmanager
+    def computed_in(arithmetic: str, device: torch.device) -> Iterator[None]:
+        net.tf32 = arithmetic == "tf32"
+        yield
+        net.tf32 = False
+
+    net = LooksFooledInTF32()
+    monkeypatch.setattr("surefoot.evaluation.worker.computed_in", computed_in)
+    monkeypatch.setattr("surefoot.evaluation.worker.has_tf32", lambda model: True)
+    batches = [(grey(0.3, 0.05, 0.15), torch.tensor([0, 0, 0]))]
+    strict, fast = (
+        evaluate(net, batches, [AutoAttack(0.3, steps=5, queries=3)], precision=name)[1] for name in get_args(Precision)
+    )
+    assert (strict.precision, fast.precision) == ("strict", "fast")
+    assert {part["precision"] for part in fast.parts} == {"tf32"}
+    assert strict.robust_accuracy == fast.robust_accuracy == 2 / 3  # 0.3 reaches 0.6, the others not 0.5
 
 
 def test_another_precision_is_refused() -> None:

@@ -128,11 +128,12 @@ def count_passes(step: Callable[[], object], models: list[nn.Module]) -> Counted
 class StepLine:
     """What a training step of one objective costs.
 
-    `seconds_per_step` is the median of `all_seconds`; `floor_seconds` that of the passes alone, in the same rounds, as a CUDA graph where `captured` is measured;
-    `ratio_to_floor` their quotient. `floor_units` and `units` are in forwards of one sample a sample of the batch.
-    `forwards` and `backwards` count samples, `crafting_passes` gradients one after the other. `share_of_peak`
-    is the step's arithmetic (`flops`) a second over that of one large matrix product. `peak_memory` is in
-    bytes, beyond what was held before the step. Where there is an `error` there are no times.
+    `seconds_per_step` is the median of `all_seconds`; `floor_seconds` that of the passes alone, in the same rounds (as
+    a CUDA graph where `captured` is measured); `ratio_to_floor` their quotient. `floor_units` and `units` are in
+    forwards of one sample a sample of the batch. `forwards` and `backwards` count samples, `crafting_passes` gradients
+    one after the other. `share_of_peak` is the step's arithmetic (`flops`) a second over that of one large matrix
+    product. `peak_memory` is in bytes, beyond what was held before the step. Where there is an `error` there are no
+    times.
     """
 
     objective: str

@@ -92,10 +92,10 @@ def evaluate(
     with is not attacked, and an attack lets go of a sample once it is fooled. With `last_iterate` every sample
     is attacked to the last step and only that step counts, as in the paper.
 
-    `strict` precision runs each attack in float32 on the model as it is; `fast` crafts in bfloat16 and scores in
-    float32. An attack of 20 steps or more is preceded by a screening, the same attack in 5 long steps, in bfloat16
-    where the hardware has it. What float32 confirms as fooled there is fooled, the rest meets the attack itself,
-    so that the result is never above that of the attack alone.
+    `strict` precision runs each attack in float32 on the model as it is; `fast` crafts in bfloat16, or in TF32 on CUDA
+    what needs float32 (AutoAttack and its parts), and scores in float32. An attack of 20 steps or more is preceded by
+    a screening, the same attack in 5 long steps, in bfloat16 where the hardware has it. What float32 confirms as fooled
+    there is fooled, the rest meets the attack itself, so that the result is never above that of the attack alone.
 
     Where memory runs out, the batch is halved and the evaluation goes on.
 
@@ -332,7 +332,7 @@ def make_record(
         forwards=cost.forwards,
         backwards=cost.backwards,
         device=device_name(outcomes[0].robust.device),
-        precision="fast" if attack is not None and worker.half(attack) else "strict",
+        precision="fast" if attack is not None and worker.arithmetic(attack) != "fp32" else "strict",
         parts=parts,
     )
 

@@ -18,6 +18,8 @@ from surefoot.evaluation.passes import PassCounter
 from surefoot.models.wrappers import Averaged
 
 Precision = Literal["strict", "fast"]
+Arithmetic = Literal["fp32", "tf32", "bf16"]
+"""What products are computed in: float32, on CUDA float32 with factors rounded to TF32, or bfloat16."""
 
 SCREENING_STEPS = 5
 """Steps of the screening that comes before an attack of at least four times as many."""
@@ -65,7 +67,7 @@ class Stage:
 
     name: str
     attack: Attack
-    half: bool
+    arithmetic: Arithmetic
     last: bool
 
     def about(self) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class Stage:
         return {
             "attack": type(self.attack).__name__,
             "attack_fields": fields_of(self.attack),
-            "precision": "bf16" if self.half else "fp32",
+            "precision": self.arithmetic,
         }
 
 
@@ -100,25 +102,30 @@ class Worker:
     def stages(self, attack: Attack) -> list[Stage]:
         """What is run for an attack, in turn."""
         name = type(attack).__name__
-        half = self.half(attack)
         if isinstance(attack, CompoundAttack):
             return [
-                Stage(f"{name}: {type(part).__name__}", self.prepared(part), half and self.half(part), last=True)
+                Stage(f"{name}: {type(part).__name__}", self.prepared(part), self.arithmetic(attack, part), last=True)
                 for part in attack.attacks
             ]
-        main = Stage(name, self.prepared(attack), half, last=True)
+        arithmetic = self.arithmetic(attack)
+        main = Stage(name, self.prepared(attack), arithmetic, last=True)
         screening = None if self.everybody else screening_of(main.attack)
         if screening is None:
             return [main]
-        return [Stage(f"{name}: screening", screening, half=half or fast_in_half(self.crafter), last=False), main]
+        half: Arithmetic = "bf16" if fast_in_half(self.crafter) else arithmetic
+        return [Stage(f"{name}: screening", screening, half, last=False), main]
 
     def prepared(self, attack: Attack) -> Attack:
         """The attack as it is run: letting go of fooled samples, unless all must be attacked to the end."""
         return attack if self.everybody else stopping_early(attack)
 
-    def half(self, attack: Attack) -> bool:
-        """Is this attack crafted in bfloat16?"""
-        return self.settings.precision == "fast" and not getattr(attack, "float32_only", False)
+    def arithmetic(self, *attacks: Attack) -> Arithmetic:
+        """What an attack, or a part of one, is crafted in."""
+        if self.settings.precision == "strict":
+            return "fp32"
+        if not any(getattr(attack, "float32_only", False) for attack in attacks):
+            return "bf16"
+        return "tf32" if has_tf32(self.crafter) else "fp32"
 
     def start(self, clean: Sequence[Outcome]) -> list[Outcome]:
         """Where an attack starts from: the right samples, or all."""
@@ -185,29 +192,35 @@ class Worker:
 
     def craft(self, stage: Stage, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
         """Adversarial inputs as they are scored: in float32, in 8 bits where asked for, their hits confirmed."""
-        adv_inputs = self.call(stage.attack, stage.half, number, inputs, labels)
+        adv_inputs = self.call(stage.attack, stage.arithmetic, number, inputs, labels)
         seen = self.as_scored(stage.attack, adv_inputs, inputs)
-        early = self.white_box and stage.last and getattr(stage.attack, "stop_when_fooled", False)
-        if not early or not (stage.half or self.settings.eight_bit):
+        early = getattr(stage.attack, "stop_when_fooled", False) or stage.arithmetic == "tf32"
+        exact = stage.arithmetic == "fp32" and not self.settings.eight_bit
+        if exact or not (early and self.white_box and stage.last):
             return seen
-        # A sample was let go because bfloat16, or unrounded pixels, took it for fooled: to the last step, then.
+        # A sample was let go because lower precision, or unrounded pixels, took it for fooled: to the last step, then,
+        # or in float32 where an attack always lets go.
         model = self.crafter
-        with half_precision(inputs.device, stage.half):
+        with computed_in(stage.arithmetic, inputs.device):
             let_go = self.halving(lambda part, _: predictions(model, part), adv_inputs, labels) != labels
         standing = self.halving(lambda part, _: predictions(model, part), seen, labels) == labels
         again = let_go & standing
         if again.any():
-            to_the_end: Any = dataclasses.replace(stage.attack, stop_when_fooled=False)  # type: ignore[type-var]
-            further = self.call(to_the_end, stage.half, number, inputs[again], labels[again])
+            to_the_end, arithmetic = stage.attack, stage.arithmetic
+            if hasattr(stage.attack, "stop_when_fooled"):
+                to_the_end = dataclasses.replace(stage.attack, stop_when_fooled=False)  # type: ignore[type-var]
+            else:
+                arithmetic = "fp32"
+            further = self.call(to_the_end, arithmetic, number, inputs[again], labels[again])
             seen[again] = self.as_scored(stage.attack, further, inputs[again])
         return seen
 
-    def call(self, attack: Attack, half: bool, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
-        if half and inputs.dim() == 4:
+    def call(self, attack: Attack, arithmetic: Arithmetic, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
+        if arithmetic != "fp32" and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
 
         def seeded_call(part: Tensor, targets: Tensor) -> Tensor:
-            with half_precision(inputs.device, half):
+            with computed_in(arithmetic, inputs.device):
                 return attack(self.crafter, part, targets)
 
         # Each batch has its own seed, so that a later one does not depend on whether an earlier one was run or kept.
@@ -283,23 +296,33 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 @contextlib.contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
     """Float32 means float32: no autocast of the caller's, and no TF32, which PyTorch lets convolutions use."""
-    with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
-            return
-        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    with torch.autocast(device.type, enabled=False), allowing_tf32(False):
+        yield
 
 
 @contextlib.contextmanager
-def half_precision(device: torch.device, on: bool) -> Iterator[None]:
-    """Forward and backward in bfloat16 where that is safe, or as they are."""
-    with torch.autocast(device.type, dtype=torch.bfloat16) if on else contextlib.nullcontext():
+def allowing_tf32(allowed: bool) -> Iterator[None]:
+    """Whether products on CUDA may round their factors to TF32; nothing changes elsewhere."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
         yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def computed_in(arithmetic: Arithmetic, device: torch.device) -> Iterator[None]:
+    """Forward and backward in bfloat16 where that is safe, or in float32 with or without TF32."""
+    half = torch.autocast(device.type, dtype=torch.bfloat16) if arithmetic == "bf16" else contextlib.nullcontext()
+    with half, allowing_tf32(arithmetic == "tf32"):
+        yield
+
+
+def has_tf32(model: nn.Module) -> bool:
+    """Is the model on a GPU that has TF32?"""
+    parameter = next(plain_module(model).parameters(), None)
+    return parameter is not None and parameter.is_cuda and torch.cuda.get_device_capability(parameter.device) >= (8, 0)
 
 
 def fast_in_half(model: nn.Module) -> bool:

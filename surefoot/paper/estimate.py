@@ -17,7 +17,7 @@ from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import fields_of, half_precision
+from surefoot.evaluation.worker import computed_in, fields_of
 from surefoot.models import build_model
 from surefoot.paper.curves import PGD_STEPS
 from surefoot.paper.measurements import Around, Passes, count_passes
@@ -157,7 +157,7 @@ class Costs:
 
             def step() -> None:
                 optimizer.zero_grad()
-                with half_precision(inputs.device, recipe.training.precision == "bf16"):
+                with computed_in(recipe.training.precision, inputs.device):
                     logits = model(inputs)
                 cross_entropy(logits, labels).mean().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

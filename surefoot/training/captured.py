@@ -42,7 +42,9 @@ class CapturedStep:
 
     def __call__(self, objective: Objective, inputs: Tensor, labels: Tensor, rate: float) -> Tensor:
         self.eager.set_rate(rate)
-        objective = objective.drawn() if hasattr(objective, "drawn") else objective
+        drawn: Callable[[], Objective] | None = getattr(objective, "drawn", None)
+        if drawn is not None:
+            objective = drawn()
         if objective in self._refused:
             return self.eager.run(objective, inputs, labels)
         if not (getattr(objective, "capturable", False) and isinstance(objective, Hashable)):
