@@ -18,7 +18,7 @@ from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.core.losses import cross_entropy
 from surefoot.models import MODELS, ModelSpec, Normalize, build_model, layers, load_factory
 from surefoot.models.densenet import DenseLayer
-from surefoot.models.layers import Classifier, HiddenLinear, ImageConv2d
+from surefoot.models.layers import Classifier, HiddenLinear, ImageConv2d, Layers
 from surefoot.models.resnet import PreActBlock
 
 ALL = sorted(MODELS)
@@ -715,3 +715,91 @@ def test_another_thread_learns_while_this_one_crafts() -> None:
     with crafting(layer), ThreadPoolExecutor(1) as pool:
         assert is_crafting()
         assert pool.submit(is_crafting).result() is False
+
+
+# A convolution takes in the batch-norm after it while an attack crafts.
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """The model in float64, as if it were trained: no statistic and no scale is what it starts from."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.double().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "name", ["conv-norm", "resnet-18", "resnet-50", "preact-resnet-18", "vgg-11", "densenet-bc-100"]
+)
+def test_crafting_folds_batch_norm_into_convolutions_and_gives_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = with_statistics(tiny(name)), examples(3, torch.float64).requires_grad_()
+    logits = model(inputs)
+    (expected,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), inputs)
+    normed: list[nn.Module] = []
+    monkeypatch.setattr(F, "batch_norm", spy(F.batch_norm, normed))
+    before = len([module for module in model.modules() if isinstance(module, nn.BatchNorm2d)])
+    with crafting(model) as frozen:
+        gradient, found = input_gradient(frozen, inputs, lambda z: z.logsumexp(dim=1))
+    assert len(normed) < before / 1.5  # a batch-norm that follows an addition stays
+    torch.testing.assert_close(found, logits.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
+
+
+def spy(function: Callable[..., Tensor], calls: list[Any]) -> Callable[..., Tensor]:
+    def called(*args: Any, **settings: Any) -> Tensor:
+        calls.append(args)
+        return function(*args, **settings)
+
+    return called
+
+
+def test_a_fold_is_made_once_an_attack_and_anew_for_the_next() -> None:
+    model: Any = with_statistics(Layers(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)))
+    made: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "_folded", spy(layers._folded, made))  # type: ignore[arg-type]
+        for _ in range(2):
+            with crafting(model) as frozen:
+                first, second = frozen(examples(2, torch.float64)), frozen(examples(2, torch.float64))
+            assert torch.equal(first, second)
+            assert torch.allclose(first, model(examples(2, torch.float64)))
+            with torch.no_grad():
+                model[0].weight.mul_(2)  # a step of training between two attacks
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3, affine=False)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_batch_norm_of_every_kind_is_the_same_while_crafting(norm: nn.BatchNorm2d, bias: bool) -> None:
+    model = Layers(nn.Conv2d(2, 3, 1, bias=bias), norm, nn.ReLU()).double().eval()
+    if norm.running_mean is not None:
+        norm.running_mean.fill_(0.3)
+    with crafting(model) as frozen:
+        assert torch.allclose(frozen(examples(4, torch.float64)), model(examples(4, torch.float64)))
+
+
+def test_who_looks_into_a_layer_sees_it() -> None:
+    model: Any = with_statistics(Layers(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)))
+    seen: list[Tensor] = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with crafting(model) as frozen:
+        frozen(examples(2, torch.float64))
+    assert len(seen) == 1
+    assert torch.equal(seen[0], F.conv2d(examples(2, torch.float64), model[0].weight, model[0].bias))
+
+
+def test_a_fold_in_bfloat16_is_as_near_as_bfloat16_is() -> None:
+    model = with_statistics(tiny("resnet-18")).float()
+    exact = model(examples())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = model(examples())
+        with crafting(model) as frozen, torch.no_grad():
+            folded = frozen(examples())
+    off = [((logits - exact).norm() / exact.norm()).item() for logits in (plain, folded)]
+    assert off[1] < 2 * off[0] + 0.01

@@ -472,3 +472,24 @@ def test_what_it_saw_is_on_the_page_of_the_run(tmp_path: Path) -> None:
     assert curves["PGD loss"].y == [look.pgd_loss for look in looks]
     (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1}\n', encoding="utf-8")  # of before there was a monitor
     assert training_curves(tmp_path / "run") == []
+
+
+@pytest.mark.gpu
+def test_looks_replayed_as_a_graph_are_those_that_the_host_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network().to("cuda")
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.rand(128, 1, 8, 8, generator=generator), torch.randint(10, (128,), generator=generator)
+    replayed, hosted = (Monitor(*probe, eps=EPS, every=1) for _ in range(2))
+    monkeypatch.setattr(hosted, "_replayed", lambda model, device: hosted._numbers(model))
+    for step in range(1, 6):
+        one, other = replayed(model, step), hosted(model, step)
+        assert one is not None
+        assert other is not None
+        for name in ("fgsm_loss", "pgd_loss", "rfgsm_distance", "ifgsm_distance", "agreement", "lost"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-3, abs=1e-5), name
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    assert replayed._graph is not None
+    assert replayed._graph[1] is not None
+    assert len({round(look.fgsm_loss, 4) for look in replayed.history}) == 5

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-_crafting = ContextVar("crafting", default=False)
+T = TypeVar("T")
+
+_crafting: ContextVar[dict[object, object] | None] = ContextVar("crafting", default=None)
+"""What layers keep while their weights stand still; None outside of `crafting`."""
 
 NO_GRADIENT = (
     "the model's logits carry no gradient to its inputs (a torch.no_grad or detach in its forward?); "
@@ -53,7 +57,7 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
     was_training = [part for part in module.modules() if part.training]
     for part in was_training:
         part.training = False
-    token = _crafting.set(True)
+    token = _crafting.set({})
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield module
@@ -71,7 +75,24 @@ def is_crafting() -> bool:
         ...     is_crafting()
         True
     """
-    return _crafting.get()
+    return _crafting.get() is not None
+
+
+def kept_while_crafting(key: object, make: Callable[[], T]) -> T:
+    """What `make` gives, made once in the innermost `crafting`, whose weights do not change; outside, each time.
+
+    Example:
+        >>> with crafting(nn.Linear(1, 1)):
+        ...     first = kept_while_crafting("key", lambda: [])
+        ...     first is kept_while_crafting("key", lambda: [])
+        True
+    """
+    kept = _crafting.get()
+    if kept is None:
+        return make()
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]  # type: ignore[return-value]
 
 
 def input_gradient(

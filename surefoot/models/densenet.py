@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from surefoot.models.layers import Classifier, conv, draw_convolutions, require_size, stem
+from surefoot.models.layers import Classifier, Layers, conv, draw_convolutions, require_size, stem
 
 
 class DenseLayer(nn.Module):
@@ -15,7 +15,7 @@ class DenseLayer(nn.Module):
 
     def __init__(self, in_width: int, growth: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
+        self.body = Layers(
             nn.BatchNorm2d(in_width),
             nn.ReLU(),
             conv(in_width, 4 * growth, 1),
@@ -49,7 +49,7 @@ def densenet_bc_100(*, num_classes: int = 10, in_channels: int = 3, image_size: 
         for _ in range(16):
             layers.append(DenseLayer(width, growth))
             width += growth
-    network = nn.Sequential(
+    network = Layers(
         stem(in_channels, 2 * growth, image_size, activated=False),
         *layers,
         nn.BatchNorm2d(width),

@@ -13,7 +13,7 @@ gradient, on a quarter of the values.
 
 from torch import nn
 
-from surefoot.models.layers import HiddenLinear, ImageConv2d, require_size
+from surefoot.models.layers import HiddenLinear, ImageConv2d, Layers, require_size
 
 
 def lenet_plus(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Module:
@@ -190,7 +190,7 @@ def conv_norm(*, num_classes: int = 10, in_channels: int = 3, image_size: int = 
     """
     require_size("conv-norm", image_size, 8)
     side = image_size // 2 // 2 // 2
-    return nn.Sequential(
+    return Layers(
         ImageConv2d(in_channels, 32, 4, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(32),
         nn.ReLU(),

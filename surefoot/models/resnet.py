@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surefoot.models.layers import Classifier, conv, draw_convolutions, stem
+from surefoot.models.layers import Classifier, Layers, conv, draw_convolutions, stem
 
 
 class Residual(nn.Module):
@@ -32,11 +32,11 @@ class Residual(nn.Module):
 def _projection(in_width: int, width: int, stride: int) -> nn.Module:
     if in_width == width and stride == 1:
         return nn.Identity()
-    return nn.Sequential(conv(in_width, width, 1, stride), nn.BatchNorm2d(width))
+    return Layers(conv(in_width, width, 1, stride), nn.BatchNorm2d(width))
 
 
 def _basic(in_width: int, width: int, stride: int) -> Residual:
-    body = nn.Sequential(
+    body = Layers(
         conv(in_width, width, 3, stride),
         nn.BatchNorm2d(width),
         nn.ReLU(),
@@ -47,7 +47,7 @@ def _basic(in_width: int, width: int, stride: int) -> Residual:
 
 
 def _bottleneck(in_width: int, width: int, stride: int) -> Residual:
-    body = nn.Sequential(
+    body = Layers(
         conv(in_width, width // 4, 1),
         nn.BatchNorm2d(width // 4),
         nn.ReLU(),
@@ -81,7 +81,7 @@ def _resnet(
     in_channels: int,
     image_size: int,
 ) -> nn.Module:
-    network = nn.Sequential(
+    network = Layers(
         stem(in_channels, 64, image_size, activated=True),
         *_stages(block, 64, widths, blocks),
         Classifier(widths[-1], num_classes),
@@ -137,10 +137,8 @@ class PreActBlock(nn.Module):
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
-        self.activate = nn.Sequential(nn.BatchNorm2d(in_width), nn.ReLU())
-        self.body = nn.Sequential(
-            conv(in_width, width, 3, stride), nn.BatchNorm2d(width), nn.ReLU(), conv(width, width, 3)
-        )
+        self.activate = Layers(nn.BatchNorm2d(in_width), nn.ReLU())
+        self.body = Layers(conv(in_width, width, 3, stride), nn.BatchNorm2d(width), nn.ReLU(), conv(width, width, 3))
         same = in_width == width and stride == 1
         self.projection = None if same else conv(in_width, width, 1, stride)
 
@@ -166,7 +164,7 @@ def preact_network(
     >>> network(torch.rand(2, 3, 8, 8)).shape
     torch.Size([2, 10])
     """
-    network = nn.Sequential(
+    network = Layers(
         stem(in_channels, stem_width, image_size, activated=False),
         *_stages(PreActBlock, stem_width, widths, blocks),
         nn.BatchNorm2d(widths[-1]),

@@ -104,9 +104,10 @@ CIFAR10 = (
         "Table 4, SAT-R3: loss kept growing with the radius",
         SatR3(EPS, eps_low=2 / 255, lam=1.0, tau=0.6),
     ),
-    fastat("sat-r1", "SAT-R1", SatR1(EPS, lam=0.2, steps=3, k=1, label_smoothing=0.4)),
+    fastat("sat-r1", "SAT-R1", SatR1(EPS, lam=0.2, steps=3, k=8, label_smoothing=0.4)),
     fastat("sat-r2", "SAT-R2", SatR2(EPS, random_step=2 / 255, lam=25.0, label_smoothing=0.4)),
     fastat("sat-r3", "SAT-R3", SatR3(EPS, eps_low=2 / 255, lam=1.0, tau=0.6, label_smoothing=0.4)),
     fastat("sat-r1", "SAT-R1", SatR1(EPS, lam=0.2, steps=3, k=8), prefix="short", epochs=15),
+    fastat("sat-r2", "SAT-R2", SatR2(EPS, random_step=2 / 255, lam=25.0), prefix="short", epochs=15),
     fastat("sat-r3", "SAT-R3", SatR3(EPS, eps_low=2 / 255, lam=1.0, tau=0.6), prefix="short", epochs=15),
 )

@@ -28,7 +28,7 @@ from surefoot.training.monitor import Guard, Monitor, OnMasking
 from surefoot.training.schedules import SCHEDULES
 from surefoot.training.step import EagerStep, LossHistory, Step
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH, GPU_EVALUATION_BATCH = 500, 2000
 CHECK_EVERY = 50  # steps between looks at the loss
 HEALTHY = "healthy."  # before the names of the tensors to go back to, in state.ckpt
 
@@ -270,7 +270,8 @@ def fit(
         drop_last=0 < len(dataset.train.labels) % config.batch_size < world,  # no device goes without samples
         channels_last=channels_last,
     )
-    validation = Batches(dataset.validation, EVALUATION_BATCH, device=device, channels_last=channels_last)
+    at_once = EVALUATION_BATCH if device.type == "cpu" else GPU_EVALUATION_BATCH
+    validation = Batches(dataset.validation, at_once, device=device, channels_last=channels_last)
     if len(dataset.train.labels) and dataset.train.labels.min() < 0:
         raise ValueError(f"a label is {int(dataset.train.labels.min())}; labels are class indices from 0.")
     step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer), config, on_note)
