@@ -3,14 +3,14 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MovingAverage(nn.Module):
-    """An exponential moving average of a model's weights; its buffers follow the model's.
+    """An exponential moving average of a model's weights and of its batch-norm statistics.
 
-    average <- decay average + (1 - decay) weights, from the weights at the start. An update never waits for the
-    device, as `torch.optim.swa_utils.AveragedModel` does, which copies its count of updates there each time.
+    average <- decay average + (1 - decay) weights, from the weights at the start; integers are copied. An update never
+    waits for the device, as `torch.optim.swa_utils.AveragedModel` does, which sends its count there each time.
 
     Args:
         model: what is averaged; `module` is its copy.
@@ -34,6 +34,14 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take the model's weights in."""
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - self.decay)
-        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            ours.copy_(theirs)
+        pairs = list(zip(tensors_of(self.module), tensors_of(model), strict=True))
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        torch._foreach_lerp_([ours for ours, _ in moving], [theirs for _, theirs in moving], 1 - self.decay)
+        if counts:
+            torch._foreach_copy_([ours for ours, _ in counts], [theirs for _, theirs in counts])
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*model.parameters(), *model.buffers()]

@@ -40,6 +40,11 @@ class CapturedStep:
         self._graphs: dict[Hashable, Graph] = {}
         self._refused: list[Objective] = []
 
+    @property
+    def graphs(self) -> int:
+        """How many have been captured."""
+        return len(self._graphs)
+
     def __call__(self, objective: Objective, inputs: Tensor, labels: Tensor, rate: float) -> Tensor:
         self.eager.set_rate(rate)
         drawn: Callable[[], Objective] | None = getattr(objective, "drawn", None)

@@ -1,7 +1,6 @@
 """One training step, and its losses read back without waiting for the device."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from lightning_fabric import Fabric
@@ -47,24 +46,12 @@ class EagerStep:
 
     def run(self, objective: Objective, inputs: Tensor, labels: Tensor) -> Tensor:
         plain_module(self.model).train()
-        with fastest_convolutions():
-            with self.fabric.autocast(), checked():
-                terms = objective(self.model, inputs, labels)
-            self.optimizer.zero_grad()
-            self.fabric.backward(terms.loss)
+        with self.fabric.autocast(), checked():
+            terms = objective(self.model, inputs, labels)
+        self.optimizer.zero_grad()
+        self.fabric.backward(terms.loss)
         self.optimizer.step()
         return torch.stack([terms.loss.detach(), terms.classification, terms.regularizer])
-
-
-@contextmanager
-def fastest_convolutions() -> Iterator[None]:
-    """cuDNN times its algorithms once a shape and takes the fastest: it pays where shapes come again."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 class LossHistory:
