@@ -2,30 +2,32 @@
 
 A call works for `--seconds` and then stops what runs as Ctrl-C would: a training has its finished epochs, an
 evaluation its finished batches, and the next call goes on from there. What is done is kept in `OUT/done.json`. Records
-are in `OUT/records`, a file a kind; `OUT/runs` has the trained models. `--tiny` does all of it on the CPU in
-minutes, on the embedded digits: the same pieces, too small to mean anything.
+are in `OUT/records`, a file a kind; `OUT/runs` and `OUT/reproduction` have the trained models. Commands of surefoot run
+in this process, which imports and starts CUDA once. Trainings on MNIST fill a small part of a GPU: where NVIDIA's MPS
+is installed it lets several share it. `--tiny` does all of it on the CPU in minutes, on the embedded digits: the same
+pieces, too small to mean anything.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STOPPED = 130
 GRACE = 45  # seconds that a command has to end after it was asked to
 
-MNIST_SOURCES = ("normal-a", "normal-b", "normal-c", "normal-d")
-MNIST_ROWS = (
-    *("normal", "fgsm-at", "ensemble-at-a", "ensemble-at-b", "ensemble-at-c"),
-    *("pgd-at", "trades", "sat-r1", "sat-r2", "sat-r3"),
-)
 SAT = ("sat-r1", "sat-r2", "sat-r3")
+WORKERS = 6  # of MNIST's trainings; four at a time made twice the steps of one (H200)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Plan:
         yield "attacks", list(self.attacks())
         yield "mnist", list(self.mnist())
         yield "cifar10", list(self.cifar10("fastat", SAT[:1] if self.tiny else SAT))
-        yield "short", list(self.cifar10("short", SAT[:1] if self.tiny else ("sat-r1", "sat-r3")))
+        yield "short", list(self.cifar10("short", SAT[:1] if self.tiny else SAT))
 
     def check(self) -> Iterator[Command]:
         """Do graphs give an eager step's numbers here, and does everything marked `gpu` pass?"""
@@ -76,7 +78,7 @@ class Plan:
         size = (
             ("--rounds", "1", "--peak-size", "64", "--objectives", "normal", "sat-r1")
             if self.tiny
-            else ("--rounds", "7")
+            else ("--rounds", "5", "--steps", "5")
         )
         for network, batch in networks:
             for precision in ("bf16",) if network == "wrn-28-10" else ("fp32", "bf16"):
@@ -116,24 +118,11 @@ class Plan:
                 )
 
     def mnist(self) -> Iterator[Command]:
-        """All rows of Table 3 in the paper's settings: white-box, black-box, Table 6, AutoAttack."""
-        family, rows, sources = "mnist", MNIST_ROWS, MNIST_SOURCES
-        if self.tiny:
-            family, rows, sources = "digits", ("normal", "sat-r1"), ()
-        for seed in range(self.seeds):
-            for method in (*sources, *rows):
-                yield self.train(f"{family}/{method}", family, method, seed)
-            for method in rows:
-                yield self.evaluate(family, method, seed, "white-box")
-                for source in sources[2:]:
-                    black_box = ("--source", str(self.run(family, source, seed)))
-                    yield self.evaluate(family, method, seed, f"from {source}", *black_box)
-                minimal = ("--num-examples", "1000")
-                if self.tiny:
-                    minimal = ("--num-examples", "4", "--cw-steps", "3", "--cw-search-steps", "1")
-                yield self.evaluate(family, method, seed, "Table 6", "--attacks", "deepfool", "cw", *minimal)
-                if method in SAT:
-                    yield self.auto_attack(family, method, seed)
+        """All of Table 3 in the paper's settings, AutoAttack and Table 6 with it."""
+        out = ("--out", str(self.out / "reproduction"), "--seeds", str(self.seeds))
+        for table in ("table3",) if self.tiny else ("table3", "table6"):
+            scale = ("smoke", "--only", "normal,sat-r1") if self.tiny else ("paper", "--workers", str(WORKERS))
+            yield Command(table, ("surefoot", "reproduce", table, *out, "--profile", *scale, *self.data()))
 
     def cifar10(self, prefix: str, methods: tuple[str, ...]) -> Iterator[Command]:
         """SAT on CIFAR-10 with ResNet-18: clean, PGD-50, AutoAttack, and the wall time in the run's metrics."""
@@ -169,7 +158,8 @@ class Plan:
 
     def evaluate(self, family: str, method: str, seed: int, what: str, *options: str) -> Command:
         words = ("surefoot", "evaluate", str(self.run(family, method, seed)), *options, *self.data())
-        size = ("--batch-size", "100", "--num-examples", "20") if self.tiny else ("--batch-size", "1000")
+        # A large batch: AutoAttack's last parts run on what is left of it, and small ones wait for their launches.
+        size = ("--batch-size", "100", "--num-examples", "20") if self.tiny else ("--batch-size", "5000")
         if "--num-examples" in options:
             size = size[:2]
         where = ("--device", self.device, "--records", str(self.records(f"{family}-{seed}")))
@@ -177,7 +167,9 @@ class Plan:
 
     def auto_attack(self, family: str, method: str, seed: int) -> Command:
         images = "2" if self.tiny else "10000"
-        return self.evaluate(family, method, seed, "AutoAttack", "--attacks", "auto-attack", "--num-examples", images)
+        precision = ("--precision", "fast")  # TF32, as other AutoAttacks run there; float32 decides
+        attack = ("--attacks", "auto-attack", "--num-examples", images)
+        return self.evaluate(family, method, seed, "AutoAttack", *attack, *precision)
 
 
 def work(plan: Plan, seconds: float, only: list[str]) -> int:
@@ -215,11 +207,14 @@ def work(plan: Plan, seconds: float, only: list[str]) -> int:
 
 def run(command: Command, seconds: float, out: Path) -> int:
     """One command, its words to `out/log`; asked to stop when its time is over."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(out / "cache"), "PYTHONUNBUFFERED": "1"}
     with open(out / "log", "a", encoding="utf-8") as log:
         words = command.now()
         log.write(f"$ python -m {' '.join(words)}\n")
         log.flush()
+        if words[0] == "surefoot":
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                return run_here(words[1:], seconds)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, env=environment)
         try:
             return process.wait(timeout=max(seconds, 1))
@@ -231,6 +226,49 @@ def run(command: Command, seconds: float, out: Path) -> int:
                 process.kill()
                 process.wait()
             return STOPPED
+
+
+def run_here(words: tuple[str, ...], seconds: float) -> int:
+    """A command of surefoot in this process; a second Ctrl-C from outside still ends all."""
+    from surefoot.cli import main as surefoot_main
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1))
+    try:
+        return surefoot_main(list(words))
+    except Exception:  # a bug of ours shall not cost the rest of the call
+        traceback.print_exc()
+        return 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def workplace(out: Path, *, shared: bool) -> Iterator[None]:
+    """Decoded data in `out`, and processes that share the GPU by NVIDIA's MPS where it is installed.
+
+    MPS is a program beside ours; no setting of the card is touched.
+    """
+    before = dict(os.environ)
+    os.environ["XDG_CACHE_HOME"] = str(out / "cache")
+    control = shutil.which("nvidia-cuda-mps-control") if shared and "CUDA_MPS_PIPE_DIRECTORY" not in before else None
+    if control is not None:
+        folder = out.resolve() / "mps"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["CUDA_MPS_PIPE_DIRECTORY"] = os.environ["CUDA_MPS_LOG_DIRECTORY"] = str(folder)
+        if subprocess.run([control, "-d"], check=False).returncode != 0:
+            control = None
+    try:
+        yield
+    finally:
+        if control is not None:
+            subprocess.run([control], input="quit\n", text=True, check=False)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def last_line(out: Path) -> str:
@@ -273,7 +311,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.retry and state_file.exists():
         state = json.loads(state_file.read_text())
         state_file.write_text(json.dumps({key: value for key, value in state.items() if value != "failed"}))
-    return work(plan, options.seconds, options.pieces)
+    with workplace(plan.out, shared=not options.tiny):
+        return work(plan, options.seconds, options.pieces)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import pytest
 from surefoot.cli.benchmark import AttackOptions, StepOptions
 from surefoot.cli.evaluate import Options as EvaluateOptions
 from surefoot.cli.options import parse
+from surefoot.cli.reproduce import TARGETS
+from surefoot.cli.reproduce import Options as ReproduceOptions
 from surefoot.cli.train import Options as TrainOptions
 from surefoot.recipes import RECIPES
 
@@ -42,7 +44,10 @@ def test_every_command_is_one_that_surefoot_takes(gpu: ModuleType, tiny: bool, t
         if program == "pytest" or words[0] == "list":
             continue
         verb, name, *rest = words
-        if verb == "benchmark":
+        if verb == "reproduce":
+            parse(ReproduceOptions, rest, prog="", description="")
+            assert name in TARGETS
+        elif verb == "benchmark":
             parse({"step-cost": StepOptions, "attacks": AttackOptions}[name], rest[1:], prog="", description="")
         elif verb == "train":
             options = parse(TrainOptions, rest, prog="", description="", default=TrainOptions(recipe=RECIPES[name]))
@@ -105,3 +110,4 @@ def test_all_of_it_runs_on_the_cpu(gpu: ModuleType, tmp_path: Path) -> None:
     assert gpu.main(["--tiny", "--out", str(tmp_path), "--seconds", "3000"]) == 0, (tmp_path / "log").read_text()
     records = {path.stem for path in (tmp_path / "records").iterdir()}
     assert records == {"step-cost", "attacks", "digits-0"}
+    assert "SAT-R1" in (tmp_path / "reproduction" / "smoke" / "table3.md").read_text(encoding="utf-8")

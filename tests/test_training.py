@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,7 @@ from surefoot.training import (
     load_weights,
     save_weights,
 )
+from surefoot.training.averaging import MovingAverage
 from surefoot.training.fit import best_device
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 
@@ -304,6 +306,32 @@ def test_the_moving_average_follows_its_equation_and_is_what_is_kept(digits: Dat
             expected = 0.8 * expected + 0.2 * value
         torch.testing.assert_close(average, expected)
         assert not torch.equal(average, after_each_step[-1])
+
+
+def test_averaged_weights_have_statistics_of_their_own() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, momentum=0.3), nn.Flatten())
+    average: Any = MovingAverage(model, decay=0.5)
+    before = model[1].weight.detach().clone()
+    with torch.no_grad():
+        model[1].weight.mul_(3)
+        model[2].running_mean.fill_(9.0)
+    average.update(model)
+    torch.testing.assert_close(average.module[1].weight, 0.5 * before + 0.5 * 3 * before)
+    batches = [torch.rand(4, 1, 5, 5) + shift for shift in (0, 1)]
+    average.module.eval()
+    average.refresh(model, batches)
+    maps = [nn.functional.conv2d(batch, average.module[1].weight, average.module[1].bias) for batch in batches]
+    norm = average.module[2]
+    torch.testing.assert_close(norm.running_mean, torch.stack([each.mean(dim=(0, 2, 3)) for each in maps]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([each.var(dim=(0, 2, 3)) for each in maps]).mean(0))
+    assert (norm.momentum, norm.training, average.module.training) == (0.3, False, False)
+    assert model[2].running_mean.tolist() == [9.0] * 3
+
+
+def test_without_batch_norm_averaged_weights_read_no_images() -> None:
+    model = network()
+    MovingAverage(model, decay=0.5).refresh(model, (pytest.fail("read") for _ in range(1)))
 
 
 def test_bf16_trains_to_about_the_same_accuracy(digits: Dataset) -> None:

@@ -1,16 +1,20 @@
 """The moving average of the weights that is judged and saved instead of them."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from surefoot.core.gradients import crafting
 
 
 class MovingAverage(nn.Module):
-    """An exponential moving average of a model's weights and of its batch-norm statistics.
+    """An exponential moving average of a model's weights.
 
-    average <- decay average + (1 - decay) weights, from the weights at the start; integers are copied. An update never
-    waits for the device, as `torch.optim.swa_utils.AveragedModel` does, which sends its count there each time.
+    average <- decay average + (1 - decay) weights, from the weights at the start. An update never waits for the device,
+    as `torch.optim.swa_utils.AveragedModel` does, which sends its count there each time.
 
     Args:
         model: what is averaged; `module` is its copy.
@@ -34,14 +38,30 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take the model's weights in."""
-        pairs = list(zip(tensors_of(self.module), tensors_of(model), strict=True))
-        moving = [pair for pair in pairs if pair[0].is_floating_point()]
-        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
-        torch._foreach_lerp_([ours for ours, _ in moving], [theirs for _, theirs in moving], 1 - self.decay)
-        if counts:
-            torch._foreach_copy_([ours for ours, _ in counts], [theirs for _, theirs in counts])
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - self.decay)
 
+    @torch.no_grad()
+    def refresh(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
+        """Take the model's buffers, but measure the batch-norms' statistics anew, under the averaged weights.
 
-def tensors_of(model: nn.Module) -> list[Tensor]:
-    """Parameters and buffers."""
-    return [*model.parameters(), *model.buffers()]
+        The model's own belong to other weights: at a large learning rate the average with them is at chance.
+
+        Args:
+            model: what is averaged.
+            batches: of training inputs; the statistics are the means of theirs. None are read without a batch-norm.
+        """
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        norms = [each for each in self.module.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+        if not norms:
+            return
+        momenta = [norm.momentum for norm in norms]
+        with crafting(self.module) as frozen:  # dropout off
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True  # None: the mean of all batches
+            with torch.no_grad():
+                for inputs in batches:
+                    frozen(inputs)
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum, norm.training = momentum, False

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,7 @@ from surefoot.training.schedules import SCHEDULES
 from surefoot.training.step import EagerStep, LossHistory, Step
 
 EVALUATION_BATCH, GPU_EVALUATION_BATCH = 500, 2000
+REFRESHING = 2048  # training images that measure the batch-norm statistics of averaged weights
 CHECK_EVERY = 50  # steps between looks at the loss
 HEALTHY = "healthy."  # before the names of the tensors to go back to, in state.ckpt
 
@@ -336,6 +338,10 @@ def fit(
                         break
         train_seconds = time.perf_counter() - epoch_started
 
+        if average is not None:
+            first = islice(batches.epoch(epoch), math.ceil(REFRESHING / config.batch_size))
+            with fabric.autocast():
+                average.refresh(module, (inputs for inputs, _ in first))
         clean = robust = math.nan
         if len(dataset.validation.labels):
             with fabric.autocast():
