@@ -20,7 +20,7 @@ from surefoot.paper.runs import Workplace
 from surefoot.paper.tables import auto_attack, main, read_runs, table_3, table_3_black_box, table_6
 from surefoot.paper.targets import TABLES
 from surefoot.recipes import RECIPES, Recipe
-from surefoot.report.benchmarks import attacks_table, read_lines, step_cost_table
+from surefoot.report.benchmarks import attacks_table, captured_table, read_lines, step_cost_table
 from surefoot.report.calibration import confusion_table, models_table
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +165,7 @@ def by_attack(run: Path) -> dict[str | None, Record]:
 
 def test_what_bf16_gains_is_what_was_measured() -> None:
     gains: dict[str, list[str]] = {}
-    for name in ("cpu", "two-cores"):
+    for name in ("cpu", "two-cores", "xeon", "xeon-two-cores"):
         lines = read_lines(ROOT / "results" / "benchmark" / f"step-cost-{name}.jsonl")
         seconds = {
             (line["objective"], line["precision"]): line["seconds_per_step"]
@@ -195,6 +195,29 @@ def test_the_fast_recipe_is_what_was_measured() -> None:
         recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
         training = dataclasses.replace(RECIPES["mnist/fast"].training, seed=seed)
         assert recipe == dataclasses.replace(RECIPES["mnist/fast"], training=training, description=recipe.description)
+
+
+def test_what_a_gpu_does_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    lines = read_lines(ROOT / "results" / "benchmark" / "step-cost-gpu.jsonl")
+    assert {line["device"] for line in lines} == {"NVIDIA H200"}
+    assert f"<!-- captured -->\n{captured_table(lines)}<!-- end of captured -->" in text
+    for name in ("short-sat-r1", "short-sat-r3", "fastat-sat-r1"):
+        folder = ROOT / "results" / "gpu" / "cifar10" / name
+        records = by_attack(folder)
+        epochs = read_lines(folder / "metrics.jsonl")
+        assert (records["PGD"].num_examples, records["PGD"].attack_fields["steps"]) == (10_000, 50)
+        cells = [f"{100 * each:.2f}" for each in (records["PGD"].clean_accuracy, records["PGD"].robust_accuracy)]
+        auto = f"{100 * records['AutoAttack'].robust_accuracy:.1f} " if "AutoAttack" in records else ""
+        row = (
+            f"| {name} | {len(epochs)} | {sum(line['seconds'] for line in epochs):.0f} | {' | '.join(cells)} | {auto}|"
+        )
+        assert row in text
+    looks = [look for line in epochs for look in line["monitor"]]
+    assert f"{100 * max(look['share'] for look in looks):.1f} % of its images lost at most" in text
+    assert min(look["agreement"] for line in epochs[2:29] for look in line["monitor"]) > 0.94
+    assert f"sinks from 0.97 to {looks[-1]['agreement']:.2f}" in text
+    assert f"FGSM's accuracy on the monitor's images rises to {100 * looks[-1]['fgsm_accuracy']:.0f} %" in text
 
 
 def test_sat_r3_in_the_papers_batches_is_what_was_measured() -> None:

@@ -87,6 +87,28 @@ def step_row(line: Line) -> list[str]:
     ]
 
 
+def captured_table(lines: Sequence[Line]) -> str:
+    """Steps run one kernel after the other beside the same steps as one CUDA graph, a row an objective."""
+    pairs: dict[tuple[str, str], dict[str, Line]] = {}
+    for line in lines:
+        network = f"{line['model']}, batch {line['batch']}, {line['precision']}"
+        pairs.setdefault((network, line["objective"]), {})[line["mode"]] = line
+    rows = [
+        [
+            network,
+            objective,
+            told(modes["eager"]["seconds_per_step"], 1000, 2),
+            told(modes["captured"]["seconds_per_step"], 1000, 2),
+            f"{modes['eager']['seconds_per_step'] / modes['captured']['seconds_per_step']:.1f}",
+            told(modes["captured"]["ratio_to_floor"], 1, 2),
+            told(modes["captured"]["images_per_second"], 1, 0),
+        ]
+        for (network, objective), modes in pairs.items()
+    ]
+    header = ["network", "objective", "eager ms", "captured ms", "times faster", "captured / floor", "images/s"]
+    return markdown_table(header, rows, left=2)
+
+
 def told(value: float | None, scale: float, decimals: int) -> str:
     """A number for a table; nothing where there is none.
 
@@ -100,7 +122,11 @@ def main(args: Sequence[str]) -> None:
     """Print the table of each file."""
     for name in args:
         lines = read_lines(Path(name))
-        print(step_cost_table(lines) if lines and "objective" in lines[0] else attacks_table(lines))
+        if lines and "objective" in lines[0]:
+            captured = any(line["mode"] == "captured" for line in lines)
+            print(captured_table(lines) if captured else step_cost_table(lines))
+        else:
+            print(attacks_table(lines))
 
 
 if __name__ == "__main__":
