@@ -251,6 +251,26 @@ def test_a_capture_that_fails_leaves_an_eager_step_and_one_note(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(
+    "objective", [SatR1(0.03, lam=0.2, steps=3, k=2), SatR3(0.03, eps_low=0.01, lam=1.0, tau=0.4)], ids=["r1", "r3"]
+)
+def test_a_captured_step_through_batch_norm_gives_the_numbers_of_an_eager_one(objective: Any) -> None:
+    losses = []
+    for make in (lambda eager: eager, CapturedStep):
+        torch.manual_seed(0)
+        fabric = Fabric(accelerator="cuda", devices=1)
+        fabric.launch()
+        model = build_model("conv-norm", num_classes=10, in_channels=3, image_size=32)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+        step: Any = make(EagerStep(fabric, *fabric.setup(model, optimizer)))
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.rand(32, 3, 32, 32, generator=generator).to("cuda")
+        labels = torch.randint(10, (32,), generator=generator).to("cuda")
+        losses.append(torch.stack([step(objective, inputs, labels, 0.01) for _ in range(WARM_UP + 5)]))
+    assert torch.allclose(*losses, rtol=1e-2)
+
+
+@pytest.mark.gpu
 def test_a_captured_step_crafts_on_the_source_that_an_eager_one_draws() -> None:
     one, other = digits_step("cuda"), digits_step("cuda")
     fast, objective = CapturedStep(other), ensemble("cuda")
