@@ -59,6 +59,7 @@ class Plan:
         yield "step-cost", list(self.step_cost())
         yield "attacks", list(self.attacks())
         yield "mnist", list(self.mnist())
+        yield "table4", list(self.table4())
         yield "cifar10", list(self.cifar10("fastat", SAT[:1] if self.tiny else SAT))
         yield "short", list(self.cifar10("short", SAT[:1] if self.tiny else SAT))
 
@@ -123,6 +124,12 @@ class Plan:
         for table in ("table3",) if self.tiny else ("table3", "table6"):
             scale = ("smoke", "--only", "normal,sat-r1") if self.tiny else ("paper", "--workers", str(WORKERS))
             yield Command(table, ("surefoot", "reproduce", table, *out, "--profile", *scale, *self.data()))
+
+    def table4(self) -> Iterator[Command]:
+        """Table 4 with ResNet-18 in 15 epochs a training."""
+        out = ("--out", str(self.out / "reproduction"), "--seeds", str(self.seeds))
+        scale = ("smoke", "--only", "normal") if self.tiny else ("short",)
+        yield Command("table4", ("surefoot", "reproduce", "table4", *out, "--profile", *scale, *self.data()))
 
     def cifar10(self, prefix: str, methods: tuple[str, ...]) -> Iterator[Command]:
         """SAT on CIFAR-10 with ResNet-18: clean, PGD-50, AutoAttack, and the wall time in the run's metrics."""
@@ -300,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="of each training (1)")
     parser.add_argument("--tiny", action="store_true", help="on the CPU, far too small, in minutes")
     parser.add_argument("--retry", action="store_true", help="try again what failed in an earlier call")
-    parser.add_argument("pieces", nargs="*", help="check step-cost attacks mnist cifar10 short; all, in order")
+    parser.add_argument("pieces", nargs="*", help="check step-cost attacks mnist table4 cifar10 short; all, in order")
     options = parser.parse_args(argv)
     plan = Plan(options.out, options.data_dir, options.seeds, options.tiny)
     known = [name for name, _ in plan.pieces()]

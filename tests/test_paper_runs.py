@@ -21,7 +21,7 @@ from surefoot.paper import runs, schedule
 from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
 from surefoot.paper.measurements import Around, Passes, count_passes
-from surefoot.paper.profiles import PAPER, QUICK, SMOKE
+from surefoot.paper.profiles import PAPER, QUICK, SHORT, SMOKE
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace, read_lines
 from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import SOURCES, TABLES
@@ -296,6 +296,10 @@ def test_profiles_change_the_scale_and_nothing_else() -> None:
     rates = [QUICK.recipe(RECIPES[name], 0).training.learning_rate for name in ("mnist/sat-r1", "mnist/sat-r3")]
     assert rates == [0.01, 0.05]
     assert QUICK.recipe(RECIPES["cifar10/sat-r1"], 0).image_size is None
+    short = SHORT.recipe(RECIPES["cifar10/sat-r2"], 0)
+    assert (short.model, short.epochs, short.training.precision) == ("resnet-18", 15, "bf16")
+    assert (short.training.schedule, short.training.batch_size, short.training.learning_rate) == ("one-cycle", 128, 0.1)
+    assert short.objective == RECIPES["cifar10/sat-r2"].objective
     own = PAPER.of_imagenet(Path("imagenet"))
     assert "the user's own folder" in own.note
     large = own.recipe(RECIPES["tiny-imagenet-100/trades"], 0)

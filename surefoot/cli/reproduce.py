@@ -27,6 +27,7 @@ from surefoot.paper.runs import Task, Training, Workplace
 from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import TABLES, Target
 from surefoot.recipes import RECIPES
+from surefoot.training.fit import best_device
 
 DESCRIPTION = """WHAT is table3 to table9, sanity, fig1 to fig10, or all. Train what is missing, measure it, and write
 the paper's tables and figures with our numbers beside the printed ones, and a page of them all. What is done is never
@@ -42,8 +43,9 @@ TARGETS: dict[str, Target | Figure] = {**TABLES, **FIGURES}
 class Options(Common):
     """What `surefoot reproduce` takes beside the tables and figures."""
 
-    profile: Literal["paper", "quick", "smoke"] = "quick"
-    """`paper`: the paper's settings; `quick`: what two CPU cores can do, stated on every table; `smoke`: seconds."""
+    profile: Literal["paper", "short", "quick", "smoke"] = "quick"
+    """`paper`: the paper's settings; `short`: what one GPU can do on CIFAR-10 in minutes; `quick`: what two CPU
+    cores can do; both stated on every table; `smoke`: seconds."""
     seeds: int | None = None
     """Trainings a row, with seeds 0, 1, ...; None is the profile's own."""
     only: str | None = None
@@ -159,8 +161,8 @@ def show_plan(tasks: list[Task], place: Workplace, options: Options) -> None:
     say(
         f"{duration(seconds)} on one worker like this process ({torch.get_num_threads()} threads)"
         + (f", {duration(seconds / workers)} on {workers} that do not slow each other down." if workers > 1 else ".")
-        + " `measured`: what finished runs took; `passes`: counted passes times what one took just now, on the CPU. "
-        "Nothing was run."
+        + " `measured`: what finished runs took; `passes`: counted passes times what one took just now "
+        f"on this machine ({best_device().type}). Nothing was run."
     )
 
 

@@ -163,6 +163,19 @@ QUICK = Profile(
     auto_images=100,
     curve_images=200,
 )
+SHORT = Profile(
+    "short",
+    "Profile `short`, for one GPU, not the paper's scale: 15 epochs in bf16, of ResNet-18 in place of WRN-28-10 in "
+    "batches of 128 with a one-cycle learning rate; the first 1,000 test images, AutoAttack, DeepFool and C&W on 200.",
+    seeds=1,
+    epochs=15,
+    models={"wrn-28-10": "resnet-18"},
+    training={"schedule": "one-cycle", "batch_size": 128},
+    precision="bf16",
+    images=1000,
+    deepfool_images=200,
+    auto_images=200,
+)
 NETWORKS = (*QUICK.models, "mnist-c", "mnist-d")
 SMOKE = Profile(
     "smoke",
@@ -184,4 +197,4 @@ SMOKE = Profile(
     curve_images=16,
     points=3,
 )
-PROFILES = {profile.name: profile for profile in (PAPER, QUICK, SMOKE)}
+PROFILES = {profile.name: profile for profile in (PAPER, SHORT, QUICK, SMOKE)}
