@@ -17,6 +17,16 @@ class Attack(Protocol):
 
 
 @runtime_checkable
+class LastingAttack(Protocol):
+    """An attack that can go on where it ended: what it made in bfloat16 it can finish in float32."""
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor: ...
+
+    def go_on(self, model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+        """A few more steps from `start`, in the same set around `inputs`."""
+
+
+@runtime_checkable
 class CompoundAttack(Protocol):
     """An attack made of several, each for the samples that those before it did not fool."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import l2_distance
 from surefoot.core.gradients import crafting, plain_module
-from surefoot.core.types import Attack, CompoundAttack
+from surefoot.core.types import Attack, CompoundAttack, LastingAttack
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter
 from surefoot.models.wrappers import Averaged
@@ -213,7 +213,22 @@ class Worker:
                 arithmetic = "fp32"
             further = self.call(to_the_end, arithmetic, number, inputs[again], labels[again])
             seen[again] = self.as_scored(stage.attack, further, inputs[again])
+        if stage.arithmetic == "bf16" and isinstance(stage.attack, LastingAttack):
+            self.finish(stage.attack, seen, inputs, labels)
         return seen
+
+    def finish(self, attack: LastingAttack, seen: Tensor, inputs: Tensor, labels: Tensor) -> None:
+        """Attack what still stands in `seen`, from there on, in a few steps of float32."""
+        standing = self.halving(lambda part, _: predictions(self.crafter, part), seen, labels) == labels
+        if not standing.any():
+            return
+
+        def go_on(pair: Tensor, targets: Tensor) -> Tensor:
+            start, centre = pair.unbind(dim=1)
+            return attack.go_on(self.crafter, centre, targets, start)
+
+        both = torch.stack([seen[standing], inputs[standing]], dim=1)
+        seen[standing] = self.as_scored(attack, self.halving(go_on, both, labels[standing]), inputs[standing])
 
     def call(self, attack: Attack, arithmetic: Arithmetic, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
         if arithmetic != "fp32" and inputs.dim() == 4:
