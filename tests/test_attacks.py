@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss
 from surefoot.attacks.gradient_sign import ascend
+from surefoot.core.geometry import linf_distance, project
 from surefoot.core.gradients import crafting, plain_module
 from surefoot.core.types import Attack
 from tests.tables import (
@@ -808,3 +809,19 @@ def test_weights_frozen_by_the_user_do_not_stop_an_attack() -> None:
     expected = FGSM(EPS)(net, inputs, labels)
     net.requires_grad_(False)
     assert torch.equal(FGSM(EPS)(net, inputs, labels), expected)
+
+
+@pytest.mark.parametrize("attack", [IFGSM(EPS, 20), MIFGSM(EPS, 20), PGD(EPS, 15, EPS / 5)])
+def test_going_on_takes_a_tenth_of_the_steps_three_times_as_long_and_stays_in_the_ball(attack: Any) -> None:
+    net, x, y = trained()
+    steps, step_size = (2, 3 * EPS / 20) if not isinstance(attack, PGD) else (2, 3 * EPS / 5)
+    start = project(x + EPS * torch.randn_like(x).sign(), x, EPS)
+    after = attack.go_on(net, x, y, start)
+    with crafting(net) as frozen:
+        expected = ascend(
+            frozen, x, y, start, eps=EPS, steps=steps, step_size=step_size, stop_when_fooled=True, loss=attack.loss
+        )
+    assert torch.equal(after, expected)
+    assert linf_distance(after, x).max() <= EPS + 1e-6
+    assert after.min() >= 0
+    assert after.max() <= 1

@@ -188,6 +188,26 @@ def test_fast_goes_on_where_float32_does_not_confirm_what_half_precision_let_go(
     assert record.mean_l2 == pytest.approx(0.3 * 2)  # to the last step
 
 
+class BlindInHalf(nn.Module):
+    """In half precision the inputs do nothing; in float32 class 1 begins at 0.5."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        mean = inputs.flatten(1).mean(dim=1)
+        gap = 10 * (mean - 0.5) if not torch.is_autocast_enabled("cpu") else 0 * mean - 1
+        return torch.stack([-gap, gap], dim=1)
+
+
+@pytest.mark.parametrize("attack", [IFGSM(0.3, 10), MIFGSM(0.3, 10), PGD(0.3, 10, 0.03, random_start=False)])
+def test_fast_finishes_in_float32_what_half_precision_left(attack: Attack) -> None:
+    batches = [(grey(0.45, 0.4), torch.tensor([0, 0]))]
+    assert evaluate(BlindInHalf(), batches, [attack])[1].robust_accuracy == 0
+    record = evaluate(BlindInHalf(), batches, [attack], precision="fast")[1]
+    assert record.robust_accuracy == 1 / 2  # one step of 0.09 on: 0.45 reaches 0.54, 0.4 reaches 0.49
+    assert record.mean_l2 == pytest.approx(0.09 * 2)
+    last = evaluate(BlindInHalf(), batches, [attack], precision="fast", last_iterate=True)[1]
+    assert last.robust_accuracy == 1  # the last iterate is the attack's own
+
+
 def test_an_attack_that_is_float32_only_stays_strict_under_fast() -> None:
     net, batches = trained_batches()
     attack = AutoAttack(EPS, steps=2, queries=3)

@@ -92,8 +92,9 @@ def evaluate(
     with is not attacked, and an attack lets go of a sample once it is fooled. With `last_iterate` every sample
     is attacked to the last step and only that step counts, as in the paper.
 
-    `strict` precision runs each attack in float32 on the model as it is; `fast` crafts in bfloat16, or in TF32 on CUDA
-    what needs float32 (AutoAttack and its parts), and scores in float32. An attack of 20 steps or more is preceded by
+    `strict` precision runs each attack in float32 on the model as it is; `fast` crafts in bfloat16, goes on in float32
+    for a tenth of the steps (`LastingAttack`), and scores in float32; what needs float32 (AutoAttack and its parts) is
+    crafted in TF32 on CUDA. An attack of 20 steps or more is preceded by
     a screening, the same attack in 5 long steps, in bfloat16 where the hardware has it. What float32 confirms as fooled
     there is fooled, the rest meets the attack itself, so that the result is never above that of the attack alone.
 
