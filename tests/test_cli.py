@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
 from surefoot.audit import Audit, audit
-from surefoot.cli import main
+from surefoot.cli import main, models
 from surefoot.cli.demo import what_it_means
 from surefoot.cli.options import number
+from surefoot.data import load
 from surefoot.evaluation import Record, read_records
 from surefoot.objectives import EnsembleAT
 from surefoot.recipes import RECIPES, load_run
@@ -471,3 +472,11 @@ def test_the_demo_runs_ends_with_a_page_and_a_second_one_trains_nothing(
     assert "conclusion" in lines[-1]
     assert main(["demo", "--epochs", "2"]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_batch_is_large_on_an_accelerator_and_what_was_asked_for_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load("digits")
+    for device, expected in (("cpu", 250), ("meta", 2000)):
+        monkeypatch.setattr(models, "pick_device", lambda name, device=device: torch.device(device))
+        assert models.split_batches(dataset, models.ModelOptions())[1].batch_size == expected
+        assert models.split_batches(dataset, models.ModelOptions(batch_size=7))[1].batch_size == 7

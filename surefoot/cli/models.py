@@ -21,6 +21,10 @@ from surefoot.training.fit import best_device, check_device
 RECOGNISED_BY = 256  # images that a model's kind is recognised by
 
 
+BATCH = 250  # stays in a CPU's caches
+ACCELERATOR_BATCH = 2000  # attacks let go of images: what is left of a small batch waits for its launches
+
+
 @dataclass(frozen=True)
 class ModelOptions(Common):
     """What every verb takes that opens models."""
@@ -35,8 +39,8 @@ class ModelOptions(Common):
     """Which images."""
     num_examples: int | None = None
     """Only the first so many images; None is all."""
-    batch_size: int = 250
-    """Images at a time; halved where memory is not enough."""
+    batch_size: int | None = None
+    """Images at a time; halved where memory is not enough. None is 250, on an accelerator 2000."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to run; `auto` takes an accelerator where there is one."""
     seed: int = 0
@@ -159,7 +163,8 @@ def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device
     if options.num_examples is not None:
         split = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
     device = pick_device(options.device)
-    return device, Batches(split, options.batch_size, device=device, channels_last=True)
+    size = options.batch_size or (BATCH if device.type == "cpu" else ACCELERATOR_BATCH)
+    return device, Batches(split, size, device=device, channels_last=True)
 
 
 def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: ModelOptions) -> nn.Module:
