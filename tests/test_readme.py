@@ -142,7 +142,7 @@ def test_table_3_is_the_papers() -> None:
 
 def test_what_things_cost_is_what_was_measured() -> None:
     folder = ROOT / "results" / "benchmark"
-    for name in ("attacks-cpu", "attacks-cpu-frozen"):
+    for name in ("attacks-cpu", "attacks-cpu-frozen", "attacks-xeon"):
         assert attacks_table(read_lines(folder / f"{name}.jsonl")) in (ROOT / "docs" / "benchmarks.md").read_text()
     assert step_cost_table(read_lines(folder / "step-cost-cpu.jsonl")) in (ROOT / "docs" / "performance.md").read_text()
 
