@@ -276,7 +276,7 @@ def test_what_ran_at_the_papers_scale_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     assert " | ".join(row.split(" | ")[:6]) in text
     rows = committed.split("95 %")[0].splitlines()
-    for name in ("NT", "FGSM-AT", "SAT-R3"):
+    for name in ("NT", "FGSM-AT", "SAT-R3", "EAT ens-A"):
         row = next(line for line in rows if line.startswith(f"| {name} |"))
         assert " | ".join(row.split(" | ")[:11]) + " |\n" in text
 
