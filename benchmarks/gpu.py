@@ -120,16 +120,15 @@ class Plan:
 
     def mnist(self) -> Iterator[Command]:
         """All of Table 3 in the paper's settings, AutoAttack and Table 6 with it."""
-        out = ("--out", str(self.out / "reproduction"), "--seeds", str(self.seeds))
-        for table in ("table3",) if self.tiny else ("table3", "table6"):
-            scale = ("smoke", "--only", "normal,sat-r1") if self.tiny else ("paper", "--workers", str(WORKERS))
-            yield Command(table, ("surefoot", "reproduce", table, *out, "--profile", *scale, *self.data()))
+        if self.tiny:
+            yield self.reproduce("table3", "smoke", "--only", "normal,sat-r1")
+            return
+        for table in ("table3", "table6"):
+            yield self.reproduce(table, "paper", "--workers", str(WORKERS))
 
     def table4(self) -> Iterator[Command]:
         """Table 4 with ResNet-18 in 15 epochs a training."""
-        out = ("--out", str(self.out / "reproduction"), "--seeds", str(self.seeds))
-        scale = ("smoke", "--only", "normal") if self.tiny else ("short",)
-        yield Command("table4", ("surefoot", "reproduce", "table4", *out, "--profile", *scale, *self.data()))
+        yield self.reproduce("table4", *(("smoke", "--only", "normal") if self.tiny else ("short",)))
 
     def cifar10(self, prefix: str, methods: tuple[str, ...]) -> Iterator[Command]:
         """SAT on CIFAR-10 with ResNet-18: clean, PGD-50, AutoAttack, and the wall time in the run's metrics."""
@@ -162,6 +161,10 @@ class Plan:
         words = ("surefoot", "train", recipe, "--seed", str(seed), "--device", self.device, *options, *self.data())
         out = ("--out", str(self.run(family, method, seed)))
         return Command(f"train {family}/{method} {seed}", (*words, *out), trains=self.run(family, method, seed))
+
+    def reproduce(self, table: str, profile: str, *options: str) -> Command:
+        out = ("--out", str(self.out / "reproduction"), "--seeds", str(self.seeds))
+        return Command(table, ("surefoot", "reproduce", table, *out, "--profile", profile, *options, *self.data()))
 
     def evaluate(self, family: str, method: str, seed: int, what: str, *options: str) -> Command:
         words = ("surefoot", "evaluate", str(self.run(family, method, seed)), *options, *self.data())
@@ -236,7 +239,7 @@ def run(command: Command, seconds: float, out: Path) -> int:
 
 
 def run_here(words: tuple[str, ...], seconds: float) -> int:
-    """A command of surefoot in this process; a second Ctrl-C from outside still ends all."""
+    """A command of surefoot in this process, stopped as by Ctrl-C when its time is over."""
     from surefoot.cli import main as surefoot_main
 
     def stop(*_: Any) -> None:

@@ -202,6 +202,9 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
     lines = read_lines(ROOT / "results" / "benchmark" / "step-cost-gpu.jsonl")
     assert {line["device"] for line in lines} == {"NVIDIA H200"}
     assert f"<!-- captured -->\n{captured_table(lines)}<!-- end of captured -->" in text
+    steps = {(line["objective"], line["precision"], line["mode"]): line for line in lines if line["batch"] == 32}
+    captured, eager = (1000 * steps["sat-r3", "fp32", mode]["seconds_per_step"] for mode in ("captured", "eager"))
+    assert f"{captured:.2f} ms in place of {eager:.2f}" in (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("short-sat-r1", "short-sat-r3", "fastat-sat-r1"):
         folder = ROOT / "results" / "gpu" / "cifar10" / name
         records = by_attack(folder)

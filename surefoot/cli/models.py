@@ -11,7 +11,7 @@ from torch import nn
 from surefoot.audit import Curve
 from surefoot.cli.options import Common
 from surefoot.cli.output import say
-from surefoot.data import Batches, Dataset, Split, load
+from surefoot.data import Batches, Dataset, Split, images_at_once, load
 from surefoot.evaluation import recognise
 from surefoot.models import build_model
 from surefoot.recipes import load_run
@@ -19,10 +19,6 @@ from surefoot.training import CheckpointError, load_weights, monitor_curves
 from surefoot.training.fit import best_device, check_device
 
 RECOGNISED_BY = 256  # images that a model's kind is recognised by
-
-
-BATCH = 250  # stays in a CPU's caches
-ACCELERATOR_BATCH = 2000  # attacks let go of images: what is left of a small batch waits for its launches
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,7 @@ def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device
     if options.num_examples is not None:
         split = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
     device = pick_device(options.device)
-    size = options.batch_size or (BATCH if device.type == "cpu" else ACCELERATOR_BATCH)
+    size = options.batch_size or images_at_once(device, on_cpu=250)
     return device, Batches(split, size, device=device, channels_last=True)
 
 

@@ -13,7 +13,7 @@ Dataset('digits', train=1197, validation=240, test=360, 10 classes, 1x8x8)
 """
 
 from .augment import horizontal_flip, pad_crop
-from .batches import Augmentation, Batches
+from .batches import Augmentation, Batches, images_at_once
 from .load import Dataset, Split, load
 from .registry import DATASETS, DatasetSpec
 
@@ -25,6 +25,7 @@ __all__ = [
     "DatasetSpec",
     "Split",
     "horizontal_flip",
+    "images_at_once",
     "load",
     "pad_crop",
 ]

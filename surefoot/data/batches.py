@@ -15,6 +15,20 @@ from .load import Split
 Augmentation = Literal["none", "crop-flip"]
 
 
+ON_ACCELERATOR = 2000
+
+
+def images_at_once(device: torch.device, on_cpu: int) -> int:
+    """How many images to evaluate at once: few stay in a CPU's caches, an accelerator waits for its launches.
+
+    Attacks let go of images, so that what is left of a small batch is mostly waiting there.
+
+    >>> images_at_once(torch.device("cpu"), on_cpu=250)
+    250
+    """
+    return on_cpu if device.type == "cpu" else ON_ACCELERATOR
+
+
 class Batches:
     """Mini-batches of a split: inputs float32 ``[b, c, h, w]`` in [0, 1] and labels int64 ``[b]``.
 

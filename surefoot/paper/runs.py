@@ -20,7 +20,7 @@ from torch import nn
 
 from surefoot.core.files import write_text
 from surefoot.core.types import Attack
-from surefoot.data import DATASETS, Batches, Dataset, Split
+from surefoot.data import DATASETS, Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
 from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
@@ -32,7 +32,7 @@ from surefoot.training.fit import best_device
 
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
-BATCH, GPU_BATCH = 250, 2000
+BATCH = 250
 
 
 def digest(value: Any) -> str:
@@ -339,7 +339,7 @@ def some_batches(dataset: Dataset, images: int | None, split: str) -> Batches:
     """The first images of a split, on the device."""
     whole: Split = getattr(dataset, split)
     device = best_device()
-    size = BATCH if device.type == "cpu" else GPU_BATCH
+    size = images_at_once(device, on_cpu=BATCH)
     return Batches(Split(whole.images[:images], whole.labels[:images]), size, device=device, channels_last=True)
 
 

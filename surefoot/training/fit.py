@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.types import Attack, Objective
-from surefoot.data import Batches, Dataset
+from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep
@@ -29,7 +29,7 @@ from surefoot.training.monitor import Guard, Monitor, OnMasking
 from surefoot.training.schedules import SCHEDULES
 from surefoot.training.step import EagerStep, LossHistory, Step
 
-EVALUATION_BATCH, GPU_EVALUATION_BATCH = 500, 2000
+EVALUATION_BATCH = 500
 REFRESHING = 2048  # training images that measure the batch-norm statistics of averaged weights
 CHECK_EVERY = 50  # steps between looks at the loss
 HEALTHY = "healthy."  # before the names of the tensors to go back to, in state.ckpt
@@ -272,7 +272,7 @@ def fit(
         drop_last=0 < len(dataset.train.labels) % config.batch_size < world,  # no device goes without samples
         channels_last=channels_last,
     )
-    at_once = EVALUATION_BATCH if device.type == "cpu" else GPU_EVALUATION_BATCH
+    at_once = images_at_once(device, on_cpu=EVALUATION_BATCH)
     validation = Batches(dataset.validation, at_once, device=device, channels_last=channels_last)
     if len(dataset.train.labels) and dataset.train.labels.min() < 0:
         raise ValueError(f"a label is {int(dataset.train.labels.min())}; labels are class indices from 0.")

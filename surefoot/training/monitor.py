@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -122,8 +122,8 @@ class Monitor:
     false_alarm_rate: float = 0.01
     seed: int = 0
     history: list[Look] = field(default_factory=list)
-    _seen: tuple[int, ...] | None = field(default=None, init=False)
-    _graph: tuple[tuple[int, ...], torch.cuda.CUDAGraph | None, Tensor] | None = field(default=None, init=False)
+    _subject: tuple[int, ...] | None = field(default=None, init=False)
+    _replay: Callable[[], Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         check_batch(self.inputs, self.labels)
@@ -162,7 +162,7 @@ class Monitor:
     def _measure(self, model: nn.Module) -> dict[str, Any]:
         device = next((parameter.device for parameter in model.parameters()), self.inputs.device)
         self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
-        numbers = self._numbers(model) if device.type != "cuda" else self._replayed(model, device)
+        numbers = self._numbers(model) if device.type != "cuda" else self._replayed(model)
         fgsm_loss, pgd_loss, fgsm_accuracy, pgd_accuracy, lost, *losses, rising, rfgsm, ifgsm, agreement = (
             numbers.tolist()
         )
@@ -179,29 +179,31 @@ class Monitor:
             "agreement": agreement,
         }
 
-    def _replayed(self, model: nn.Module, device: torch.device) -> Tensor:
+    def _replayed(self, model: nn.Module) -> Tensor:
         """The same by a CUDA graph from the second look at a model on: a look is some thousand small kernels."""
         read = [self.inputs, self.labels, *model.parameters(), *model.buffers()]
         subject = torch.is_autocast_enabled("cuda"), *(tensor.data_ptr() for tensor in read)  # where a graph reads
-        if self._graph is not None and self._graph[0] == subject:
-            _, graph, numbers = self._graph
-            if graph is None:  # this model cannot be captured
-                return self._numbers(model)
-            graph.replay()
-            return numbers
-        if self._seen != subject:
-            self._seen = subject
+        if self._subject != subject:
+            self._subject, self._replay = subject, None
             return self._numbers(model)
-        graph = torch.cuda.CUDAGraph()
+        if self._replay is None:
+            self._replay = self._captured(model)
+        return self._replay()
+
+    def _captured(self, model: nn.Module) -> Callable[[], Tensor]:
+        """`_numbers` as a graph, or as it is where the model cannot be captured."""
         try:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 numbers = self._numbers(model)
         except RuntimeError:
-            self._graph = subject, None, self.inputs
-            return self._numbers(model)
-        self._graph = subject, graph, numbers
-        graph.replay()
-        return numbers
+            return partial(self._numbers, model)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return numbers
+
+        return replay
 
     def _numbers(self, model: nn.Module) -> Tensor:
         """All that a look measures, `[13]`, on the device."""
@@ -272,15 +274,15 @@ class _Around:
         inputs, labels, corner, gradient, corner_gradient = (part[:count] for part in parts)
         return _Around(self.model, inputs, labels, self.eps, corner, gradient, corner_gradient)
 
-    @property
+    @cached_property
     def signs(self) -> Tensor:
         return self.gradient.sign()
 
-    @property
+    @cached_property
     def corner_signs(self) -> Tensor:
         return self.corner_gradient.sign()
 
-    @property
+    @cached_property
     def fgsm(self) -> Tensor:
         return self.beside(self.inputs, self.signs, self.eps)
 
