@@ -14,10 +14,11 @@ import pytest
 
 from surefoot.attacks import FGSM
 from surefoot.cli import main
+from surefoot.core.files import read_lines
 from surefoot.paper.cluster import Cluster
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.profiles import SMOKE
-from surefoot.paper.runs import Evaluation, Task, Training, Workplace, read_lines
+from surefoot.paper.runs import Evaluation, Task, Training, Workplace
 from surefoot.paper.schedule import Event, outstanding, run_all
 
 EPOCHS = 12

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from surefoot.attacks import FGSM
-from surefoot.core.files import load_tensors
+from surefoot.core.files import load_tensors, read_lines
 from surefoot.paper import runs, schedule
 from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
 from surefoot.paper.measurements import Around, Passes, count_passes
 from surefoot.paper.profiles import PAPER, QUICK, SHORT, SMOKE
-from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace, read_lines
+from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import SOURCES, TABLES
 from surefoot.recipes import RECIPES, train

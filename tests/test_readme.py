@@ -107,8 +107,15 @@ def record(attack: str | None, accuracy: float, fields: dict[str, object]) -> Re
 
 
 def test_a_table_shows_each_record_in_its_cell_and_a_dash_where_there_is_none() -> None:
-    cw = {"steps": 100, "loss": {"name": "MarginLoss", "confidence": 50.0}}
-    records = [record(None, 0.9812, {}), record("PGD", 0.8877, {"steps": 100}), record("PGD", 0.8866, cw)]
+    pgd = {"eps": 0.3, "steps": 100, "step_size": 0.01, "start_radius": 0.01}
+    cw = {**pgd, "loss": {"name": "MarginLoss", "confidence": 50.0}}
+    smaller = {**pgd, "eps": 0.1}  # has the same label, and is not the table's
+    records = [
+        record(None, 0.9812, {}),
+        record("PGD", 0.8877, pgd),
+        record("PGD", 0.97, smaller),
+        record("PGD", 0.8866, cw),
+    ]
     row = table_3(records, {"mnist/sat-r1": 12.4}).splitlines()[-1]
     assert row == (
         "| SAT-R1 | 98.12 (98.15 ± 0.05) | - (93.42 ± 0.07) | - (91.45 ± 0.26) "

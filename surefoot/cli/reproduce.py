@@ -47,7 +47,7 @@ class Options(Common):
     """`paper`: the paper's settings; `short`: what one GPU can do on CIFAR-10 in minutes; `quick`: what two CPU
     cores can do; both stated on every table; `smoke`: seconds."""
     seeds: int | None = None
-    """Trainings a row, with seeds 0, 1, ...; None is the profile's own."""
+    """Trainings a row, with seeds 0, 1, ...; None is the profile's own. Tables show all that are there."""
     only: str | None = None
     """Run only these rows: sat-r1,sat-r3; the others are shown as far as they are there."""
     dataset: Literal["mnist", "cifar10", "tiny-imagenet-100"] = "mnist"
@@ -55,7 +55,8 @@ class Options(Common):
     out: Path = Path("reproduction")
     """Where everything goes; on several machines a folder that they share."""
     imagenet: Path | None = None
-    """Your own folder of ImageNet images, in place of tiny-imagenet-100: 100 classes at random, 224 pixels a side."""
+    """Your own folder of ImageNet images, in place of tiny-imagenet-100: 100 classes at random, 224 pixels a side
+    unless the profile has fewer."""
     data_dir: Path | None = None
     """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
     runs: tuple[Path, ...] = ()
@@ -93,7 +94,13 @@ def run(args: list[str]) -> int:
         tuple(folder.absolute() for folder in options.runs),
         commit(),
     )
-    tasks = outstanding([task for target in targets for task in target.tasks(matrix)], place)
+    asked = [task for target in targets for task in target.tasks(matrix)]
+    if not asked:
+        whole = [task for target in targets for task in target.tasks(dataclasses.replace(matrix, only=None))]
+        raise ValueError(
+            f"--only {options.only} leaves nothing of {' '.join(names)}, whose rows are {', '.join(methods_of(whole))}."
+        )
+    tasks = outstanding(asked, place)
     if options.dry_run:
         show_plan(tasks, place, options)
         return 0
@@ -101,16 +108,33 @@ def run(args: list[str]) -> int:
     if not options.draw:
         with only_one(place.out):
             failures = run_tasks(tasks, place, options, args)
-    whole = dataclasses.replace(matrix, only=None)  # what was not asked for is shown too, run or missing
+    # What was not asked for is shown too, run or missing, so that a later command does not show less.
+    shown = dataclasses.replace(matrix, only=None, seeds=max(matrix.seeds, seeds_there(place)))
     for target in targets:
         if isinstance(target, Target):
-            write_table(target, whole, place, options)
+            write_table(target, shown, place, options)
         else:
-            write_figure(target, whole, place, options)
-    write_page(whole, place)
+            write_figure(target, shown, place, options)
+    write_page(shown, place)
     for failure in failures:
         say(f"failed: {failure.title}: {failure.error}" + (f" Its log is {failure.log}." if failure.log else ""))
     return int(bool(failures))
+
+
+def methods_of(tasks: list[Task]) -> list[str]:
+    """The rows that tasks are of, each once, as `--only` takes them."""
+    found: dict[str, None] = {}
+    for task in tasks:
+        models = getattr(task, "models", None) or task.needs or (task,)
+        recipes = [each.recipe.name for each in models if hasattr(each, "recipe")]
+        found.update(dict.fromkeys(name.partition("/")[2] for name in recipes))
+    return list(found)
+
+
+def seeds_there(place: Workplace) -> int:
+    """So many seeds some run in OUT has."""
+    seeds = [folder.name.partition("-")[0] for folder in (place.out / "runs").glob("*/*/*-*")]
+    return max((1 + int(seed) for seed in seeds if seed.isdecimal()), default=0)
 
 
 def named_targets(names: list[str]) -> list[Target | Figure]:
@@ -131,6 +155,8 @@ def make_matrix(options: Options) -> Matrix:
         .of_imagenet(options.imagenet and options.imagenet.absolute())
     )
     only = None if options.only is None else tuple(part.strip() for part in options.only.split(",") if part.strip())
+    if only == ():
+        raise ValueError(f"--only is {options.only!r} and names no row; give for example --only sat-r1,sat-r3.")
     known = [name.partition("/")[2] for name in RECIPES]
     for method in only or ():
         if method not in known:

@@ -36,6 +36,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_lines(file: Path | None) -> list[dict[str, Any]]:
+    """The JSON lines of a file; none where there is none, or a damaged one, so that it is made anew."""
+    if file is None or not file.exists():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError:
+        return []
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON metadata to one safetensors file, atomically."""
     contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
@@ -64,6 +74,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: no such file, pickled code instead of safetensors, or a truncated or damaged file.
     """
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata_of(file)  # noqa: SIM118
+
+
+def load_metadata(path: Path) -> dict[str, Any]:
+    """The metadata alone, which is quick; raises as `load_tensors` does."""
+    with opened(path) as file:
+        return metadata_of(file)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file to read from; what is wrong with it is said in one sentence."""
     if is_pickled(path):
         raise CheckpointError(
             f"{path} holds pickled code (torch.save), which surefoot never loads; "
@@ -71,7 +94,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            yield file
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); use another checkpoint.") from error
+
+
+def metadata_of(file: Any) -> dict[str, Any]:
+    """What `save_tensors` was given beside the tensors."""
+    return {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}

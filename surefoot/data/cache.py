@@ -21,7 +21,7 @@ from torch import Tensor
 
 logger = logging.getLogger("surefoot.data")
 
-FORMAT = 1  # part of every key: raise it when what is written changes
+FORMAT = 2  # part of every key: raise it when what is written changes
 
 _MIB = 1 << 20
 # Up to here every byte is checked at every start: CRC-32 runs at 1 to 4 GB/s, and the pages are wanted soon

@@ -34,7 +34,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif
 # The split of a named set never changes, whatever the seed of a run.
 _NAMED_SEED = 0
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
-_CHOOSE_CLASSES, _DRAW_TEST, _DRAW_VALIDATION = 0, 1, 2
+_CHOOSE_CLASSES, _DRAW_TEST, _DRAW_VALIDATION, _SHUFFLE = 0, 1, 2, 3
 _BATCH = 256  # images decoded at once
 
 
@@ -125,7 +125,7 @@ def load(
             There, ``PATH/train``, ``PATH/val`` and ``PATH/test`` are used where they exist (``val`` is the
             test split if there is no ``test``); what is missing is drawn, 10 % each. All images become RGB,
             are resized (bilinear, antialiased) until their short side is ``image_size``, and are cropped in
-            the centre.
+            the centre. A split that lies class by class is shuffled, so that its first images are of all classes.
         data_dir: a folder of parquet shards, ``data_dir/NAME/train-*.parquet`` and ``test-*.parquet`` (or
             these files directly in it); the default is ``$SUREFOOT_DATA``. Where either is given the network
             is not touched; otherwise the set is downloaded from the Hugging Face hub. ``digits`` and
@@ -312,16 +312,22 @@ def _list_images(root: Path, num_classes: int | None, seed: int) -> tuple[tuple[
             odd = ", ".join(sorted(set(there) ^ set(class_names))[:5])
             raise ValueError(f"{folder} and {parts[_TRAIN]} must have the same class folders, but differ in {odd}")
         for label, class_name in enumerate(class_names[i] for i in chosen):
-            images = [
-                Path(place, name)
-                for place, _, names in os.walk(folder / class_name)
-                for name in names
-                if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-            ]
+            images = _images_below(folder / class_name)
             if not images:
                 raise ValueError(f"the class folder {folder / class_name} has no images: add some or remove the folder")
-            files += [(part, label, path) for path in sorted(images)]
+            files += [(part, label, path) for path in images]
     return tuple(class_names[i] for i in chosen), files
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Sorted; what is hidden, as a notebook's checkpoints are, is left out with all below it."""
+    images = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images += [
+            Path(place, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(images)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -498,7 +504,15 @@ def _arrange(
             f"validation_size asks for {plan.validation_size} images, but the folder has its own validation "
             f"split of {len(validation)}: leave validation_size out"
         )
-    return np.concatenate([train, validation, test]), (len(train), len(validation), len(test))
+    generator = _generator(plan.seed, _SHUFFLE)
+    splits = [_mixed(rows, labels, generator) for rows in (train, validation, test)]
+    return np.concatenate(splits), (len(train), len(validation), len(test))
+
+
+def _mixed(rows: NDArray[np.int64], labels: NDArray[np.int64], generator: np.random.RandomState) -> NDArray[np.int64]:
+    """The rows, shuffled where they lie class by class: the first n images of a split stand for all of it."""
+    by_class = (np.diff(labels[rows]) >= 0).all()
+    return generator.permutation(rows) if by_class else rows
 
 
 def _hold_out(
@@ -592,6 +606,10 @@ def _pixels(plan: _Plan, image: Image, describe: Callable[[int], str], row: int)
         raise ValueError(
             f"{describe(row)} has {image.width}x{image.height} pixels, "
             f"but those of {plan.name} have {plan.native_size}x{plan.native_size}"
+        )
+    if image.mode == "F":
+        raise ValueError(
+            f"{describe(row)} has floating-point pixels, whose range is not known: save it with 8 or 16 bits"
         )
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
         image = pillow.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))

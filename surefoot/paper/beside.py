@@ -37,7 +37,7 @@ class Cell:
 
     Args:
         values: in the unit in which the paper prints them; none where it was not run.
-        interval: 95 % of one seed's number; of several it follows from their spread.
+        interval: 95 % of one seed's number; of several it follows from their spread, where they have one.
         images: how many were attacked; None where it was not run.
         paper: None where the paper has no such number.
         digits: behind the point.
@@ -64,10 +64,12 @@ class Cell:
     def bounds(self) -> tuple[float, float] | None:
         """95 %: Wilson's of one seed's images, Student's of several seeds' means, cut off at the limits.
 
+        Seeds that all agree have no spread to go by, and Wilson's interval of their images is theirs.
+
         >>> Cell((12.0, 98.0), limits=(0.0, 100.0)).bounds()
         (0.0, 100.0)
         """
-        if len(self.values) < 2:
+        if len(set(self.values)) < 2:
             return self.interval
         spread = statistics.stdev(self.values) / len(self.values) ** 0.5
         reach = float(student.ppf(0.975, len(self.values) - 1)) * spread
@@ -146,7 +148,7 @@ class Table:
             ]
             lines = [[name, *(interval_text(cells[index]) for index in kept)] for name, cells in bounded]
             parts += [
-                "95 % intervals: Wilson's over the images of one seed, Student's over several seeds:",
+                "95 % intervals: Student's over several seeds, Wilson's over the images of one, or where all agree:",
                 markdown_table([self.head, *(self.columns[index] for index in kept)], lines),
             ]
         parts += list(self.notes)
@@ -231,8 +233,7 @@ def accuracy_cell(records: Sequence[Record], paper: Printed | None = None, *, cl
     low, high = records[0].robust_interval
     if clean:
         low, high = wilson_interval(round(records[0].clean_accuracy * images), images)
-    interval = None if len(records) > 1 else (100 * low, 100 * high)
-    return Cell(values, interval, images, paper, limits=PERCENT)
+    return Cell(values, (100 * low, 100 * high), images, paper, limits=PERCENT)
 
 
 def fooling_cells(records: Sequence[Record], paper: tuple[float, float] | None) -> tuple[Cell, Cell]:
@@ -244,8 +245,7 @@ def fooling_cells(records: Sequence[Record], paper: tuple[float, float] | None) 
     rates = tuple(100 * (1 - record.robust_accuracy) for record in records)
     low, high = records[0].robust_interval
     lengths = tuple(record.mean_l2 for record in records if record.mean_l2 is not None)
-    interval = None if len(records) > 1 else (100 * (1 - high), 100 * (1 - low))
     return (
-        Cell(rates, interval, images, rate, digits=1, paper_digits=0, limits=PERCENT),
+        Cell(rates, (100 * (1 - high), 100 * (1 - low)), images, rate, digits=1, paper_digits=0, limits=PERCENT),
         Cell(lengths, None, images, length, limits=NOT_NEGATIVE),
     )

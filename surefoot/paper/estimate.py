@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
+from surefoot.core.files import read_lines
 from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
@@ -21,9 +22,10 @@ from surefoot.evaluation.worker import computed_in, fields_of
 from surefoot.models import build_model
 from surefoot.paper.curves import PGD_STEPS
 from surefoot.paper.measurements import Around, Passes, count_passes
-from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace, read_lines, settings_of
+from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json
+from surefoot.recipes.run import settings_of
 from surefoot.report import attack_label
 from surefoot.training.fit import best_device
 

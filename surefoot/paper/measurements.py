@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 
 from surefoot.benchmark import step_cost
-from surefoot.core.files import write_text
+from surefoot.core.files import read_lines, write_text
 from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
 from surefoot.paper.curves import loss_curves, spaced, surface_line
-from surefoot.paper.runs import Training, Workplace, digest, read_lines, some_batches
+from surefoot.paper.runs import Training, Workplace, digest, some_batches
 from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
 

@@ -6,6 +6,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+from surefoot.core.files import read_lines
 from surefoot.paper.matrix import (
     SAT,
     Column,
@@ -18,7 +19,7 @@ from surefoot.paper.matrix import (
     step_columns,
 )
 from surefoot.paper.measurements import Around
-from surefoot.paper.runs import Task, Training, Workplace, read_lines
+from surefoot.paper.runs import Task, Training, Workplace
 from surefoot.recipes.mnist import BATCH, PAIRS, PERCENTAGES
 
 Panel = dict[str, Any]

@@ -18,15 +18,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from surefoot.core.files import write_text
+from surefoot.core.files import read_lines, write_text
 from surefoot.core.types import Attack
-from surefoot.data import DATASETS, Batches, Dataset, Split, images_at_once
+from surefoot.data import Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
 from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
 from surefoot.paper.watch import Watch
 from surefoot.recipes import Recipe, load_run, train
-from surefoot.recipes.run import load_recipe_data
+from surefoot.recipes.run import load_recipe_data, settings_of
 from surefoot.report import attack_label
 from surefoot.training.fit import best_device
 
@@ -115,8 +115,11 @@ class Training:
 
     def sha256(self, place: Workplace) -> str | None:
         """Of the weights of the finished run; None before."""
-        file = self.folder(place) / "finished.json"
-        return json.loads(file.read_text(encoding="utf-8"))["weights_sha256"] if file.exists() else None
+        try:
+            about = json.loads((self.folder(place) / "finished.json").read_text(encoding="utf-8"))
+            return str(about["weights_sha256"])
+        except (OSError, ValueError, LookupError, TypeError):  # absent, or damaged: it is written anew
+            return None
 
     def done(self, place: Workplace) -> bool:
         return self.sha256(place) is not None
@@ -127,17 +130,16 @@ class Training:
 
     def minutes(self, place: Workplace) -> float | None:
         """What the training took, selection of the epoch included; None before."""
-        file = self.folder(place) / "metrics.jsonl"
-        if not self.done(place) or not file.exists():
+        lines = read_lines(self.folder(place) / "metrics.jsonl")
+        if not self.done(place) or not lines:
             return None
-        return sum(float(line["seconds"]) for line in read_lines(file)) / 60
+        return sum(float(line["seconds"]) for line in lines) / 60
 
     def speed(self, place: Workplace) -> float | None:
         """Images a second through a training step, over all epochs; None before it is done."""
-        file = self.folder(place) / "metrics.jsonl"
-        if not self.done(place) or not file.exists():
+        lines = read_lines(self.folder(place) / "metrics.jsonl")
+        if not self.done(place) or not lines:
             return None
-        lines = read_lines(file)
         images = sum(line["images_per_second"] * line["train_seconds"] for line in lines)
         return float(images / sum(line["train_seconds"] for line in lines))
 
@@ -149,7 +151,7 @@ class Training:
     def __call__(self, place: Workplace) -> None:
         folder = self.folder(place)
         self.adopt(place)
-        started = (folder / "recipe.json").exists()
+        started = self.begun(place)
         complete = started and load_run(folder).epochs_done() >= load_run(folder).epochs()
         if not (complete and (folder / "model.safetensors").exists()):
             if complete or self.done(place):  # its weights are gone: it is trained anew
@@ -169,6 +171,19 @@ class Training:
         model = load_run(folder).load_model(place.data(self.recipe))
         about = {"id": self.id, "weights_sha256": weights_sha256(model)}
         write_text(folder / "finished.json", json.dumps(about) + "\n")
+
+    def begun(self, place: Workplace) -> bool:
+        """Is there something to go on from? A damaged state is put aside, and the training begins anew."""
+        folder = self.folder(place)
+        try:
+            if (folder / "recipe.json").exists():
+                load_run(folder).epochs_done()
+                return True
+        except ValueError:
+            if (folder / "state.ckpt").exists():
+                (folder / "state.ckpt").replace(folder / "damaged.ckpt")
+            (folder / "recipe.json").unlink()
+        return False
 
     def adoptable(self, place: Workplace) -> Path | None:
         """A finished run of the very same recipe and seed, in folders that the user named; None once this has begun."""
@@ -232,13 +247,11 @@ class Evaluation:
         return None if sha256 is None else self.model.folder(place) / "evaluations" / f"{key}.jsonl"
 
     def done(self, place: Workplace) -> bool:
-        file = self.file(place)
-        return file is not None and file.exists()
+        return bool(self.records(place))
 
     def records(self, place: Workplace) -> list[Record]:
         """Clean, and under the attack; empty while it is not done."""
-        file = self.file(place)
-        return read_records(file) if file is not None and file.exists() else []
+        return clean_and_attacked(self.file(place))
 
     def __call__(self, place: Workplace) -> None:
         dataset = place.data(self.model.recipe)
@@ -293,16 +306,14 @@ class Transfer:
 
     def left(self, place: Workplace) -> "Transfer":
         """The same on the models that it was not done on yet."""
-        missing = [model for model in self.models if not ((file := self.file(place, model)) and file.exists())]
-        return dataclasses.replace(self, models=tuple(missing))
+        return dataclasses.replace(self, models=tuple(each for each in self.models if not self.records(place, each)))
 
     def done(self, place: Workplace) -> bool:
         return not self.left(place).models
 
     def records(self, place: Workplace, model: Training) -> list[Record]:
         """Clean, and under the attack; empty while it is not done on this model."""
-        file = self.file(place, model)
-        return read_records(file) if file is not None and file.exists() else []
+        return clean_and_attacked(self.file(place, model))
 
     def without(self, failed: set[str]) -> "Transfer":
         """The same on the models that could be trained."""
@@ -324,15 +335,6 @@ class Transfer:
         for model, records in zip(models, rows, strict=True):
             write_records(self.file(place, model), records)
         shutil.rmtree(place.out / "unfinished" / self.id, ignore_errors=True)
-
-
-def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides the weights: all but how it is described and where it runs."""
-    settings = recipe.to_json()
-    del settings["description"], settings["training"]["device"]
-    if settings["validation_size"] is None and recipe.dataset in DATASETS:
-        settings["validation_size"] = DATASETS[recipe.dataset].validation_size
-    return settings
 
 
 def some_batches(dataset: Dataset, images: int | None, split: str) -> Batches:
@@ -360,8 +362,12 @@ def write_records(file: Path | None, records: Sequence[Record]) -> None:
     write_text(file, "".join(record.to_json() + "\n" for record in records))
 
 
-def read_lines(file: Path | None) -> list[dict[str, Any]]:
-    """The JSON lines of a file; none where there is none."""
+def clean_and_attacked(file: Path | None) -> list[Record]:
+    """The two records of one evaluation; none where they are not there, or damaged, so that it is made anew."""
     if file is None or not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    try:
+        records = read_records(file)
+    except ValueError:
+        return []
+    return records if len(records) == 2 else []

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from surefoot.attacks import MIFGSM
+from surefoot.core.types import Attack
 from surefoot.evaluation import Record, read_records
 from surefoot.evaluation.worker import fields_of
 from surefoot.paper import targets
@@ -48,12 +50,34 @@ def cell(ours: str, printed_name: str, column: str) -> str:
     return f"{ours} ({printed(TABLE_3[printed_name][TABLE_3_COLUMNS.index(column)])})"
 
 
+SETTINGS = ("eps", "steps", "step_size", "start_radius", "decay")
+
+
+def is_of(record: Record, attack: Attack) -> bool:
+    """Is a record of this attack, radius and steps included?"""
+    name, fields = type(attack).__name__, fields_of(attack)
+    return attack_label(record.attack, record.attack_fields) == attack_label(name, fields) and all(
+        record.attack_fields.get(field) == fields.get(field) for field in SETTINGS
+    )
+
+
+def is_the_tables(record: Record) -> bool:
+    """Is it of an attack as the paper's tables have it? Others with the same label have another radius or step."""
+    recipe = RECIPES[str(record.recipe)]
+    label = attack_label(record.attack, record.attack_fields)
+    attacks = {**recipe.attacks(), f"MI-FGSM-{recipe.attack_steps}": MIFGSM(recipe.eps, recipe.attack_steps)}
+    return label not in attacks or is_of(record, attacks[label])
+
+
 def on_mnist(records: Sequence[Record], num_examples: int | None = None) -> dict[tuple[str | None, ...], Record]:
     """Records on MNIST's test images by recipe, source and attack; of several alike the last one counts."""
     return {
         (record.recipe, record.source, attack_label(record.attack, record.attack_fields)): record
         for record in records
-        if record.dataset == "mnist" and record.split == "test" and num_examples in (None, record.num_examples)
+        if record.dataset == "mnist"
+        and record.split == "test"
+        and num_examples in (None, record.num_examples)
+        and is_the_tables(record)
     }
 
 
@@ -144,6 +168,7 @@ def auto_attack(records: Sequence[Record]) -> str:
                 if other.weights_sha256 == record.weights_sha256
                 and other.source is None
                 and attack_label(other.attack, other.attack_fields) == "PGD-100"
+                and is_the_tables(other)
             }
             pgd = beside.get(record.num_examples) or beside.get(10_000, "-")
             numbers = [str(record.seed), percent(record.clean_accuracy), pgd, *after]
@@ -168,12 +193,11 @@ class Committed:
     def records(self, grid: Grid, column: Column, recipe: str, matrix: Matrix) -> list[Record]:
         """The last record of each seed that is of the cell's attack, source and number of images."""
         attack = column.attack(RECIPES[recipe])
-        label = attack_label(type(attack).__name__, fields_of(attack))
         seeds = {
             record.seed: record
             for record in self.found
             if (record.recipe, record.source, record.split) == (recipe, column.source, column.split)
-            and attack_label(record.attack, record.attack_fields) == label
+            and is_of(record, attack)
             and record.num_examples == (column.images or self.whole)
         }
         return list(seeds.values())

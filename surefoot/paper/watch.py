@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from surefoot.core.files import write_text
+from surefoot.core.files import read_lines, write_text
 from surefoot.data import Batches, Dataset, Split
 from surefoot.paper.curves import logit_gaps, loss_curves, spaced, surface_line
 from surefoot.recipes import Recipe
@@ -43,10 +43,8 @@ class Watch:
         """Take the model that is trained and the images that it is measured on."""
         split = dataset.validation if len(dataset.validation.labels) else dataset.test
         self.model, self.images = model, Split(split.images[:PROBE], split.labels[:PROBE])
-        if self.file.exists():
-            done = self.run.epochs_done()
-            kept = [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
-            self.lines = [line for line in kept if line["epoch"] <= done]
+        done = self.run.epochs_done()
+        self.lines = [line for line in read_lines(self.file) if line["epoch"] <= done]
         self.last = max((line["step"] for line in self.lines), default=0)
 
     def on_step(self, report: StepReport) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from surefoot.core.files import load_tensors, write_text
-from surefoot.data import Dataset
+from surefoot.core.files import CheckpointError, load_metadata, write_text
+from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining, SatR1
@@ -33,9 +33,12 @@ class Run:
     recipe: Recipe
 
     def epochs_done(self) -> int:
-        """Epochs that are saved; 0 before the first."""
-        state = self.path / "state.ckpt"
-        return len(load_tensors(state)[1]["metrics"]) if state.exists() else 0
+        """Epochs that are saved; 0 before the first.
+
+        Raises:
+            CheckpointError: a damaged state.
+        """
+        return len(self._saved())
 
     def epochs(self) -> int:
         """Epochs in all its phases."""
@@ -51,12 +54,19 @@ class Run:
 
     def is_finished(self) -> bool:
         """Are all epochs done, or did the run stop for good where its gradients were masked?"""
-        state = self.path / "state.ckpt"
-        if not state.exists():
-            return False
-        metrics = load_tensors(state)[1]["metrics"]
+        metrics = self._saved()
         stopped = any((line.get("masking") or {}).get("action") == "stop" for line in metrics)
         return stopped or len(metrics) >= self.epochs()
+
+    def _saved(self) -> list[dict[str, Any]]:
+        """A line for each epoch that `state.ckpt` goes on from."""
+        state = self.path / "state.ckpt"
+        if not state.exists():
+            return []
+        about = load_metadata(state)
+        if "metrics" not in about:
+            raise CheckpointError(f"{state} is no training state; use another checkpoint, or train in another folder.")
+        return list(about["metrics"])
 
     def load_data(self, data_dir: Path | None = None) -> Dataset:
         """The run's data set."""
@@ -146,6 +156,8 @@ def train(
     if missing:
         raise ValueError(f"{recipe.name} crafts on {', '.join(missing)}; train them and give their runs as sources.")
     found = {name: load_run(folder) for name, folder in (sources or {}).items()}
+    for name, run in found.items():
+        check_source(recipe, name, run)
     fabric = make_fabric(recipe.training)
     dataset = load_recipe_data(recipe, data_dir)
     model = build_recipe_model(recipe, dataset)
@@ -199,6 +211,35 @@ def recipe_repair(recipe: Recipe) -> SatR1:
     return dataclasses.replace(found, eps=recipe.eps)
 
 
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides the weights: all but how it is described and where it runs."""
+    settings = recipe.to_json()
+    del settings["description"], settings["training"]["device"]
+    if settings["validation_size"] is None and recipe.dataset in DATASETS:
+        settings["validation_size"] = DATASETS[recipe.dataset].validation_size
+    return settings
+
+
+DATA = ("dataset", "num_classes", "image_size", "validation_size", "data_seed")
+"""The fields of a recipe that decide which images it trains on."""
+
+
+def check_source(recipe: Recipe, name: str, source: Run) -> None:
+    """Refuse to craft on a model of other data: of other classes, or one that was trained on images held out here.
+
+    Raises:
+        ValueError: with what differs and what to do.
+    """
+    ours, theirs = settings_of(recipe), settings_of(source.recipe)
+    fields = DATA if recipe.dataset not in DATASETS else DATA[:-1]  # the split of a named set has no seed
+    other = [f"{field} {theirs[field]} instead of {ours[field]}" for field in fields if ours[field] != theirs[field]]
+    if other:
+        raise ValueError(
+            f"{recipe.name} crafts on {name}, but the run in {source.path} was trained on other data "
+            f"({', '.join(other)}); move that folder away, or give the same data."
+        )
+
+
 def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
     """Refuse a folder whose run is finished, is another, or is unfinished where `resume` was not asked for.
 
@@ -218,7 +259,7 @@ def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
             f"{path} holds a run that stopped after {done} of {run.epochs()} epochs; "
             "go on with --resume, or give another folder with --out."
         )
-    before, now = run.recipe.to_json(), recipe.to_json()
+    before, now = settings_of(run.recipe), settings_of(recipe)
     changed = [name for name in now if now[name] != before.get(name)]
     if changed:
         raise ValueError(

@@ -93,18 +93,21 @@ def captured_table(lines: Sequence[Line]) -> str:
     for line in lines:
         network = f"{line['model']}, batch {line['batch']}, {line['precision']}"
         pairs.setdefault((network, line["objective"]), {})[line["mode"]] = line
-    rows = [
-        [
-            network,
-            objective,
-            told(modes["eager"]["seconds_per_step"], 1000, 2),
-            told(modes["captured"]["seconds_per_step"], 1000, 2),
-            f"{modes['eager']['seconds_per_step'] / modes['captured']['seconds_per_step']:.1f}",
-            told(modes["captured"]["ratio_to_floor"], 1, 2),
-            told(modes["captured"]["images_per_second"], 1, 0),
-        ]
-        for (network, objective), modes in pairs.items()
-    ]
+    rows = []
+    for (network, objective), modes in pairs.items():
+        captured = modes.get("captured", {})
+        eager_seconds, seconds = (each.get("seconds_per_step") for each in (modes.get("eager", {}), captured))
+        rows.append(
+            [
+                network,
+                objective,
+                told(eager_seconds, 1000, 2),
+                told(seconds, 1000, 2),
+                told(eager_seconds / seconds if eager_seconds and seconds else None, 1, 1),
+                told(captured.get("ratio_to_floor"), 1, 2),
+                told(captured.get("images_per_second"), 1, 0),
+            ]
+        )
     header = ["network", "objective", "eager ms", "captured ms", "times faster", "captured / floor", "images/s"]
     return markdown_table(header, rows, left=2)
 

@@ -269,7 +269,7 @@ def fit(
         shuffle=True,
         seed=config.seed,
         augment=config.augment,
-        drop_last=0 < len(dataset.train.labels) % config.batch_size < world,  # no device goes without samples
+        drop_last=is_too_small(len(dataset.train.labels), config.batch_size, world, module),
         channels_last=channels_last,
     )
     at_once = images_at_once(device, on_cpu=EVALUATION_BATCH)
@@ -385,6 +385,16 @@ def fit(
     else:
         module.load_state_dict(best_weights)
     return FitResult(best_epoch, best_score, metrics, time.perf_counter() - started)
+
+
+def is_too_small(images: int, batch_size: int, devices: int, module: nn.Module) -> bool:
+    """Is the last mini-batch left out? It has no sample for one of the devices, or no two for a batch-norm.
+
+    >>> [is_too_small(65, 32, 1, nn.BatchNorm1d(2)), is_too_small(65, 32, 1, nn.Linear(2, 2))]
+    [True, False]
+    """
+    normalised = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+    return images > batch_size and 0 < images % batch_size < devices * (2 if normalised else 1)
 
 
 def make_step(eager: EagerStep, config: FitConfig, on_note: Callable[[str], None] | None) -> Step:
