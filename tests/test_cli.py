@@ -23,7 +23,7 @@ from surefoot.cli.options import number
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
 from surefoot.objectives import EnsembleAT
-from surefoot.recipes import RECIPES, load_run
+from surefoot.recipes import RECIPES, load_run, train
 from surefoot.training import save_weights
 
 QUICK = ["--epochs", "1", "--batch-size", "256"]
@@ -151,6 +151,31 @@ def test_ensemble_training_trains_a_missing_source_once(
     objective = load_run(Path("again")).recipe.objective
     assert isinstance(objective, EnsembleAT)
     assert objective.sources == ("digits/normal",)
+
+
+def test_ensemble_training_crafts_on_models_of_its_own_data(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = dataclasses.replace(RECIPES["digits/normal"], epochs=1)
+    monkeypatch.setitem(RECIPES, "digits/normal", quick)
+    args = ["--dataset", "digits", "--model", "digits-net", "--objective.sources", "digits/normal", *QUICK]
+    fewer = ["--num-classes", "4", "--validation-size", "50"]
+    assert main(["train", "mnist/ensemble-at-a", *args, *fewer]) == 0
+    source = load_run(Path("runs/digits/normal/0")).recipe
+    assert (source.num_classes, source.validation_size) == (4, 50)
+    capsys.readouterr()
+    assert main(["train", "mnist/ensemble-at-a", *args, "--out", "all"]) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "runs/digits/normal/0 was trained on other data (num_classes 4 instead of None, validation_size 50" in err
+    with pytest.raises(ValueError, match="was trained on other data"):
+        train(load_run(Path("runs/mnist/ensemble-at-a/0")).recipe, Path("x"), sources={"digits/normal": trained(10)})
+
+
+def trained(classes: int) -> Path:
+    """The run of an ordinary training on the digits of so many classes."""
+    path = Path(f"of-{classes}")
+    train(dataclasses.replace(RECIPES["digits/normal"], epochs=1, num_classes=classes), path)
+    return path
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "list"])

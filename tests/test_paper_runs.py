@@ -126,6 +126,60 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
     assert steps[-1] == lines[-1]["steps"]
 
 
+def test_what_is_damaged_is_made_anew(tmp_path: Path, trained: list[str]) -> None:
+    place = Workplace(tmp_path)
+    model = MATRIX.training("mnist/sat-r3")
+    task = Evaluation(model, FGSM(0.1), 8)
+    assert do([task], place)[0] == []
+    file = task.file(place)
+    assert file is not None
+    whole = file.read_text(encoding="utf-8")
+    for damaged in ("", whole[: len(whole) // 3], whole.splitlines()[0] + "\n", "{}\n{}\n"):
+        file.write_text(damaged, encoding="utf-8")
+        assert (task.done(place), task.records(place)) == (False, [])
+    assert outstanding([task], place) == [task]
+    assert do([task], place)[0] == []
+    assert task.done(place)
+    (model.folder(place) / "finished.json").write_text('{"id": "', encoding="utf-8")
+    assert not model.done(place)
+    assert do([task], place)[0] == []
+    assert trained == ["mnist/sat-r3"]  # its weights were whole
+    (model.folder(place) / "metrics.jsonl").write_text("{", encoding="utf-8")
+    assert (model.minutes(place), model.speed(place)) == (None, None)
+
+
+def test_a_training_whose_state_is_damaged_begins_anew(tmp_path: Path, trained: list[str]) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/sat-r3")
+    do([model], place)
+    folder, before = model.folder(place), model.sha256(place)
+    (folder / "finished.json").unlink()
+    for damage in ("state.ckpt", "recipe.json"):
+        (folder / damage).write_bytes((folder / damage).read_bytes()[:40])
+        assert do([model], place)[0] == []
+        assert model.sha256(place) == before
+        (folder / "finished.json").unlink()
+    assert (folder / "damaged.ckpt").exists()  # put aside, not thrown away
+    assert len(trained) == 3
+
+
+def test_a_training_goes_on_under_another_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/sat-r3")
+
+    def stopped(*args: Any, **named: Any) -> None:
+        def on_epoch(line: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+        train(*args, **named, on_epoch=on_epoch)
+
+    monkeypatch.setattr(runs, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        do([model], place)
+    monkeypatch.setattr(runs, "train", train)
+    again = Training(dataclasses.replace(model.recipe, description="in better words"))
+    assert again.folder(place) == model.folder(place)
+    assert do([again], place)[0] == []
+
+
 def test_a_run_that_is_there_already_is_taken(tmp_path: Path, trained: list[str]) -> None:
     recipe = MATRIX.training("mnist/sat-r3").recipe
     train(recipe, tmp_path / "runs" / "mine")

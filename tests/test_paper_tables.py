@@ -39,6 +39,8 @@ def test_a_cell_shows_mean_and_deviation_beside_the_papers() -> None:
     assert three.text() == "50.00 ± 10.00 (50.00)"
     # Student's 97.5 % quantile for two degrees of freedom is 4.302653.
     assert three.bounds() == pytest.approx((50 - 4.302653 * 10 / 3**0.5, 50 + 4.302653 * 10 / 3**0.5))
+    alike = accuracy_cell([record(0.5), record(0.5)])
+    assert alike.bounds() == pytest.approx((40, 60))  # no spread to go by, and yet not certain
     clean = accuracy_cell([record(0.5, clean=0.9, num_examples=1000)], clean=True)
     assert clean.text() == "90.00"
     assert clean.bounds() == pytest.approx((87.98, 91.71), abs=0.01)  # its own, not that of the attack

@@ -107,7 +107,7 @@ def record(attack: str | None, accuracy: float, fields: dict[str, object]) -> Re
 
 
 def test_a_table_shows_each_record_in_its_cell_and_a_dash_where_there_is_none() -> None:
-    pgd = {"eps": 0.3, "steps": 100, "step_size": 0.01, "start_radius": 0.01}
+    pgd: dict[str, object] = {"eps": 0.3, "steps": 100, "step_size": 0.01, "start_radius": 0.01}
     cw = {**pgd, "loss": {"name": "MarginLoss", "confidence": 50.0}}
     smaller = {**pgd, "eps": 0.1}  # has the same label, and is not the table's
     records = [
@@ -121,6 +121,14 @@ def test_a_table_shows_each_record_in_its_cell_and_a_dash_where_there_is_none() 
         "| SAT-R1 | 98.12 (98.15 ± 0.05) | - (93.42 ± 0.07) | - (91.45 ± 0.26) "
         "| 88.77 (88.76 ± 0.26) | 88.66 (88.63 ± 0.27) | 12 |"
     )
+
+
+def test_a_step_that_failed_or_has_no_counterpart_leaves_its_cells_empty() -> None:
+    line = {"model": "m", "batch": 1, "precision": "fp32", "ratio_to_floor": None, "images_per_second": None}
+    failed = {**line, "objective": "o", "mode": "captured", "seconds_per_step": None}
+    eager = {**line, "objective": "o", "mode": "eager", "seconds_per_step": 0.5}
+    assert captured_table([failed]).splitlines()[2] == "| m, batch 1, fp32 | o |  |  |  |  |  |"
+    assert captured_table([failed, eager]).splitlines()[2] == "| m, batch 1, fp32 | o | 500.00 |  |  |  |  |"
 
 
 def test_a_folder_without_records_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,11 @@ def test_an_interruption_says_how_to_go_on(
         (("table33",), "there is no table or figure 'table33'; did you mean table3"),
         (("table3", "--only", "sat-r4"), "there is no row 'sat-r4'; did you mean sat-r"),
         (("table9", "--only", "sat-r9"), "did you mean sat-r3 or sat-r2 or sat-r1?"),
+        (
+            ("table9", "--only", "normal"),
+            "--only normal leaves nothing of table9, whose rows are sat-r3, sat-r1-r3,",
+        ),
+        (("table9", "--only", ","), "names no row; give for example --only sat-r1,sat-r3"),
         (("table3", "--seeds", "0"), "seeds is 0; it must be at least 1"),
         (("table3", "--workers", "-1"), "workers is -1"),
         (("fig10", "--only", "sat-r1", "--data-dir", "nowhere", "--dataset", "mnist"), "nowhere"),
@@ -171,6 +176,25 @@ def test_wrong_usage_is_one_sentence(
     err = capsys.readouterr().err
     assert says in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_a_later_command_of_fewer_seeds_shows_all_that_are_there(tmp_path: Path) -> None:
+    args = ("--only", "sat-r3")
+    assert smoke("table9", *args, "--seeds", "2", out=tmp_path) == 0
+    table = (tmp_path / "smoke" / "table9.csv").read_text(encoding="utf-8")
+    assert "table9,SAT-R3,Clean,2," in table
+    assert smoke("table9", "table8", *args, out=tmp_path) == 0
+    assert (tmp_path / "smoke" / "table9.csv").read_text(encoding="utf-8") == table
+    page = (tmp_path / "smoke" / "reproduction.html").read_text(encoding="utf-8")
+    assert page.count("2 seeds (0-1)") == 1
+
+
+def test_table_5_names_the_images_that_it_is_of(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    title = TABLES["table5"].table(Matrix(PAPER, 1), place).title
+    assert title == "Table 5: tiny-imagenet-100 in place of ImageNet-subset, accuracy in % at eps 8/255"
+    own = TABLES["table5"].table(Matrix(PAPER.of_imagenet(tmp_path), 1), place).title
+    assert own == "Table 5: ImageNet-subset, accuracy in % at eps 8/255"
 
 
 def test_two_at_once_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

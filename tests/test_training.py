@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,7 @@ import dataclasses, sys, torch
 from pathlib import Path
 from surefoot.recipes import Recipe, train
 import json
+import shutil
 torch.set_num_threads(1)
 recipe = Recipe.from_json(json.loads(sys.argv[1]))
 train(recipe, Path(sys.argv[2]), on_epoch=lambda line: print(line["epoch"], flush=True))
@@ -221,6 +223,20 @@ def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: 
     with pytest.raises(ValueError, match="no run to go on with"):
         train(recipe, tmp_path / "nothing", resume=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_state_without_its_epochs_is_refused(tmp_path: Path) -> None:
+    train(quick_recipe(epochs=1), tmp_path / "run")
+    shutil.copy(tmp_path / "run" / "model.safetensors", tmp_path / "run" / "state.ckpt")
+    with pytest.raises(CheckpointError, match=r"state\.ckpt is no training state"):
+        train(quick_recipe(epochs=1), tmp_path / "run", resume=True)
+
+
+def test_a_last_batch_of_one_does_not_stop_batch_norm(digits: Dataset) -> None:
+    norm = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    odd = dataclasses.replace(digits, train=Split(*(part[:65] for part in digits.train)))
+    config = dataclasses.replace(QUICK, batch_size=32)
+    assert fit(norm, odd, [Phase(NormalTraining(), 1)], config).best_epoch == 1
 
 
 @dataclasses.dataclass(frozen=True)
