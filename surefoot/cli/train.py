@@ -13,7 +13,7 @@ from surefoot.cli.options import Common, parse, split_name, unknown
 from surefoot.cli.output import TrainingProgress, print_json, say
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import source_names
-from surefoot.recipes.run import check_folder, check_source
+from surefoot.recipes.run import check_folder
 
 RUNS = Path("runs")
 
@@ -103,8 +103,6 @@ def trained_source(name: str, recipe: Recipe, options: Options, command: str) ->
     )
     folder = default_path(source)
     started = (folder / "recipe.json").exists()
-    if started:
-        check_source(recipe, name, load_run(folder))
     if not started or not load_run(folder).is_finished():
         say(f"{recipe.name} crafts on {name}, which is trained first, in {folder}")
         train_with_progress(source, folder, options, {}, resume=started, again=command)
