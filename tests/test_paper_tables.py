@@ -164,6 +164,33 @@ def test_figures_are_drawn_from_data_alone(tmp_path: Path) -> None:
     assert figures.main([str(file)]) == 2
 
 
+def test_panels_that_show_the_same_are_drawn_on_one_scale() -> None:
+    def lines(*y: float) -> dict[str, Any]:
+        series = [{"name": "PGD", "x": [1, 10], "y": list(y)}]
+        return {"title": "a", "x_label": "x", "y_label": "accuracy (%)", "log_x": False, "series": series}
+
+    def surface(height: float) -> dict[str, Any]:
+        loss = [[0.0, height], [height, height]]
+        return {"title": "b", "surface": {"e1": [-1.0, 1.0], "e2": [-1.0, 1.0], "loss": loss}}
+
+    note = "Profile `quick`, " + "not the paper's scale; " * 9
+    about: dict[str, Any] = {"figure": "fig0", "title": "t", "columns": 2, "note": note}
+    left, right = figures.picture([about, lines(79.0, 83.0), lines(55.0, 70.0)]).axes
+    assert left.get_ylim() == right.get_ylim()
+    flat, late = figures.picture([about, lines(2.2, 2.4), lines(0.0, 20.0)]).axes
+    assert flat.get_ylim() != late.get_ylim()  # flat lines could not be told apart
+    assert figures.footnote(note, [lines(2.2, 2.4), lines(0.0, 20.0)]).endswith("on its own scale.")
+    solid = figures.picture([about, surface(2.0), surface(0.5)])
+    assert solid.axes[0].get_zlim() == solid.axes[1].get_zlim()
+    assert "`" not in solid.get_supxlabel()
+    solid.canvas.draw()
+    (below,) = (text for text in solid.texts if text.get_text() == solid.get_supxlabel())
+    for axes in solid.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            assert label.get_window_extent().y0 > below.get_window_extent().y1  # neither touches the footnote
+    figures.picture([about, surface(0.0), surface(0.0), lines(1.0, 1.0), lines(1.0, 1.0)])  # no height at all
+
+
 def test_curves_of_a_linear_model_are_known() -> None:
     model = nn.Linear(2, 2, bias=False)
     model.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])

@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 
 from surefoot.core.files import atomic_path
+from surefoot.paper.scales import Ends, apart, scales
 
 MARKS = ("o", "s", "^", "D", "v")
+ROOM = 0.05
+"""Beyond the highest and the lowest line, of what lies between."""
+ZOOM = 0.9
+"""A surface's labels, which no layout counts, then end above what stands below it."""
 
 
 def can_draw() -> bool:
@@ -37,6 +42,12 @@ def draw(lines: Sequence[dict[str, Any]], file: Path) -> None:
         raise ValueError("figures are drawn with matplotlib, which is not installed: pip install 'surefoot[figures]'.")
     if not lines or "figure" not in lines[0] or len(lines) < 2:
         raise ValueError("these lines are no figure's; give a fig*.jsonl that `surefoot reproduce` wrote.")
+    with atomic_path(file) as temporary:
+        picture(lines).savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+
+
+def picture(lines: Sequence[dict[str, Any]]) -> Any:
+    """The figure as matplotlib's."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,17 +56,25 @@ def draw(lines: Sequence[dict[str, Any]], file: Path) -> None:
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    for index, panel in enumerate(panels, start=1):
+    for index, (panel, ends) in enumerate(zip(panels, scales(panels), strict=True), start=1):
         axes = figure.add_subplot(rows, columns, index, projection="3d" if "surface" in panel else None)
-        draw_panel(axes, panel)
+        draw_panel(axes, panel, ends)
     figure.suptitle(about["title"])
-    figure.supxlabel(about["note"], fontsize=7, wrap=True)
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    figure.supxlabel(footnote(about["note"], panels), fontsize=7, wrap=True)
+    return figure
 
 
-def draw_panel(axes: Any, panel: dict[str, Any]) -> None:
-    """One panel: a surface, lines, or why there is nothing."""
+def footnote(note: str, panels: Sequence[dict[str, Any]]) -> str:
+    """The profile's note without its marks of Markdown, and where heights cannot be compared.
+
+    >>> footnote("Profile `quick`.", [])
+    'Profile quick.'
+    """
+    return note.replace("`", "") + (" Each panel is on its own scale." if apart(panels) else "")
+
+
+def draw_panel(axes: Any, panel: dict[str, Any], ends: Ends | None) -> None:
+    """One panel: a surface, lines, or why there is nothing; `ends` is the scale that it shares with others."""
     axes.set_title(panel["title"], fontsize=9)
     if "missing" in panel:
         axes.set_axis_off()
@@ -63,7 +82,11 @@ def draw_panel(axes: Any, panel: dict[str, Any]) -> None:
     elif "surface" in panel:
         surface = panel["surface"]
         e1, e2 = np.meshgrid(surface["e1"], surface["e2"])  # losses are [e2][e1]
-        axes.plot_surface(e1, e2, np.array(surface["loss"]), cmap="viridis")
+        low, high = ends or (None, None)
+        axes.plot_surface(e1, e2, np.array(surface["loss"]), cmap="viridis", vmin=low, vmax=high)
+        axes.set_zlim(low, high)
+        axes.set_box_aspect(None, zoom=ZOOM)
+        axes.tick_params(labelsize=7, pad=1)
         axes.set_xlabel("along the gradient's sign", fontsize=8)
         axes.set_ylabel("along random signs", fontsize=8)
         axes.set_zlabel("loss (nats)", fontsize=8)
@@ -76,6 +99,10 @@ def draw_panel(axes: Any, panel: dict[str, Any]) -> None:
         axes.set_ylabel(panel["y_label"])
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
+        if ends:
+            low, high = ends
+            room = ROOM * (high - low)
+            axes.set_ylim(low - room, high + room)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -62,6 +62,15 @@ def missing(title: str, why: str = "not run") -> Panel:
     return {"title": title, "missing": why}
 
 
+def measured(lines: Sequence[dict[str, Any]]) -> bool:
+    """Has a figure's file, a line about it and a line a panel, anything to show?
+
+    >>> measured([{"figure": "fig1"}, missing("early")])
+    False
+    """
+    return any("missing" not in panel for panel in lines[1:])
+
+
 def curve(title: str, x_label: str, y_label: str, series: list[dict[str, Any]], *, log_x: bool = False) -> Panel:
     """A panel of lines; `missing` where there is none."""
     if not series:
@@ -285,7 +294,9 @@ FIGURES: dict[str, Figure] = {
         watched_figure("fig3", "Fig. 3: loss surface during FGSM-AT", "fgsm-at", surfaces_during),
         watched_figure("fig4", "Fig. 4: loss surface during PGD-AT", "pgd-at", surfaces_during),
         around_figure("fig5", "Fig. 5: loss over FGSM's radius", ADVERSARIAL, "losses", fgsm_losses),
-        grid_figure("fig6", "Fig. 6: pairs with, I-FGSM samples without regularizer", 2, sweep_grid, sweeps),
+        grid_figure(
+            "fig6", "Fig. 6: SAT-R1's k pairs, and I-FGSM samples without the regularizer", 2, sweep_grid, sweeps
+        ),
         grid_figure("fig7", "Fig. 7: accuracy over the steps of PGD", 1, partial(sat_grid, step_columns), over_steps),
         grid_figure(
             "fig8", "Fig. 8: accuracy over the radius of PGD", 1, partial(sat_grid, radius_columns), over_radius
