@@ -86,6 +86,13 @@ def test_a_table_and_figures_from_nothing_and_then_for_nothing(
     assert smoke("table8", "--draw", out=tmp_path) == 0
     assert (tmp_path / "smoke" / "reproduction.html").read_text(encoding="utf-8") == page
     capsys.readouterr()
+    # A figure that was not run is named on the page, and nothing else.
+    assert smoke("fig2", "--draw", out=tmp_path) == 0
+    assert "fig2 was not run" in capsys.readouterr().err
+    assert not list((tmp_path / "smoke").glob("fig2.*"))
+    whole = (tmp_path / "smoke" / "reproduction.html").read_text(encoding="utf-8")
+    assert "<li>Fig. 2: logit distances" in whole
+    assert 'id="fig2' not in whole
     # What was not run is shown as missing, never invented.
     assert smoke("table9", "--draw", out=tmp_path) == 0
     out, err = capsys.readouterr()

@@ -21,7 +21,7 @@ from surefoot.paper.estimate import Costs
 from surefoot.paper.figures import can_draw, draw
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.page import write_reproduction
-from surefoot.paper.panels import FIGURES, Figure
+from surefoot.paper.panels import FIGURES, Figure, measured
 from surefoot.paper.profiles import PROFILES
 from surefoot.paper.runs import Task, Training, Workplace
 from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
@@ -260,13 +260,16 @@ def write_table(target: Target, matrix: Matrix, place: Workplace, options: Optio
 
 
 def write_figure(figure: Figure, matrix: Matrix, place: Workplace, options: Options) -> None:
-    """Write a figure's data and draw it."""
+    """Write a figure's data and draw it; nothing where there are none."""
     lines = figure.lines(matrix, place)
     file = place.out / matrix.profile.name / f"{matrix.named(figure.name)}.jsonl"
-    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
     if options.json:
         for line in lines:
             print_json(line)
+    if not measured(lines):
+        say(f"{figure.name} was not run; there is nothing to draw.")
+        return
+    write_text(file, "".join(json.dumps(line) + "\n" for line in lines))
     if can_draw():
         draw(lines, file.with_suffix(".png"))
         say(f"{figure.name} is in {file.with_suffix('.png')}, its data in {file.name}.")
@@ -278,11 +281,20 @@ def write_page(matrix: Matrix, place: Workplace) -> None:
     """Write the page of all tables and figures that the folder has."""
     folder = place.out / matrix.profile.name
     tables = [target.table(matrix, place) for target in TABLES.values()]
-    drawn = [figure for figure in FIGURES.values() if (folder / f"{matrix.named(figure.name)}.jsonl").exists()]
+    figures = [
+        lines
+        for figure in FIGURES.values()
+        if not measured(lines := figure.lines(matrix, place))  # the page names it
+        or (folder / f"{matrix.named(figure.name)}.jsonl").exists()
+    ]
     file = folder / f"{matrix.named('reproduction')}.html"
     write_reproduction(
         [table for table in tables if (folder / f"{table.name}.md").exists()],
-        [figure.lines(matrix, place) for figure in drawn],
+        [
+            each
+            for each in figures
+            if not measured(each) or (folder / f"{matrix.named(each[0]['figure'])}.jsonl").exists()
+        ],
         file,
         note=matrix.profile.note,
     )

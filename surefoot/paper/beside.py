@@ -116,6 +116,7 @@ class Table:
         columns: the other columns' heads.
         rows: a name and as many cells as there are columns; a string is shown as it is.
         notes: sentences below the table.
+        judged: does a difference from the paper tell how well it was reproduced? Not where the setting makes it.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell | str, ...]], ...]
     notes: tuple[str, ...] = field(default=())
+    judged: bool = True
 
     def grid(self) -> str:
         """The bare table as Markdown."""

@@ -1,5 +1,6 @@
 """The interactive page of a reproduction: every table and figure that is there, beside the paper's, in one file."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 from surefoot.core.files import write_text
 from surefoot.paper.beside import PERCENT, Cell, Table, interval_text, printed
+from surefoot.paper.panels import measured
+from surefoot.paper.scales import Ends, apart, scales
 from surefoot.report.page import document
 from surefoot.report.plots import number, rounded
 
@@ -14,6 +17,10 @@ NEAR = 2.0
 """Points: what a difference may be before it is looked into."""
 NEAR_SHARE = 0.1
 """Of the paper's number, where it is no percentage."""
+WIDE = 20.0
+"""Points: an interval that spans more holds too much to agree with anything."""
+ROOM = 0.05
+"""Above the highest line of plots that share a scale, of its height."""
 EDGE = 3.0
 """Points of room around the percentages of a plot."""
 
@@ -25,7 +32,7 @@ def write_reproduction(
 
     Args:
         tables: in the order in which they are shown.
-        figures: the lines of each, as `Figure.lines` gives them.
+        figures: the lines of each, as `Figure.lines` gives them; those with nothing to show are named, not drawn.
         path: the HTML file.
         note: at what scale it ran.
     """
@@ -34,8 +41,8 @@ def write_reproduction(
 
 def reproduction(tables: Sequence[Table], figures: Sequence[Sequence[dict[str, Any]]], *, note: str) -> str:
     """The page as text."""
-    shown = [Beside.of(table) for table in tables]
-    drawn = [Drawn.of(lines) for lines in figures]
+    shown = [Beside.of(spelled(table), said=note) for table in tables]
+    drawn = [Drawn.of(lines) for lines in figures if measured(lines)]
     pictures = {f"{part.key}-against": part.against for part in shown if part.against}
     for part in drawn:
         pictures |= part.pictures
@@ -47,6 +54,25 @@ def reproduction(tables: Sequence[Table], figures: Sequence[Sequence[dict[str, A
         note=note,
         tables=shown,
         drawn=drawn,
+        not_run=[lines[0]["title"] for lines in figures if not measured(lines)],
+    )
+
+
+def spelled(table: Table) -> Table:
+    """A table in the words of the page; its files keep the paper's.
+
+    >>> spelled(Table("t", "PGD at eps 0.3", "", ("IFGSM", "C MI-FGSM"), ())).columns
+    ('I-FGSM', 'C MI-FGSM')
+    """
+
+    def words(text: str) -> str:
+        return re.sub(r"\bIFGSM\b", "I-FGSM", re.sub(r"\beps (?=\d)", "ε = ", text))
+
+    return replace(
+        table,
+        title=words(table.title),
+        columns=tuple(map(words, table.columns)),
+        notes=tuple(map(words, table.notes)),
     )
 
 
@@ -59,7 +85,8 @@ class Number:
         deviation: over several seeds; else empty.
         paper: with its deviation; empty where the paper has none.
         apart: ours less the paper's, where the paper's is not `within`.
-        state: `within` our interval, `near`, `far`, or `alone` where one of the two is missing.
+        state: `within` our interval, `wide` where that would hold much else too, `near`, `far`, `unjudged`, or
+            `alone` where one of the two is missing.
     """
 
     ours: str
@@ -69,7 +96,7 @@ class Number:
     state: str = "alone"
 
     @staticmethod
-    def of(cell: Cell | str) -> "Number":
+    def of(cell: Cell | str, *, judged: bool = True) -> "Number":
         if isinstance(cell, str):
             return Number(ours=cell or "\N{NO-BREAK SPACE}")
         mean, deviation = cell.mean(), cell.deviation()
@@ -84,10 +111,12 @@ class Number:
         difference = mean - theirs
         low, high = cell.bounds() or (mean, mean)
         if low <= theirs <= high or printed(mean, cell.printed_digits) == printed(theirs, cell.printed_digits):
-            return replace(shown, state="within")
+            wide = cell.limits == PERCENT and high - low > WIDE
+            return replace(shown, state=("wide" if wide else "within") if judged else "unjudged")
         close = NEAR if cell.limits == PERCENT else NEAR_SHARE * theirs
         apart = f"{difference:+.{cell.digits}f}".replace("-", "\N{MINUS SIGN}")
-        return replace(shown, apart=apart, state="near" if abs(difference) <= close else "far")
+        state = "near" if abs(difference) <= close else "far"
+        return replace(shown, apart=apart, state=state if judged else "unjudged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +130,9 @@ class Beside:
     rows: list[tuple[str, list[Number]]]
     intervals: list[list[str]]
     notes: tuple[str, ...]
+    judged: bool
     within: int
+    wide: int
     near: int
     far: int
     not_run: int
@@ -109,11 +140,12 @@ class Beside:
 
     @property
     def compared(self) -> int:
-        return self.within + self.near + self.far
+        return self.within + self.wide + self.near + self.far
 
     @staticmethod
-    def of(table: Table) -> "Beside":
-        rows = [(name, [Number.of(cell) for cell in cells]) for name, cells in table.rows]
+    def of(table: Table, *, said: str = "") -> "Beside":
+        """Of a table without the note that the page has `said` already."""
+        rows = [(name, [Number.of(cell, judged=table.judged) for cell in cells]) for name, cells in table.rows]
         states = [number.state for _, numbers in rows for number in numbers]
         bounded = [
             [name, *(interval_text(cell) for cell in cells)]
@@ -127,8 +159,10 @@ class Beside:
             columns=table.columns,
             rows=rows,
             intervals=bounded,
-            notes=table.notes,
+            notes=tuple(note for note in table.notes if note != said),
+            judged=table.judged,
             within=states.count("within"),
+            wide=states.count("wide"),
             near=states.count("near"),
             far=states.count("far"),
             not_run=sum(not number.ours for _, numbers in rows for number in numbers),
@@ -137,9 +171,10 @@ class Beside:
 
     def sentence(self) -> str:
         """How much agrees."""
+        wide = f"; for {self.wide} our interval is too wide to tell" if self.wide else ""
         return (
             f"Of {self.compared} numbers that both have, {self.within} of the paper's are within, "
-            f"{self.near} more near, {self.far} further away."
+            f"{self.near} more near, {self.far} further away{wide}."
         )
 
 
@@ -176,6 +211,7 @@ class Drawn:
         plots: of lines: id, title, words, and a table of the numbers.
         surfaces: their names.
         words: what the first surface shows.
+        apart: are there plots of the same kind, each on its own scale?
         missing: panels that have nothing to show, and why.
         pictures: what the page's script draws, by the id of its element.
     """
@@ -185,6 +221,7 @@ class Drawn:
     plots: list[dict[str, Any]]
     surfaces: list[str]
     words: str
+    apart: bool
     missing: list[tuple[str, str]]
     pictures: dict[str, dict[str, Any]]
 
@@ -194,16 +231,16 @@ class Drawn:
         key = about["figure"]
         plots, missing, surfaces = [], [], []
         pictures: dict[str, dict[str, Any]] = {}
-        for place, panel in enumerate(panels):
+        for place, (panel, ends) in enumerate(zip(panels, scales(panels), strict=True)):
             if "missing" in panel:
                 missing.append((panel["title"], panel["missing"]))
             elif "surface" in panel:
                 surfaces.append(panel)
             else:
                 plots.append(plot_of(panel, f"{key}-{place}"))
-                pictures[f"{key}-{place}"] = lines_of(panel)
+                pictures[f"{key}-{place}"] = lines_of(panel, ends)
         if surfaces:
-            choices = [surface_of(panel) for panel in surfaces]
+            choices = [surface_of(panel, ends) for panel, ends in zip(surfaces, scales(surfaces), strict=True)]
             parts = [[f"{key}-surface", place, panel["title"]] for place, panel in enumerate(surfaces)]
             pictures[f"{key}-surface"] = {"kind": "surface", "choices": choices}
             pictures[f"{key}-map"] = {"kind": "maps", "choices": [parts]}
@@ -213,13 +250,19 @@ class Drawn:
             plots=plots,
             surfaces=[panel["title"] for panel in surfaces],
             words=surface_words(surfaces[0]) if surfaces else "",
+            apart=apart([panel for panel in panels if not is_percent(panel)]),
             missing=missing,
             pictures=pictures,
         )
 
 
-def lines_of(panel: dict[str, Any]) -> dict[str, Any]:
-    """A panel of lines as the page's script takes it."""
+def is_percent(panel: dict[str, Any]) -> bool:
+    """Is it drawn from 0 to 100?"""
+    return str(panel.get("y_label", "")).startswith("accuracy")
+
+
+def lines_of(panel: dict[str, Any], ends: Ends | None) -> dict[str, Any]:
+    """A panel of lines as the page's script takes it; `ends` is the scale that it shares with others."""
     series = [
         {
             "name": line["name"],
@@ -235,7 +278,8 @@ def lines_of(panel: dict[str, Any]) -> dict[str, Any]:
         "kind": "lines",
         "x": panel["x_label"],
         "y": panel["y_label"],
-        "percent": panel["y_label"].startswith("accuracy"),
+        "percent": is_percent(panel),
+        "ends": ends and rounded([min(0.0, ends[0]), ends[1] + ROOM * (ends[1] - min(0.0, ends[0]))]),
         "log": panel["log_x"],
         "choices": [{"words": line_words(panel), "lines": series}],
     }
@@ -267,14 +311,15 @@ def line_words(panel: dict[str, Any]) -> str:
     return " ".join([f"{panel['y_label']} over {panel['x_label']}.", *ends])
 
 
-def surface_of(panel: dict[str, Any]) -> dict[str, Any]:
-    """A loss surface as the page's script takes it."""
+def surface_of(panel: dict[str, Any], ends: Ends | None) -> dict[str, Any]:
+    """A loss surface as the page's script takes it; `ends` is the scale that it shares with others."""
     surface = panel["surface"]
     return {
         "e1": rounded(surface["e1"]),
         "e2": rounded(surface["e2"]),
         "loss": [rounded(row) for row in surface["loss"]],
         "eps": rounded([max(surface["e1"])])[0],
+        "ends": ends and rounded(ends),
         "words": surface_words(panel),
     }
 
