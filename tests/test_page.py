@@ -26,7 +26,7 @@ from surefoot.audit.record import Outcome, VerdictName
 from surefoot.report import write_page
 from surefoot.report.page import LARGEST, page
 from surefoot.report.pictures import difference
-from surefoot.report.plots import MOST_POINTS, Plot, line_styles, thinned
+from surefoot.report.plots import AXES, MOST_POINTS, Plot, line_styles, thinned
 from tests.pages import NO_WEBGL, Visit, open_page
 
 HOSTILE = """</script><script>throw Error("run")</script><img src=x onerror=alert(1)>"' & {{ 7*7 }}"""
@@ -452,6 +452,13 @@ def test_long_lines_are_thinned_but_keep_their_ends() -> None:
     assert (len(short.x), short.x[0], short.x[-1]) == (MOST_POINTS, 0.0, 9999.0)
     assert short.low == short.x
     assert short.high is None
+
+
+def test_two_quantities_on_one_axis_are_told_apart() -> None:
+    axes = AXES["training-agreement"]
+    assert axes.y == "agreement: cosine; rising: share"
+    assert "Gradient agreement: the cosine" in axes.note
+    assert "Rising loss: the share" in axes.note
 
 
 def test_a_line_keeps_its_look_from_plot_to_plot() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from surefoot.paper.beside import NOT_NEGATIVE, PERCENT, Cell, Table
-from surefoot.paper.page import Beside, Number, reproduction, write_reproduction
+from surefoot.paper.page import Beside, Drawn, Number, reproduction, write_reproduction
 from tests.pages import NO_WEBGL, open_page
 
 HOSTILE = """</script><script>throw Error("run")</script><img src=x onerror=alert(1)>"""
@@ -69,6 +69,10 @@ def figures() -> list[list[dict[str, Any]]]:
         (percent(50.0, paper=52.0, interval=(49.0, 51.0)), "near", "\N{MINUS SIGN}2.00"),
         (percent(50.0, paper=47.9, interval=(49.0, 51.0)), "far", "+2.10"),
         (Cell((100.04,), paper=100.0, digits=1, paper_digits=0, limits=PERCENT), "within", ""),  # the same as printed
+        (percent(12.0, 98.0, paper=60.0), "wide", ""),  # Student's interval is 0 to 100: it holds anything
+        (percent(50.0, paper=60.0, interval=(30.0, 70.0)), "wide", ""),
+        (percent(50.0, paper=60.0, interval=(42.0, 62.0)), "within", ""),
+        (percent(50.0, paper=75.0, interval=(30.0, 70.0)), "far", "\N{MINUS SIGN}25.00"),  # outside even so
         (Cell((4.0,), paper=4.4, limits=NOT_NEGATIVE), "near", "\N{MINUS SIGN}0.40"),
         (Cell((4.0,), paper=4.5, limits=NOT_NEGATIVE), "far", "\N{MINUS SIGN}0.50"),
         (Cell((1.0,), paper=1.0), "within", ""),
@@ -91,6 +95,69 @@ def test_it_counts_what_agrees_and_what_was_not_run() -> None:
     assert points["SAT-R1"][1] == {"column": "PGD", "ours": 50.0, "paper": 53.5, "low": 45.0, "high": 52.0}
     assert [point["column"] for point in points["SAT-R2"]] == ["PGD"]
     assert HOSTILE not in points
+
+
+def test_an_interval_that_is_too_wide_is_no_agreement() -> None:
+    row = (percent(12.0, 98.0, 60.0, paper=95.0), percent(90.0, paper=90.0))
+    part = Beside.of(Table("table3", "Table 3", "trained by", ("Clean", "PGD"), (("PGD-AT", row),)))
+    assert (part.compared, part.within, part.wide, part.near, part.far) == (2, 1, 1, 0, 0)
+    assert part.sentence().endswith("0 further away; for 1 our interval is too wide to tell.")
+
+
+def test_a_difference_that_the_setting_makes_is_shown_but_not_judged() -> None:
+    rows = (("PGD-AT", (Cell((5.0,), paper=40.0, paper_digits=0), Cell((1.0,), paper=1.0))),)
+    counts = Table("table8", "Table 8: costs", "trained by", ("FBP", "units"), rows, judged=False)
+    part = Beside.of(counts)
+    assert [(cell.state, cell.apart) for cell in part.rows[0][1]] == [
+        ("unjudged", "\N{MINUS SIGN}35.00"),
+        ("unjudged", ""),
+    ]
+    assert part.compared == 0
+    body = reproduction([counts], [], note=NOTE).partition("<body>")[2]
+    assert "is not judged" in body
+    assert '<td class="far">' not in body
+    assert 'href="#table8"' not in body  # it is not among what agrees
+
+
+def test_the_scale_is_said_once_and_the_names_are_one_kind() -> None:
+    rows = (("SAT-R1", (percent(50.0, paper=50.0),)),)
+    notes = (NOTE, "Not run: SAT-R2 IFGSM.")
+    body = reproduction(
+        [
+            Table(f"table{number}", f"Table {number}: accuracy in % at eps 0.3", "trained by", ("IFGSM",), rows, notes)
+            for number in (3, 4)
+        ],
+        figures(),
+        note=NOTE,
+    ).partition("<body>")[2]
+    assert body.count(NOTE.replace("`", "").replace("'", "&#39;")) == 1
+    assert "Table 4: accuracy in % at ε = 0.3" in body
+    assert "Not run: SAT-R2 I-FGSM." in body
+    assert not re.search(r"\bIFGSM\b|\beps\b", body[: body.index("<script")])
+
+
+def test_figures_with_nothing_to_show_are_named_once() -> None:
+    empty = figure("fig5", {"title": "FGSM-AT", "missing": "not run"}, {"title": "PGD-AT", "missing": "not run"})
+    body = reproduction([], [*figures(), empty], note=NOTE).partition("<body>")[2]
+    assert '<section id="fig1">' in body
+    assert '<section id="fig5">' not in body
+    assert body.count("fig5: what it shows") == 1
+    assert "Not run" not in reproduction([], figures(), note=NOTE)
+
+
+def test_panels_of_a_figure_share_a_scale_where_they_can() -> None:
+    shared = Drawn.of(figure("fig10", surface("SAT-R1", 1.0), surface("SAT-R2", 2.0)))
+    ends = [choice["ends"] for choice in shared.pictures["fig10-surface"]["choices"]]
+    assert ends == [[pytest.approx(0.7), pytest.approx(2 * 1.39)]] * 2
+    assert not shared.apart
+    losses = Drawn.of(figure("fig9", lines("SAT-R1"), lines("SAT-R2")))
+    assert losses.pictures["fig9-0"]["ends"] == losses.pictures["fig9-1"]["ends"] == [0, 43.312]
+    flat = lines("early")
+    flat["series"] = [{"name": "FGSM", "x": [1.0, 8.0], "y": [2.2, 2.4]}]
+    own = Drawn.of(figure("fig1", flat, lines("late")))
+    assert own.pictures["fig1-0"]["ends"] is None
+    assert own.apart
+    assert "on its own scale" in reproduction([], [figure("fig1", flat, lines("late"))], note=NOTE)
 
 
 def test_lengths_are_not_drawn_among_percentages() -> None:
@@ -148,6 +215,65 @@ def test_each_plot_is_drawn_and_nothing_is_asked_for(browser: Any, tmp_path: Pat
     found.page.select_option("#fig10-surface-choice", "1")
     assert found.page.locator("#fig10-surface-words").inner_text().startswith("SAT-R2: the loss is 2.000 at the image")
     assert found.ask("document.getElementById('fig10-surface').data[0].z[0][2]") == pytest.approx(2 * 0.79)
+    scale = "(({cmin, cmax}) => [cmin, cmax])(document.getElementById('fig10-surface').data[0])"
+    assert found.ask(scale) == [pytest.approx(0.7), pytest.approx(2 * 1.39)]
+    assert found.faults == []
+    found.page.context.close()
+
+
+def wide_table(rows: int = 14) -> Table:
+    """As many columns as Table 3 has, at their longest."""
+    cell = percent(57.2, 12.0, 98.0, paper=(91.34, 38.63))
+    return Table(
+        "table3",
+        "Table 3: MNIST",
+        "trained by",
+        tuple(f"DenseNet MI-{number}" for number in range(11)),
+        tuple((f"method {number}", (cell,) * 11) for number in range(rows)),
+    )
+
+
+def test_each_row_has_a_look_of_its_own(browser: Any, tmp_path: Path) -> None:
+    write_reproduction([wide_table()], [], tmp_path / "page.html", note=NOTE)
+    found = open_page(browser, tmp_path / "page.html")
+    found.show("table3-against")
+    markers = found.ask("document.getElementById('table3-against').data.map((trace) => trace.marker)")
+    assert len({marker["symbol"] for marker in markers}) == 14  # also for who sees no colours
+    assert len({(marker["color"], marker["symbol"].removesuffix("-open")) for marker in markers}) == 14
+    found.page.context.close()
+
+
+def test_wide_tables_are_printed_across_and_whole(browser: Any, tmp_path: Path) -> None:
+    write_reproduction([wide_table()], figures(), tmp_path / "page.html", note=NOTE)
+    found = open_page(browser, tmp_path / "page.html")
+    found.ask("dispatchEvent(new Event('beforeprint'))")
+    found.page.emulate_media(media="print")
+    across = 965  # pixels between the margins of Letter, the narrower
+    found.page.set_viewport_size({"width": across, "height": 700})
+    assert found.ask("document.documentElement.scrollWidth") <= across
+    widths = found.ask("[...document.querySelectorAll('table')].map((each) => each.getBoundingClientRect().right)")
+    assert max(widths) <= across
+    size = "parseFloat(getComputedStyle(document.querySelector('.beside {}')).fontSize)"
+    assert found.ask(size.format(".ours")) > found.ask(size.format(".paper"))
+    assert b"/MediaBox [0 0 792 612]" in found.page.pdf(prefer_css_page_size=True)
+    assert found.faults == []
+    found.page.context.close()
+
+
+def test_a_wide_table_keeps_its_first_column_in_sight(browser: Any, tmp_path: Path) -> None:
+    write_reproduction([wide_table(3)], figures(), tmp_path / "page.html", note=NOTE)
+    found = open_page(browser, tmp_path / "page.html", width=400)
+    box = "document.querySelector('.beside').closest('.scroll')"
+    assert found.ask(f"{box}.classList.contains('beyond')") is False
+    found.ask(f"{{ {box}.scrollLeft = 300 }}")
+    found.page.wait_for_selector(".scroll.beyond")
+    left = "document.querySelector('.beside tbody {}').getBoundingClientRect().left"
+    assert found.ask(left.format("th")) == found.ask(f"{box}.getBoundingClientRect().left")
+    assert found.ask(left.format("td")) < 0
+    assert found.ask("document.querySelector('.agreement a').getClientRects().length") == 1
+    assert found.ask("document.documentElement.scrollWidth") == 400
+    found.show("fig10-surface")
+    assert found.ask("document.getElementById('fig10-surface').layout.scene.aspectratio.x") < 1  # room for its labels
     assert found.faults == []
     found.page.context.close()
 

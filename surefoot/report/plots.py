@@ -68,9 +68,9 @@ AXES: dict[str, Axes] = {
     "training-agreement": Axes(
         title="Gradients while it was trained",
         x="training step",
-        y="cosine, share",
-        note="The cosine between an image's gradient and that at a random corner near it; the share of images whose "
-        "loss never falls along FGSM's direction.",
+        y="agreement: cosine; rising: share",
+        note="Gradient agreement: the cosine between an image's gradient and that at a random corner near it. Rising "
+        "loss: the share of images whose loss never falls along FGSM's direction.",
     ),
 }
 

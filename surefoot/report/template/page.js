@@ -3,8 +3,10 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
   const MARKERS = ["circle", "square", "diamond", "triangle-up", "x", "cross", "star"];
+  const OPEN = 3; // how far the second round of markers is turned, so that a colour comes back with another shape
   const START = { eye: { x: -1.25, y: -1.25, z: 0.8 }, center: { x: 0, y: 0, z: -0.12 }, up: { x: 0, y: 0, z: 1 } }; // how a surface is seen first
-  const PRINTED = 660; // pixels between the margins of A4, and of Letter
+  const ACROSS = document.querySelector(".beside") ? 3 : 2; // plots: pages of wide tables are printed across
+  const PRINTED = ACROSS > 2 ? 960 : 660; // pixels between the margins of A4, and of Letter
   const WEBGL = (() => {
     const canvas = document.createElement("canvas");
     return Boolean(canvas.getContext("webgl2") || canvas.getContext("webgl"));
@@ -17,6 +19,15 @@
   const isClosed = (element) => element.closest("details:not([open])") !== null;
   const choiceOf = (id) => figures[id].choices[chosen[id] || 0];
 
+  // Shape alone tells 14 apart, for who sees no colours: the first seven are filled, the next open.
+  function marker(look, style, size) {
+    const round = Math.floor(style / MARKERS.length);
+    const colour = look.lines[style % look.lines.length];
+    return round % 2
+      ? { color: colour, symbol: MARKERS[(style + OPEN * round) % MARKERS.length] + "-open", size, line: { color: colour, width: 1.6 } }
+      : { color: colour, symbol: MARKERS[(style + OPEN * round) % MARKERS.length], size };
+  }
+
   function theme() {
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(name).trim();
@@ -25,7 +36,7 @@
 
   function axis(look, title, more) {
     return {
-      title: { text: title, standoff: 8, font: { color: look.soft, size: 13 } }, color: look.soft, gridcolor: look.line,
+      title: { text: title, standoff: 8, font: { color: look.soft, size: printing ? 11 : 13 } }, color: look.soft, gridcolor: look.line,
       linecolor: look.soft, zeroline: false, ticks: "outside", tickcolor: look.line, automargin: true, fixedrange: matchMedia("(pointer: coarse)").matches, ...more,
     };
   }
@@ -69,15 +80,15 @@
       traces.push({
         x: line.x, y: line.y, name: plain(line.name), legendgroup: line.name, mode: line.x.length > 60 ? "lines" : "lines+markers",
         line: { color: colour, dash: DASHES[line.style % DASHES.length], width: 2 },
-        marker: { color: colour, symbol: MARKERS[line.style % MARKERS.length], size: 7 },
+        marker: marker(look, line.style, 7),
         hovertemplate: figure.percent ? "%{y:.1f} %" : "%{y:.4~g}",
       });
     }
     return [[...bands, ...traces], {
-      ...baseLayout(look, width, (printing ? 240 : 330) + 22 * Math.ceil(lines.length / Math.max(1, Math.floor(width / 170)))),
+      ...baseLayout(look, width, (printing ? 270 : 330) + 22 * Math.ceil(lines.length / Math.max(1, Math.floor(width / 170)))),
       margin: { l: 52, r: 10, t: 8, b: 8 }, hovermode: "x unified", showlegend: true,
       xaxis: axis(look, figure.x, figure.log ? { type: "log", tickmode: "array", tickvals: [...new Set(lines.flatMap((line) => line.x))] } : {}),
-      yaxis: axis(look, figure.y, figure.percent ? { range: [-3, 103], dtick: 20 } : { rangemode: "tozero" }),
+      yaxis: axis(look, figure.y, figure.percent ? { range: [-3, 103], dtick: 20 } : figure.ends ? { range: figure.ends } : { rangemode: "tozero" }),
       legend: { orientation: "h", x: 0, xanchor: "left", y: -0.24, yanchor: "top", font: { size: 13 } },
     }];
   }
@@ -85,20 +96,22 @@
   const nearest = (values, wanted) => values.reduce((best, value, i) => (Math.abs(value - wanted) < Math.abs(values[best] - wanted) ? i : best), 0);
 
   function drawSurface(id, look, width) {
-    const { e1, e2, loss, eps } = choiceOf(id);
-    const side = (title, more) => ({ title: { text: title }, color: look.soft, gridcolor: look.line, tickfont: { size: 11 }, zeroline: false, showspikes: false, ...more });
+    const { e1, e2, loss, eps, ends } = choiceOf(id);
+    const side = (title, more) => ({ title: { text: title, font: { size: width < 500 ? 13 : 17 } }, color: look.soft, gridcolor: look.line, tickfont: { size: 11 }, zeroline: false, showspikes: false, ...more });
     const [i, j] = [nearest(e2, 0), nearest(e1, 0)];
     const flat = loss.flat().filter((value) => value !== null);
+    const [low, high] = ends ?? [Math.min(...flat), Math.max(...flat)];
+    const small = width < 500 ? 0.72 : 1; // room for what stands beside it
     return [[
       {
-        type: "surface", x: e1, y: e2, z: loss, colorscale: "Viridis", showscale: false,
+        type: "surface", x: e1, y: e2, z: loss, colorscale: "Viridis", showscale: false, ...(ends && { cmin: low, cmax: high }),
         contours: { x: { highlight: false }, y: { highlight: false }, z: { highlight: false } },
         hovertemplate: "e<sub>1</sub> %{x:.3f}, e<sub>2</sub> %{y:.3f}<br>loss %{z:.3f}<extra></extra>",
       },
-      { type: "scatter3d", x: [e1[j]], y: [e2[i]], z: [loss[i][j] + 0.02 * (Math.max(...flat) - Math.min(...flat))], mode: "markers", marker: { size: 4.5, symbol: "diamond", color: "#d55e00", line: { color: "#fff", width: 1 } }, hovertemplate: "the image<extra></extra>" },
+      { type: "scatter3d", x: [e1[j]], y: [e2[i]], z: [loss[i][j] + 0.02 * (high - low)], mode: "markers", marker: { size: 4.5, symbol: "diamond", color: "#d55e00", line: { color: "#fff", width: 1 } }, hovertemplate: "the image<extra></extra>" },
     ], {
       ...baseLayout(look, width, width < 500 ? 330 : 440), margin: { l: 0, r: 0, t: 0, b: 0 }, showlegend: false,
-      scene: { xaxis: side("e<sub>1</sub>", inEps(eps)), yaxis: side("e<sub>2</sub>", inEps(eps)), zaxis: side("loss", { nticks: 6 }), aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.75 }, camera: structuredClone(at(id).layout?.scene.camera ?? START) },
+      scene: { xaxis: side("e<sub>1</sub>", inEps(eps)), yaxis: side("e<sub>2</sub>", inEps(eps)), zaxis: side("loss", { nticks: 6, ...(ends && { range: [low, high + 0.04 * (high - low)] }) }), aspectmode: "manual", aspectratio: { x: small, y: small, z: 0.75 * small }, camera: structuredClone(at(id).layout?.scene.camera ?? START) },
     }];
   }
 
@@ -149,11 +162,11 @@
   function drawAgainst(id, look, width) {
     const { series, ends } = figures[id];
     const [low, high] = ends;
-    const side = Math.min(width, 480);
+    const side = Math.min(width, printing ? 280 : 480);
     const traces = series.map(({ name, points }, i) => ({
       name: plain(name), x: points.map((point) => point.paper), y: points.map((point) => point.ours), mode: "markers",
       error_y: { type: "data", symmetric: false, array: points.map((point) => point.high - point.ours), arrayminus: points.map((point) => point.ours - point.low), width: 0, thickness: 1.2, color: look.lines[i % look.lines.length] },
-      marker: { color: look.lines[i % look.lines.length], symbol: MARKERS[i % MARKERS.length], size: 8 },
+      marker: marker(look, i, 8),
       customdata: points.map((point) => plain(point.column)), hovertemplate: "%{customdata}: ours %{y:.2f}, the paper's %{x:.2f}",
     }));
     return [traces, {
@@ -170,7 +183,7 @@
     const element = at(id);
     const { kind } = figures[id];
     if (kind === "surface" && (!WEBGL || printing)) return;
-    const width = printing ? { lines: PRINTED / 2 - 5, against: PRINTED, maps: element.classList.contains("map") ? 420 : PRINTED }[kind] : element.clientWidth;
+    const width = printing ? { lines: ACROSS > 2 ? 308 : 325, against: 480, maps: element.classList.contains("map") ? 420 : PRINTED }[kind] : element.clientWidth;
     const [traces, layout] = KINDS[kind](id, theme(), width);
     element.style.minHeight = "0";
     (kind === "surface" ? Plotly.react : Plotly.newPlot)(element, traces, layout, { displayModeBar: false, scrollZoom: false, doubleClick: "reset" });
@@ -195,7 +208,12 @@
     for (const box of document.querySelectorAll(".scroll")) {
       if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
       else box.removeAttribute("tabindex");
+      markBeyond(box);
     }
+  }
+
+  function markBeyond(box) { // what is hidden behind the first column
+    box.classList?.toggle("beyond", box.scrollLeft > 0);
   }
 
   function choose(ids, place) {
@@ -244,6 +262,7 @@
     if (event.target.hash && event.target.hash === location.hash) openNamed();
   });
   document.addEventListener("toggle", markScrollers, true);
+  document.addEventListener("scroll", (event) => markBeyond(event.target), true);
   window.addEventListener("hashchange", openNamed);
 
   let pause;
