@@ -566,6 +566,21 @@ def test_every_attack_runs_in_half_precision(case: AttackCase, dtype: torch.dtyp
         assert float((adv_inputs.double() - inputs.double()).abs().max()) <= EPS + 1 / 256  # a rounding step
 
 
+def test_momentum_moves_half_precision_images_whose_gradients_l1_norm_overflows() -> None:
+    pixels = 20_000
+    slope = torch.where(torch.arange(pixels) % 3 == 0, -8.0, 8.0)  # l1 norm 160,000; float16 ends at 65,504
+    net = nn.Linear(pixels, 2, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.stack([slope, 0 * slope]))
+    inputs, labels = torch.full((1, pixels), 0.5), torch.tensor([0])
+    attack = MIFGSM(EPS, steps=4, loss=MarginLoss(0.0))
+    whole = attack(net, inputs, labels)
+    half = attack(net.half(), inputs.half(), labels)
+    assert half.dtype == torch.float16
+    assert float((half - inputs).abs().min()) > 0.9 * EPS
+    assert torch.equal((half - 0.5).sign().float(), (whole - 0.5).sign())
+
+
 @pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
 def test_an_empty_batch_stays_empty(case: AttackCase) -> None:
     inputs, labels = random_batch()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
-from surefoot.core.losses import cross_entropy
+from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss
 
 
@@ -58,6 +58,7 @@ def ascend(
     for _ in range(steps):
         gradient, logits = input_gradient(model, adv_inputs, lambda z, t=targets: loss(z, t))  # type: ignore[misc]
         if decay is not None:
+            gradient = full_precision(gradient)  # the l1 norm of a large image overflows float16
             length = gradient.abs().flatten(1).sum(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = gradient / length.view(-1, *[1] * (gradient.dim() - 1))
             gradient = momentum = gradient if momentum is None else decay * momentum + gradient
@@ -70,7 +71,7 @@ def ascend(
                 rows, inputs, targets = rows[alive], inputs[alive], targets[alive]
                 adv_inputs, gradient = adv_inputs[alive], gradient[alive]
                 momentum = momentum[alive] if momentum is not None else None
-        adv_inputs = project(adv_inputs + step_size * gradient.sign(), inputs, eps)
+        adv_inputs = project(adv_inputs + step_size * gradient.sign().to(inputs.dtype), inputs, eps)
     if result is None:
         return adv_inputs
     result[rows] = adv_inputs
