@@ -77,6 +77,49 @@ def test_the_distance_of_a_linear_model_is_found(
     assert_near_the_boundary(attack, linear(classes), ratio if classes == 2 else ratio_of_many)
 
 
+class Scaled(nn.Module):
+    """A model whose logits are larger or smaller, which moves no boundary."""
+
+    def __init__(self, net: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.net, self.scale = net, scale
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.scale * self.net(inputs)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e2, 1e4, 1e5])
+def test_c_is_found_whatever_the_scale_of_the_logits(scale: float) -> None:
+    net, inputs, labels, distances = linear(2)
+    attack = CarliniWagnerL2(steps=150)
+    assert_near_the_boundary(attack, (Scaled(net, scale), inputs, labels, distances), 1.05)
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [
+        (0.7, [1, 0.5, 0.75, 0.625, 0.6875, 0.71875]),
+        (0.2, [1, 0.5, 0.25, 0.125, 0.1875, 0.21875]),
+        (30.0, [1, 10, 100, 55, 32.5, 21.25]),
+        (1e-3, [1, 0.5, 0.25, 0.125, 0.0125, 0.00125]),
+        (0.02, [1, 0.5, 0.25, 0.125, 0.0125, 0.06875]),
+    ],
+)
+def test_the_c_that_are_tried(least: float, expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[float] = []
+
+    def descend(
+        self: CarliniWagnerL2, model: nn.Module, inputs: Tensor, labels: Tensor, c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tried.append(round(float(c), 9))
+        return inputs, torch.where(c >= least, c, torch.inf)
+
+    monkeypatch.setattr(CarliniWagnerL2, "_descend", descend)
+    net, inputs, labels, _ = linear(2, count=1)
+    CarliniWagnerL2(search_steps=6)(net, inputs, labels)
+    assert tried == expected
+
+
 def test_deepfool_crosses_a_linear_boundary_in_one_step() -> None:
     net, inputs, labels, distances = linear(5)
     adv_inputs = DeepFool(steps=1, overshoot=0.01, shorten=0)(net, inputs, labels)

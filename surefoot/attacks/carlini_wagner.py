@@ -19,6 +19,9 @@ STALLED = 0.999
 
 LARGEST_C = 1e10
 
+NEAR = 8
+"""A first c that succeeds is halved down to this part of it, which is enough for ordinary logits, then divided by 10."""
+
 
 @dataclass(frozen=True)
 class CarliniWagnerL2:
@@ -31,7 +34,8 @@ class CarliniWagnerL2:
         confidence: kappa, the margin to reach in logits, at least 0.
         learning_rate: Adam's, in units of w, above 0.
         steps: at most so many gradients for each c, at least 1.
-        search_steps: how many c are tried, at least 1: tenfold until the first success, then halving.
+        search_steps: how many c are tried, at least 1: tenfold until the first success, then halving; where an eighth
+            of the first c still succeeds, as with large logits, a tenth until the first failure.
         initial_c: the first c, above 0.
         abort_early: drop a sample from the try of one c when a tenth of the steps (10 at least) lowered its lowest
             loss by less than 0.1 %; the others go on without it.
@@ -92,7 +96,8 @@ class CarliniWagnerL2:
                 result[rows[closer]] = adv_inputs[closer]
                 best = torch.minimum(best, distances)
                 low, high = torch.where(found, low, c), torch.where(found, c, high)
-                c = torch.where(high < math.inf, (low + high) / 2, 10 * c).clamp(max=LARGEST_C)
+                between = torch.where((low > 0) | (c > self.initial_c / NEAR), (low + high) / 2, c / 10)
+                c = torch.where(high < math.inf, between, 10 * c).clamp(max=LARGEST_C)
             return result
 
     def _gap(self, logits: Tensor, labels: Tensor) -> Tensor:
