@@ -17,7 +17,7 @@ from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, DeepFool, Mar
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
-from surefoot.evaluation.worker import Precision, eight_bit_pixels, fast_in_half, screening_of
+from surefoot.evaluation.worker import Precision, eight_bit_pixels, fast_in_half, is_out_of_memory, screening_of
 from surefoot.models import Averaged, LogitsOnly
 from tests.tables import EPS, random_net, trained
 
@@ -279,6 +279,21 @@ def test_halving_gives_each_sample_its_own_result() -> None:
     assert halved.robust_accuracy == whole.robust_accuracy == int((levels + 0.2 < 0.5).sum()) / 9
 
 
+@pytest.mark.parametrize(
+    ("message", "is_one"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_what_a_full_memory_says(message: str, is_one: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) is is_one
+
+
 def test_one_image_that_does_not_fit_is_an_error_and_other_errors_are_not_taken_for_it() -> None:
     batches = [(grey(0.2, 0.2), torch.tensor([0, 0]))]
     with pytest.raises(torch.OutOfMemoryError):
@@ -310,6 +325,17 @@ def test_rounding_to_eight_bits_stays_in_the_ball() -> None:
     assert torch.equal(
         eight_bit_pixels(inputs + 8 / 255, inputs, 8 / 255), ((inputs * 255).round() + 8).clamp(0, 255) / 255
     )
+
+
+def test_a_pixel_whose_ball_holds_no_eight_bit_value_stays_clean() -> None:
+    inputs = torch.tensor([[10.0, 10.4, 10.5, 10.8, 0.1, 254.9]]) / 255
+    for eps in (0.3 / 255, 0.12 / 255):
+        for sign in (-1, 1):
+            rounded = eight_bit_pixels((inputs + sign * eps).clamp(0, 1), inputs, eps)
+            assert float((rounded - inputs).abs().max()) <= eps + 1e-5
+            moved = (rounded != inputs)[0]
+            assert torch.allclose((rounded * 255)[0][moved], (rounded * 255)[0][moved].round(), atol=1e-4)
+    assert moved.tolist() == [False, False, False, False, True, True]
 
 
 def test_a_perturbation_that_rounding_undoes_does_not_count() -> None:

@@ -20,7 +20,7 @@ STALLED = 0.999
 LARGEST_C = 1e10
 
 NEAR = 8
-"""A first c that succeeds is halved down to this part of it, which is enough for ordinary logits, then divided by 10."""
+"""A first c that succeeds is halved down to this part of it, enough for ordinary logits, and then divided by 10."""
 
 
 @dataclass(frozen=True)

@@ -302,10 +302,13 @@ class Meter:
         return Cost(self.seconds, self.counter.forwards, self.counter.backwards)
 
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Is this what a device says when its memory is full?"""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
@@ -376,9 +379,13 @@ def screening_of(attack: Attack) -> Attack | None:
 
 
 def eight_bit_pixels(adv_inputs: Tensor, inputs: Tensor, eps: float | None) -> Tensor:
-    """`adv_inputs` in 8 bits: the nearest multiples of 1/255, inside the ball where there is one."""
+    """`adv_inputs` in 8 bits: the nearest multiples of 1/255, inside the ball where there is one.
+
+    A pixel whose ball holds no multiple of 1/255, that of an image which is not in 8 bits itself, stays clean.
+    """
     levels = (adv_inputs * 255).round()
-    if eps is not None:
-        rim = 1e-3  # eps itself is often a multiple of 1/255, up to rounding
-        levels = levels.clamp(((inputs - eps) * 255 - rim).ceil(), ((inputs + eps) * 255 + rim).floor())
-    return levels.clamp(0, 255) / 255
+    if eps is None:
+        return levels.clamp(0, 255) / 255
+    rim = 1e-3  # eps itself is often a multiple of 1/255, up to rounding
+    low, high = ((inputs - eps) * 255 - rim).ceil().clamp(min=0), ((inputs + eps) * 255 + rim).floor().clamp(max=255)
+    return torch.where(low <= high, levels.clamp(low, high) / 255, inputs)
