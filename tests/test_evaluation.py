@@ -531,6 +531,52 @@ def test_the_fingerprint_takes_every_floating_type(dtype: torch.dtype) -> None:
     assert weights_sha256(random_net(dtype=dtype)) == weights_sha256(random_net(dtype=dtype))
 
 
+class Extra(nn.Linear):
+    """A module with a state of its own beside its tensors."""
+
+    def __init__(self, extra: Any) -> None:
+        super().__init__(2, 2)
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.extra = extra
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
+def test_the_fingerprint_follows_what_is_no_tensor() -> None:
+    states: list[Any] = [None, 1, 2, "a", {"a": 1}, {"b": 1}, {"a": [torch.ones(2)]}, {"a": [torch.zeros(2)]}, (1,)]
+    found = [weights_sha256(Extra(state)) for state in states]
+    assert len(set(found)) == len(states)
+    assert found == [weights_sha256(Extra(state)) for state in states]
+    net = nn.Sequential(nn.Linear(2, 2), Extra({"a": 1}))
+    assert evaluate(net, [(torch.rand(4, 2), torch.zeros(4).long())], [])[0].weights_sha256 == weights_sha256(net)
+    with pytest.raises(ValueError, match="the model's state_dict holds _extra_state, an object of type function, by"):
+        weights_sha256(Extra(lambda: 1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_fingerprint_takes_quantised_weights() -> None:
+    def quantised(seed: int, kind: torch.dtype = torch.qint8, scale: float = 1.0) -> nn.Module:
+        torch.manual_seed(seed)
+        first = nn.Linear(4, 3)
+        with torch.no_grad():
+            first.weight.mul_(scale)
+        net = nn.Sequential(first, nn.ReLU(), nn.Linear(3, 2))
+        pack: Any = torch.ao.quantization.quantize_dynamic
+        packed: nn.Module = pack(net, {nn.Linear}, dtype=kind)
+        return packed
+
+    with torch.random.fork_rng(devices=[]):
+        same = weights_sha256(quantised(0))
+        assert weights_sha256(quantised(0)) == same
+        others = [quantised(1), quantised(0, scale=2.0), quantised(0, torch.float16)]
+        assert len({same, *map(weights_sha256, others)}) == 4
+
+
 # Progress.
 
 

@@ -14,14 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _global_forward_hooks
 
 from surefoot.attacks import FGSM, PGD
 from surefoot.core.gradients import input_gradient
 from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.data import load
-from surefoot.evaluation import recognise
-from surefoot.evaluation.recognise import ANY_RANGE, CHANNEL_RANGES, clearly_better
+from surefoot.evaluation import accuracy, evaluate, recognise
+from surefoot.evaluation.passes import weights_sha256
+from surefoot.evaluation.recognise import ANY_RANGE, CHANNEL_RANGES, check_repeats, clearly_better, differ
 from surefoot.models import Averaged, FromProbabilities, LogitsOnly, Normalize, TwoLogits, build_model, inner_model
 from tests.tables import random_net
 
@@ -391,6 +393,89 @@ def test_a_model_that_looks_at_the_neighbours_is_refused(make: Callable[[], nn.M
         recognise(make(), *batch(), draws=2)
 
 
+def with_masked(value: float, count: int, net: nn.Module) -> nn.Module:
+    """A model with classes that it never gives, all of one logit."""
+    return After(lambda z, x: torch.cat([z, torch.full_like(z[:, :1], value).expand(-1, count)], dim=1), net)
+
+
+HUGE = [-1e4, -1e5, -1e9, -3e38, 1e9]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2, 90])
+@pytest.mark.parametrize("value", HUGE)
+def test_a_huge_logit_hides_no_noise_and_no_neighbours(value: float, count: int, dtype: torch.dtype) -> None:
+    inputs, labels = batch()
+    net = deepcopy(good_net()).to(dtype)
+    with pytest.raises(ValueError, match="answers differently each time"):
+        recognise(with_masked(value, count, Before(noisy, net)), inputs.to(dtype), labels)
+    batch_norm = nn.BatchNorm2d(1, track_running_stats=False, dtype=dtype)
+    with pytest.raises(ValueError, match="when the other images of its batch are replaced"):
+        recognise(with_masked(value, count, Before(batch_norm, net)), inputs.to(dtype), labels)
+    by_place = with_masked(value, count, Before(seeded_noise, net))
+    with pytest.raises(ValueError, match="when it is alone in its batch"):
+        recognise(by_place, inputs.to(dtype), labels)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+def test_what_differs(classes: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(50, classes, generator=generator)
+    masked = torch.cat([logits, torch.full((50, 1), -1e9)], dim=1)
+    for first in (logits, logits + 1000 * scale, masked):
+        free = torch.zeros_like(first)
+        free[:, :classes] = 1
+        assert not differ(first, first.clone())
+        moved = scale * torch.randn(first.shape, generator=generator) * free
+        assert not differ(first, first + moved * 1e-5)
+        assert not differ(first, first * (1 + 3e-7))
+        assert differ(first, first + moved * 0.03)
+        assert not differ(first, first + moved * 0.003, rounding=0.05)
+        one = torch.zeros_like(first)
+        one[7, 0] = 0.1 * scale
+        assert differ(first, first + one)
+    assert differ(logits, torch.full_like(logits, torch.nan))
+    large = logits * torch.where(torch.arange(classes) == 1, 1e6, 1.0)  # a logit is judged by its own size too
+    assert not differ(large, large * (1 + 1e-4))
+
+
+# Writing to the images.
+
+
+def in_place(inputs: Tensor) -> Tensor:
+    inputs -= 0.5
+    return inputs
+
+
+def in_place_of_a_view(inputs: Tensor) -> Tensor:
+    return inputs.view(-1).mul_(0.5).view_as(inputs)
+
+
+@pytest.mark.parametrize("function", [in_place, in_place_of_a_view])
+@pytest.mark.parametrize("draws", [None, 4])
+def test_a_model_that_writes_to_the_images_is_refused_and_they_stay(
+    function: Callable[[Tensor], Tensor], draws: int | None
+) -> None:
+    inputs, labels = batch()
+    before = inputs.clone()
+    model = Before(function)
+    for call in (
+        lambda: recognise(model, inputs, labels, draws=draws),
+        lambda: evaluate(model, [(inputs, labels)], [FGSM(EPS)]),
+    ):
+        with pytest.raises(
+            ValueError, match=re.escape("changes the images that it is given (for example by x -= mean")
+        ):
+            call()
+        assert torch.equal(inputs, before)
+    if draws is None:
+        with pytest.raises(ValueError, match="changes the images"):
+            check_repeats(model, inputs, None, [])
+        accuracy(model, [(inputs, labels)])
+        assert torch.equal(inputs, before)
+
+
 # Another range.
 
 
@@ -506,6 +591,11 @@ ORDINARY: dict[str, Callable[[], nn.Module]] = {
     "always the same": lambda: After(lambda z, x: z * 0),
     "always one class": lambda: After(lambda z, x: z * 0 + 5 * F.one_hot(torch.tensor(3), 10)),
     "positive and small": lambda: After(lambda z, x: z.relu() / 100),
+    "one class masked": lambda: with_masked(-1e9, 1, good_net()),
+    "most classes masked": lambda: with_masked(-1e5, 90, good_net()),
+    "masked by the type's least number": lambda: with_masked(-3e38, 3, good_net()),
+    "one logit always the largest": lambda: with_masked(1e9, 1, good_net()),
+    "one logit larger than the others": lambda: After(lambda z, x: z * torch.where(torch.arange(10) == 3, 1e6, 1.0)),
     "without gradient": lambda: After(lambda z, x: z.detach()),
     "more classes than labels": lambda: hidden_layer(classes=12),
     "weak": lambda: train(hidden_layer(seed=2), *batch(), steps=8),
@@ -527,6 +617,67 @@ def test_an_ordinary_model_comes_back_as_it_is(make: Callable[[], nn.Module], dt
     found, said = recognise(model, inputs.to(dtype), labels)
     assert found is model
     assert said == []
+
+
+SCRIPTED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "scripted": lambda net: torch.jit.script(net),
+    "traced": lambda net: torch.jit.trace(net, batch(2)[0]),  # type: ignore[no-untyped-call]
+    "frozen": lambda net: torch.jit.freeze(torch.jit.script(net)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("script", SCRIPTED.values(), ids=SCRIPTED)
+def test_torch_script_is_taken_and_measured_as_the_module_that_it_was(script: Callable[[nn.Module], nn.Module]) -> None:
+    inputs, labels = batch(60)
+    net = nn.Sequential(nn.Upsample(6), random_net(SmallGrey, dtype=torch.float64)).eval()
+    with torch.no_grad():
+        labels = net(inputs).argmax(dim=1)
+    scripted = script(net)
+    assert recognise(scripted, inputs, labels) == (scripted, [])
+    attacks: list[Attack] = [FGSM(0.02), PGD(0.02, 3, 0.01)]
+    for one, other in zip(
+        evaluate(scripted, [(inputs, labels)], attacks), evaluate(net, [(inputs, labels)], attacks), strict=True
+    ):
+        assert one.robust_accuracy == other.robust_accuracy
+        assert (one.forwards, one.backwards) == (other.forwards, other.backwards)
+    assert other.robust_accuracy < 1
+    assert evaluate(Averaged(scripted, 3), [(inputs, labels)], [])[0].forwards == 3 * len(inputs)
+    assert len(_global_forward_hooks) == 0
+    second = script(nn.Sequential(nn.Upsample(6), random_net(SmallGrey, seed=1, dtype=torch.float64)).eval())
+    assert weights_sha256(script(net)) == weights_sha256(scripted) != weights_sha256(second)
+    softmax = script(nn.Sequential(net, nn.Softmax(dim=1)).eval())
+    found, _ = recognise(softmax, inputs, labels)
+    assert inside(found) == ["FromProbabilities"]
+    assert inner_model(found) is softmax
+
+
+class CountingScript(nn.Module):
+    """Changes its buffers at each call, one in place and one by assignment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10, dtype=torch.float64)
+        self.calls: Tensor
+        self.count: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls.add_(1)
+        self.count = self.count + 1
+        logits: Tensor = self.head(inputs.flatten(1))
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_no_trace_is_left_on_torch_script() -> None:
+    inputs, labels = batch()
+    model = torch.jit.script(CountingScript()).train()
+    assert recognise(model, inputs, labels)[0] is model
+    assert (float(model.calls), float(model.count)) == (0, 0)
+    assert model.training
+    assert all(part.training for part in model.modules())
 
 
 def test_networks_at_chance_are_never_refused() -> None:

@@ -18,6 +18,11 @@ NO_GRADIENT = (
     "a gradient attack on it would do nothing, so it is refused."
 )
 
+CHANGES_INPUTS = (
+    "the model changes the images that it is given (for example by x -= mean in its forward); make it work on a "
+    "tensor of its own, as x = x - mean does."
+)
+
 
 def plain_module(model: nn.Module) -> nn.Module:
     """The user's own module, out of Fabric's, DDP's and torch.compile's wrappers."""
@@ -30,6 +35,11 @@ def plain_module(model: nn.Module) -> nn.Module:
             model = model.module  # type: ignore[assignment]
         else:
             return model
+
+
+def is_training(module: nn.Module) -> bool:
+    """A module's own training flag; frozen TorchScript has none, and answers as in evaluation mode."""
+    return bool(getattr(module, "training", False))
 
 
 @contextmanager
@@ -54,7 +64,7 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
         True
     """
     module = plain_module(model)
-    was_training = [part for part in module.modules() if part.training]
+    was_training = [part for part in module.modules() if is_training(part)]
     for part in was_training:
         part.training = False
     token = _crafting.set({})

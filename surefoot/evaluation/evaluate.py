@@ -60,7 +60,8 @@ def accuracy(
     with seeded(seed):
         for inputs, labels in batches:
             check_batch(inputs, labels)
-            adv_inputs = attack(model, inputs, labels) if attack is not None else inputs
+            # a copy: a model may write to what it is given
+            adv_inputs = attack(model, inputs, labels) if attack is not None else inputs.clone()
             right += int((predictions(model, adv_inputs) == labels).sum())
             total += len(labels)
     if total == 0:

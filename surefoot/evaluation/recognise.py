@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch
-from surefoot.core.gradients import crafting, plain_module
+from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
+from surefoot.core.losses import full_precision
 from surefoot.evaluation.passes import seeded
 from surefoot.models.wrappers import (
     Averaged,
@@ -58,9 +59,9 @@ def recognise(
     - Another range than [0, 1]: refused, see below. Not asked of a model that answers randomly: brighter pixels
       truly help against noise.
 
-    Changes are measured in units of the logits' spread, their largest distance from their row's mean: rounding
-    is 0.001 of it for the same shape of batch (or the square root of the type's precision, if more) and 0.05
-    between a single image and a batch.
+    Changes are measured in units of the logits' spread, their median distance from their row's median, which a few
+    huge logits, as those of masked classes, do not move: rounding is 0.001 of it for the same shape of batch (or the
+    square root of the type's precision, if more) and 0.05 between a single image and a batch.
 
     Another range counts as the model's where, on the same images, it is right more often by a sign test
     (Hoeffding's bound, exp(-(gained - lost)^2 / 2 (gained + lost)) < 1e-4 / ranges tried) and wrong at most half
@@ -119,7 +120,8 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for buffers, old in kept:
-            buffers.update(old)
+            for name, buffer in old.items():
+                buffers[name] = buffer  # one by one: TorchScript's have no update
         with torch.no_grad():
             for buffer, value in values:
                 if not torch.equal(buffer, value):  # a copy would spoil a graph that has saved the buffer
@@ -127,9 +129,17 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
 
 
 def answer(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> Any:
-    """What the model returns in evaluation mode, with torch's generators at `seed`."""
+    """What the model returns in evaluation mode, with torch's generators at `seed`.
+
+    Raises:
+        ValueError: it writes to its inputs; the caller's stay as they are.
+    """
+    given = inputs.clone()
     with seeded(seed), crafting(model) as frozen, torch.no_grad():
-        return frozen(inputs)
+        output = frozen(given)
+    if not torch.equal(given, inputs):
+        raise ValueError(CHANGES_INPUTS)
+    return output
 
 
 def with_logits(model: nn.Module, inputs: Tensor, labels: Tensor, said: list[str]) -> nn.Module:
@@ -269,7 +279,7 @@ def check_neighbours(model: nn.Module, inputs: Tensor, *, random: bool) -> None:
         raise ValueError(
             f"the model returns {describe(alone)} for a batch of one image; make it keep the batch, with [1, classes]."
         )
-    if half and not random and differ(whole[-1:], alone, rounding=0.05):
+    if half and not random and differ(whole, torch.cat([whole[:-1], alone]), rounding=0.05):
         refuse_neighbours(whole[-1:], alone, "when it is alone in its batch")
 
 
@@ -336,15 +346,37 @@ def clearly_better(right: Tensor, given: Tensor, *, tried: int) -> bool:
 def differ(first: Tensor, second: Tensor, *, rounding: float = 0.001) -> bool:
     """Do two answers `[batch, classes]` differ by more than rounding, in units of the logits' spread?
 
+    A logit that is often farther from its row's median than the spread, as a huge one is, is measured by that distance.
+
     >>> logits = torch.tensor([[1.0, 2.0, 6.0]])
     >>> differ(logits, logits + 0.001), differ(logits, logits + 0.1)
     (False, True)
+    >>> logits[0, 2] = -1e9
+    >>> differ(logits, logits + 0.1)
+    True
     """
     precision = torch.finfo(first.dtype).eps
-    first, second = first.float(), second.float()
-    spread = (first - first.mean(dim=1, keepdim=True)).abs().max()
-    allowed = max(rounding, precision**0.5) * spread + 8 * precision * first.abs().max()
-    return not bool((first - second).abs().max() <= allowed)  # NaN differs
+    first, second = full_precision(first), full_precision(second)
+    distances = (first - middle(first)).abs()
+    spreads = middle(distances)
+    spread = spreads[spreads > 0].median() if bool((spreads > 0).any()) else spreads.new_zeros(())
+    units = torch.maximum(spread, distances.median(dim=0).values)
+    allowed = max(rounding, precision**0.5) * units + 8 * precision * first.abs().amax(dim=0)
+    return not bool(((first - second).abs() <= allowed).all())  # NaN differs
+
+
+def middle(rows: Tensor) -> Tensor:
+    """The median of each row's different values, `[batch, 1]`: many classes masked by one value are one.
+
+    >>> middle(torch.tensor([[1.0, 2.0, 3.0, -9.0, -9.0, -9.0]]))
+    tensor([[1.5000]])
+    """
+    rows = rows.sort(dim=1).values
+    again = torch.zeros_like(rows, dtype=torch.bool)
+    again[:, 1:] = rows[:, 1:] == rows[:, :-1]
+    rows = rows.masked_fill(again, torch.inf).sort(dim=1).values
+    count = (~again).sum(dim=1, keepdim=True)
+    return rows.gather(1, (count - 1) // 2) / 2 + rows.gather(1, count // 2) / 2
 
 
 def percent(share: Tensor) -> str:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import l2_distance
-from surefoot.core.gradients import crafting, plain_module
+from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
 from surefoot.evaluation.outcomes import Cost, Outcome
-from surefoot.evaluation.passes import PassCounter
+from surefoot.evaluation.passes import PassCounter, seeded
 from surefoot.models.wrappers import Averaged
 
 Precision = Literal["strict", "fast"]
@@ -144,20 +144,29 @@ class Worker:
         clean: Sequence[Sequence[Outcome]],
     ) -> list[Outcome]:
         """One stage (None: no attack) on one batch: the outcomes, one a model."""
-        with exact_float32(inputs.device):
+        # What is drawn here is not seen outside: batches that are shuffled or augmented do not hang on what was kept.
+        with seeded(self.seed(number)), exact_float32(inputs.device):
             if stage is None or state is None:
-                return [self.clean(model, inputs, labels) for model in self.models]
+                return [self.clean(model, number, inputs, labels) for model in self.models]
             return self.attacked(stage, number, inputs, labels, state, clean[number])
 
-    def clean(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Outcome:
-        prediction, cost = self.score(model, inputs, labels)
+    def seed(self, number: int) -> int:
+        """Each batch has its own, so that a later one does not depend on whether an earlier one was run or kept."""
+        return self.settings.seed * 1_000_003 + number
+
+    def clean(self, model: nn.Module, number: int, inputs: Tensor, labels: Tensor) -> Outcome:
+        given = inputs.clone()
+        prediction, cost = self.score(model, given, labels, seed=self.seed(number))
+        if not torch.equal(given, inputs):
+            raise ValueError(CHANGES_INPUTS)
         unknown = torch.full(labels.shape, torch.nan, device=labels.device)
         return Outcome(prediction == labels, prediction, unknown, cost, inputs if self.keep_inputs else None)
 
-    def score(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Cost]:
+    def score(self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int | None = None) -> tuple[Tensor, Cost]:
         """The model's predictions, and what they took."""
         with Meter(model) as meter:
-            return meter.waited(self.halving(lambda part, _: predictions(model, part), inputs, labels)), meter.cost
+            guess = self.halving(lambda part, _: predictions(model, part), inputs, labels, seed)
+            return meter.waited(guess), meter.cost
 
     def attacked(
         self,
@@ -238,8 +247,7 @@ class Worker:
             with computed_in(arithmetic, inputs.device):
                 return attack(self.crafter, part, targets)
 
-        # Each batch has its own seed, so that a later one does not depend on whether an earlier one was run or kept.
-        return self.halving(seeded_call, inputs, labels, seed=self.settings.seed * 1_000_003 + number)
+        return self.halving(seeded_call, inputs, labels, seed=self.seed(number))
 
     def as_scored(self, attack: Attack, adv_inputs: Tensor, inputs: Tensor) -> Tensor:
         if not self.settings.eight_bit:

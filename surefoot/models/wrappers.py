@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.gradients import plain_module
+from surefoot.core.gradients import is_training, plain_module
 
 NAMED = ("logits", "output", "out")
 """The entries of a dict that are logits by their name, the first that is there."""
@@ -130,7 +130,7 @@ class LogitsOnly(nn.Module):
 
     def __init__(self, model: nn.Module, entry: Any = None) -> None:
         super().__init__()
-        self.model, self.entry, self.training = model, entry, model.training
+        self.model, self.entry, self.training = model, entry, is_training(model)
 
     def forward(self, inputs: Tensor) -> Tensor:
         output, batch = self.model(inputs), len(inputs)
@@ -179,7 +179,7 @@ class FromProbabilities(nn.Module):
 
     def __init__(self, model: nn.Module, *, per_class: bool = False) -> None:
         super().__init__()
-        self.model, self.per_class, self.training = model, per_class, model.training
+        self.model, self.per_class, self.training = model, per_class, is_training(model)
 
     def forward(self, inputs: Tensor) -> Tensor:
         probabilities: Tensor = self.model(inputs)
@@ -209,7 +209,7 @@ class TwoLogits(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.training = model, model.training
+        self.model, self.training = model, is_training(model)
 
     def forward(self, inputs: Tensor) -> Tensor:
         logit = self.model(inputs).reshape(len(inputs), 1)
@@ -248,7 +248,7 @@ class Averaged(nn.Module):
         super().__init__()
         if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
             raise ValueError(f"draws is {draws!r}; it must be a whole number of at least 1.")
-        self.model, self.draws, self.training = model, draws, model.training
+        self.model, self.draws, self.training = model, draws, is_training(model)
 
     def forward(self, inputs: Tensor) -> Tensor:
         total: Tensor = self.model(inputs)
