@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,17 @@ from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, DeepFool, Mar
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
-from surefoot.evaluation.worker import Precision, eight_bit_pixels, fast_in_half, is_out_of_memory, screening_of
+from surefoot.evaluation.identity import Nameless, settings_known_by
+from surefoot.evaluation.outcomes import Outcome
+from surefoot.evaluation.worker import (
+    Precision,
+    Stage,
+    Worker,
+    eight_bit_pixels,
+    fast_in_half,
+    is_out_of_memory,
+    screening_of,
+)
 from surefoot.models import Averaged, LogitsOnly
 from tests.tables import EPS, random_net, trained
 
@@ -464,7 +476,9 @@ class Stops(Exception):
 
 
 @pytest.mark.parametrize("stop_after", range(1, 12))
-def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_records(tmp_path: Path, stop_after: int) -> None:
+def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_records(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, stop_after: int
+) -> None:
     net, batches = trained_batches()
     attacks: list[Attack] = [PGD(EPS / 2, 20, EPS / 20), PGD(EPS, 2, EPS / 2)]
     done: list[str] = []
@@ -481,7 +495,8 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_records(tmp_pa
     resumed = evaluate(net, batches, attacks, unfinished=tmp_path, samples=tmp_path / "samples")
     again = len(calls)
     calls.clear()
-    assert without_time(evaluate(net, batches, attacks)) == without_time(resumed)
+    anew = evaluate(net, batches, attacks, unfinished=tmp_path_factory.mktemp("other"))
+    assert without_time(anew) == without_time(resumed)
     assert again < len(calls)  # what was finished was not run again
     handle.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["samples"]  # and nothing is left behind
@@ -507,6 +522,249 @@ def test_what_was_kept_is_for_the_same_call_only(tmp_path: Path) -> None:
     for model, other, attack, settings in others:
         kept = evaluate(model, other, [attack], unfinished=tmp_path, **settings)
         assert without_time(kept) == without_time(evaluate(model, other, [attack], **settings))
+
+
+class Through(nn.Module):
+    """A model behind a function of itself and the inputs: of the same weights, names and class whatever that is."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.net = trained()[0]
+        self.function = function
+        self.limit = 0.0
+        self.bounds = (0.0, 1.0)
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.function(self.net, inputs)
+
+    def extra_repr(self) -> str:
+        return f"bounds={self.bounds}"
+
+
+class Alike(Through):
+    """Known from `Through` by its name alone."""
+
+
+class Blurred(torch.autograd.Function):
+    """The inputs, with a gradient that is not theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return inputs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(gradient, 3, 1, 1)
+
+
+def blurred(net: nn.Module, inputs: Tensor) -> Any:
+    return net(Blurred.apply(inputs))  # type: ignore[no-untyped-call]
+
+
+def noisy(net: nn.Module, inputs: Tensor) -> Any:
+    return net(inputs + 0.1 * torch.randn_like(inputs))
+
+
+def plain(net: nn.Module, inputs: Tensor) -> Any:
+    return net(inputs)
+
+
+def in_levels(net: nn.Module, inputs: Tensor) -> Any:
+    """Rounds to 8 bits and hides it: images in 8 bits have the same logits and gradients."""
+    return net(inputs + ((inputs * 255).round() / 255 - inputs).detach())
+
+
+def with_limit(limit: float) -> nn.Module:
+    model = Through(plain)
+    model.limit = limit
+    return model
+
+
+def with_bounds(high: float) -> nn.Module:
+    model = Through(plain)
+    model.bounds = (0.0, high)
+    return model
+
+
+def masked(scale: float) -> nn.Module:
+    """Without a gradient, and with a class that is never given."""
+    return Through(lambda net, x: torch.cat([scale * net(x), torch.full_like(x[:, 0, 0, :1], -1e9)], dim=1).detach())
+
+
+def either(net: nn.Module, inputs: Tensor) -> Any:
+    return net(inputs), -net(inputs)
+
+
+TWINS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+    "a class": (lambda: Through(plain), lambda: Alike(plain)),
+    "fewer levels": (lambda: Through(plain), lambda: Through(in_levels)),
+    "a scale": (lambda: Through(plain), lambda: Through(lambda net, x: net(x) * 1e4)),
+    "a scale beside a huge logit": (lambda: masked(1.0), lambda: masked(1.5)),
+    "a gradient": (lambda: Through(plain), lambda: Through(blurred)),
+    "no gradient": (lambda: Through(plain), lambda: Through(lambda net, x: net(x).detach())),
+    "draws": (lambda: Averaged(Through(noisy), 1), lambda: Averaged(Through(noisy), 8)),
+    "an entry": (lambda: LogitsOnly(Through(either), 0), lambda: LogitsOnly(Through(either), 1)),
+    "a number": (lambda: with_limit(1.0), lambda: with_limit(2.0)),
+    "what is printed": (lambda: with_bounds(1.0), lambda: with_bounds(2.0)),
+}
+
+
+def batches_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by a name for each batch that is run and not taken from what was kept."""
+    run: list[str] = []
+    real = Worker.run
+
+    def counted(self: Worker, stage: Stage | None, *others: Any) -> list[Outcome]:
+        run.append("clean" if stage is None else stage.name)
+        return real(self, stage, *others)
+
+    monkeypatch.setattr(Worker, "run", counted)
+    return run
+
+
+def stopped_at_the_end(name: str, done: int, total: int) -> None:
+    if name not in ("clean", "none") and done == total:
+        raise Stops
+
+
+@pytest.mark.parametrize("as_source", [False, True])
+@pytest.mark.parametrize(("one", "other"), TWINS.values(), ids=TWINS)
+def test_models_of_the_same_weights_do_not_take_up_each_others_batches(
+    one: Callable[[], nn.Module],
+    other: Callable[[], nn.Module],
+    as_source: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches = [((inputs * 255).round() / 255, labels) for inputs, labels in trained_batches()[1]]
+    attack = Fixed(0.1, [])
+    run = batches_run(monkeypatch)
+
+    def evaluated(model: nn.Module, progress: Any = None) -> list[str]:
+        run.clear()
+        fixed: list[Attack] = [replace(attack, calls=[])]
+        scored, source = (random_net(seed=3), model) if as_source else (model, None)
+        with contextlib.suppress(Stops):
+            evaluate(scored, batches, fixed, source=source, unfinished=tmp_path, progress=progress)
+        return list(run)
+
+    everything = ["clean"] * 3 + ["Fixed"] * 3
+    assert evaluated(one(), stopped_at_the_end) == everything
+    assert evaluated(one().train(), stopped_at_the_end) == []  # made anew, it is known again
+    assert evaluated(other(), stopped_at_the_end) == everything
+    assert evaluated(other()) == []
+
+
+def test_a_model_that_no_seed_reaches_is_known_by_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = torch.Generator().manual_seed(0)
+    model = Through(lambda net, x: net(x + 0.1 * torch.randn(x.shape, generator=own)))
+    run = batches_run(monkeypatch)
+    for _ in range(2):
+        with pytest.raises(Stops):
+            evaluate(model, trained_batches()[1], [FGSM(EPS)], unfinished=tmp_path, progress=stopped_at_the_end)
+    assert run == ["clean"] * 3 + ["FGSM"] * 3
+
+
+def negative(logits: Tensor, labels: Tensor) -> Tensor:
+    return -nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def of_a_script() -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return negative(logits, labels)
+
+    loss.__module__, loss.__qualname__ = "__main__", "loss"
+    monkey = sys.modules["__main__"]
+    monkey.loss = loss  # type: ignore[attr-defined]
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("make", "kept"),
+    [
+        (lambda: negative, True),
+        (lambda: MarginLoss(3.0), True),
+        (lambda: lambda z, y: -negative(z, y), False),
+        (lambda: functools.partial(negative), False),
+        (of_a_script, False),
+        (lambda: Through(plain).forward, False),
+    ],
+    ids=["a function", "a dataclass", "a lambda", "a partial", "a script's", "a method"],
+)
+def test_nothing_is_kept_of_an_attack_with_a_function_that_cannot_be_imported(
+    make: Callable[[], Any], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, batches = trained_batches()
+    run = batches_run(monkeypatch)
+    for attack in (PGD(EPS, 2, EPS / 2, loss=make()), WorstCase((PGD(EPS, 2, EPS / 2, loss=make()),))):
+        name = "PGD" if isinstance(attack, PGD) else "WorstCase: PGD"
+        for time in range(2):
+            run.clear()
+            settings: dict[str, Any] = {"unfinished": tmp_path, "progress": stopped_at_the_end}
+            with contextlib.suppress(Stops, TypeError):  # the method is no loss, and is run too
+                evaluate(net, batches, [attack], **settings)
+            assert (name in run) is (time == 0 or not kept)
+    monkeypatch.delattr(sys.modules["__main__"], "loss", raising=False)
+
+
+def test_an_attack_is_known_by_the_module_of_its_class() -> None:
+    assert settings_known_by(FGSM(0.1))[0] == "surefoot.attacks.gradient_sign.FGSM"
+    assert settings_known_by(Several((Fixed(0.1, [3]), FGSM(0.2)))) == [
+        "tests.test_stages.Several",
+        {
+            "attacks": [
+                ["tests.test_stages.Fixed", {"shift": 0.1, "calls": [3], "eps": 1.0, "attacks_fail_above": None}],
+                ["surefoot.attacks.gradient_sign.FGSM", {"eps": 0.2, "loss": "surefoot.core.losses.cross_entropy"}],
+            ]
+        },
+    ]
+    unknown: list[Any] = [torch.ones(1), object(), nn.ReLU()]
+    for value in unknown:
+        with pytest.raises(Nameless):
+            settings_known_by(Fixed(value, []))
+
+
+class Shaken:
+    """Batches that are augmented anew at each reading, from torch's global generator."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, labels in self.batches:
+            yield (inputs + 0.2 * torch.rand(len(inputs), 1, 1, 1) - 0.1).clamp(0, 1), labels
+
+
+@pytest.mark.parametrize("shaken", [False, True])
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 5])
+def test_a_random_model_goes_on_with_the_draws_that_it_would_have_had(
+    stop_after: int, shaken: bool, tmp_path: Path
+) -> None:
+    model = Averaged(Through(lambda net, x: net(x + 0.3 * torch.randn_like(x))), 2)
+    batches: Any = trained_batches(size=12)[1]
+    batches = Shaken(batches) if shaken else batches
+    told: list[str] = []
+
+    def stop(name: str, done: int, total: int) -> None:
+        told.append(name)
+        if len(told) == stop_after:
+            raise Stops
+
+    with pytest.raises(Stops):
+        evaluate(model, batches, [FGSM(EPS / 2)], progress=stop, unfinished=tmp_path)
+    resumed = evaluate(model, batches, [FGSM(EPS / 2)], unfinished=tmp_path, samples=None)
+    whole = evaluate(model, batches, [FGSM(EPS / 2)])
+    assert without_time(resumed) == without_time(whole)
+    assert 0 < whole[1].robust_accuracy < whole[0].robust_accuracy < 1
+
+
+def test_a_random_model_has_the_same_clean_draws_alone_and_with_others() -> None:
+    model = Averaged(Through(lambda net, x: net(x + 0.3 * torch.randn_like(x))), 2)
+    batches = trained_batches()[1]
+    rows = evaluate_transfer(random_net(), [model, model], batches, [])
+    (alone,) = evaluate(model, batches, [], source=random_net())
+    assert {row[0].robust_accuracy for row in rows} == {alone.robust_accuracy}
+    assert 0 < alone.robust_accuracy < 1
 
 
 @pytest.mark.parametrize("harm", ["cut short", "of another version"])

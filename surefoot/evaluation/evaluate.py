@@ -1,6 +1,5 @@
 """Accuracy of a model on clean and adversarial samples, one record an attack."""
 
-import dataclasses
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import surefoot
 from surefoot.core.files import save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.types import Attack, CompoundAttack
+from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by
 from surefoot.evaluation.outcomes import Cost, Outcome, Store
 from surefoot.evaluation.passes import seeded, weights_sha256
 from surefoot.evaluation.records import Record, wilson_interval
@@ -119,7 +119,9 @@ def evaluate(
         progress: told what runs and how far it is.
         on_record: given each record as soon as its attack is done.
         on_note: told in a sentence what a user should know, as that a batch was halved.
-        unfinished: a folder that keeps finished batches until all is done: the same call goes on from there.
+        unfinished: a folder that keeps finished batches until all is done: the same call goes on from there. A model
+            is known by its weights, its modules, their settings and how it answers; of an attack that is or holds
+            something without an importable name, as a lambda, nothing is kept.
         samples: a folder to write each attack's per-sample outcomes to, as safetensors.
 
     Returns:
@@ -202,8 +204,11 @@ def _evaluate(
                 f"{type(given).__name__} is targeted: it would need the classes to reach, and an evaluation has "
                 "the true ones; give it untargeted, or call it yourself."
             )
+    total, some = 0, torch.empty(0)
     with seeded(settings.seed):  # a shuffling DataLoader draws from the global generator when it is read
-        total = sum(len(labels) for _, labels in batches)
+        for inputs, labels in batches:
+            some = some if total else inputs[:LOOKED_AT]
+            total += len(labels)
     if total == 0:
         raise ValueError("there are no samples to evaluate on.")
     known: list[dict[str, Any]] = [
@@ -223,12 +228,16 @@ def _evaluate(
         for model, about in zip(models, abouts, strict=True)
     ]
     store = Store(unfinished)
-    identity = {
-        "weights": [each["weights_sha256"] for each in known],
-        "source": None if source is None else weights_sha256(source),
-        "settings": [settings.last_iterate, settings.precision, settings.eight_bit, settings.seed],
-        "samples": samples is not None,
-    }
+    identity: dict[str, Any] = {}
+    if unfinished is not None:
+        identity = {
+            "models": [model_known_by(model, some, settings.seed) for model in models],
+            "source": None if source is None else model_known_by(source, some, settings.seed),
+            "settings": [settings.last_iterate, settings.precision, settings.eight_bit, settings.seed],
+            "samples": samples is not None,
+            "versions": versions(),
+            "device": device_name(some.device),
+        }
     worker = Worker(models, source, settings, samples is not None, tell.on_note)
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
@@ -242,12 +251,15 @@ def _evaluate(
     for attack in [None, *attacks]:
         stages: Sequence[Stage | None] = [None] if attack is None else worker.stages(attack)
         state: list[list[Outcome]] = [] if attack is None else [worker.start(outcomes) for outcomes in clean]
-        storable = attack is None or dataclasses.is_dataclass(attack)  # a function has no settings to know it by
+        try:
+            attack_known_by, storable = settings_known_by(attack), True
+        except Nameless:  # nothing is kept of an attack that cannot be told from others
+            attack_known_by, storable = None, False
         costs = [Cost() for _ in models]
         parts: list[list[dict[str, Any]]] = [[] for _ in models]
         for index, stage in enumerate(stages):
             name = "clean" if stage is None else stage.name
-            what = {**identity, "stage": [index, None if stage is None else stage.about(), fields_of(attack)]}
+            what = {**identity, "stage": [index, None if stage is None else stage.about(), attack_known_by]}
             after: list[list[Outcome]] = []
             done = 0
             with seeded(settings.seed):

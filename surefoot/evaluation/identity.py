@@ -1,0 +1,106 @@
+"""What an evaluation is known by in another process, so that it goes on from its own finished batches alone."""
+
+import dataclasses
+import re
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surefoot.core.gradients import crafting, input_gradient, plain_module
+from surefoot.core.losses import full_precision
+from surefoot.evaluation.passes import seeded, weights_sha256
+from surefoot.evaluation.worker import exact_float32
+
+LOOKED_AT = 8
+"""Images that a model is told apart from others by."""
+
+
+class Nameless(Exception):
+    """Something by which another process could not find the same thing again."""
+
+
+def settings_known_by(value: Any) -> Any:
+    """An attack, or one of its settings, as JSON that no other has.
+
+    >>> from surefoot.attacks import FGSM
+    >>> settings_known_by(FGSM(0.1))
+    ['surefoot.attacks.gradient_sign.FGSM', {'eps': 0.1, 'loss': 'surefoot.core.losses.cross_entropy'}]
+
+    Raises:
+        Nameless: it is or holds what cannot be imported, as a lambda, or what is neither a number nor a text.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return [settings_known_by(part) for part in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: settings_known_by(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return [importable_name(type(value)), fields]
+    return importable_name(value)
+
+
+def importable_name(value: Any) -> str:
+    """`package.module.name` of a class or a function; another script's `__main__` has others of the same name."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    found = sys.modules.get(module) if isinstance(module, str) and module != "__main__" else None
+    for part in str(name).split("."):
+        found = getattr(found, part, None)
+    if found is None or found is not value:
+        raise Nameless
+    return f"{module}.{name}"
+
+
+def model_known_by(model: nn.Module, inputs: Tensor, seed: int) -> dict[str, Any]:
+    """A model as JSON: its weights, its modules with their settings, wrappers included, and how it answers.
+
+    Args:
+        inputs: some of the images that it is evaluated on.
+        seed: of what it draws.
+    """
+    parts = [[name, *module_known_by(part)] for name, part in plain_module(model).named_modules()]
+    first, again = (answers(model, inputs[:LOOKED_AT], seed) for _ in range(2))
+    # one that draws from a generator of its own is known by the rest alone
+    return {"weights": weights_sha256(model), "modules": parts, "answers": first if first == again else None}
+
+
+def module_known_by(part: nn.Module) -> list[Any]:
+    """A module's class, what it prints of itself, and its settings that are numbers or texts."""
+    printed = re.sub(" at 0x[0-9a-f]+", "", part.extra_repr())
+    settings = {name: value for name, value in vars(part).items() if isinstance(value, bool | int | float | str)}
+    settings.pop("training", None)  # an evaluation is in evaluation mode
+    return [type(part).__module__, type(part).__qualname__, printed, settings]
+
+
+def answers(model: nn.Module, inputs: Tensor, seed: int) -> list[list[str]] | None:
+    """A number for each image's logits and one for its gradient, on the images and between them and noise.
+
+    Three digits: rounding seldom changes them. None where the model fails; the evaluation itself says how.
+    """
+    with seeded(seed), exact_float32(inputs.device):
+        try:
+            return [numbers(model, images) for images in (inputs.clone(), inputs.lerp(torch.rand_like(inputs), 0.1))]
+        except Exception:
+            return None
+
+
+def numbers(model: nn.Module, inputs: Tensor) -> list[str]:
+    """The products of each image's logits, in a logarithm, and of their gradient with random directions."""
+    away = torch.randn_like(inputs)
+
+    def product(logits: Tensor) -> Tensor:
+        logits = full_precision(logits).flatten(1).asinh()  # a masked class's -1e9 would drown the others
+        direction = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0))
+        return logits @ direction.to(logits)
+
+    with crafting(model) as frozen:
+        try:
+            gradient, logits = input_gradient(frozen, inputs, product)
+            along = (full_precision(gradient) * away).flatten(1).sum(dim=1)
+        except (RuntimeError, ValueError):  # without a gradient: only some attacks need one
+            with torch.no_grad():
+                logits = frozen(inputs)
+            along = logits.new_zeros(0)
+        with torch.no_grad():
+            return [f"{value:.2e}" for value in torch.cat([product(logits), along]).tolist()]
