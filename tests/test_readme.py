@@ -33,15 +33,18 @@ PAPER = ROOT.parent / "shared" / "paper" / "regularizers-for-single-step-adversa
 def test_the_tours_python_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(blocks) == 2
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the network is too small to share out
     torch.manual_seed(0)
     space: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), space)
+    torch.set_num_threads(threads)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines] == ["clean", "FGSM", "PGD"]
     clean, fgsm, pgd = (float(line[1]) for line in lines)
-    assert clean > 0.5  # it has learned
-    assert clean >= fgsm >= pgd > 0
+    assert clean > 70  # it has learned
+    assert clean >= fgsm >= pgd > 10
 
 
 def test_the_loop_of_the_tour_is_ten_lines() -> None:
