@@ -441,6 +441,47 @@ def test_each_query_changes_one_window_of_each_sample_to_the_ends_of_the_ball() 
     assert (queries[0] != queries[1]).any()
 
 
+def test_a_schedule_that_is_rescaled_reaches_small_windows_within_the_queries() -> None:
+    flat = random_net(lambda: PlainNet(1))
+    with torch.no_grad():
+        for parameter in flat.parameters():
+            parameter.zero_()  # nothing is ever better than the stripes
+    inputs = torch.full((30, 1, 20, 20), 0.5)
+    widest: dict[bool, list[float]] = {}
+    for rescale in (False, True):
+        recorded = Recorded(flat)
+        craft(Square(0.1, 100, rescale=rescale), recorded, inputs, torch.zeros(30, dtype=torch.int64))
+        _, stripes, *queries = recorded.asked
+        widest[rescale] = [
+            max(float(sample.any(dim=1).sum()) for sample in (query != stripes).any(dim=1)) for query in queries
+        ]
+    for rescale, sides in widest.items():
+        for number, side in enumerate(sides):
+            halvings = sum(number * (100 if rescale else 1) > after for after in HALVINGS)
+            assert side == max(round(math.sqrt(0.8 / 2**halvings * 400)), 1) or side == 20  # a draw alike is rare
+    assert widest[True][-1] == 1 < widest[False][-1]
+
+
+def test_a_schedule_of_10000_queries_is_the_same_rescaled() -> None:
+    found: list[int] = []
+
+    class Ends(Exception):
+        pass
+
+    class Counted(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            found.append(int(inputs.ne(0.5).sum()))
+            if len(found) % 100 == 0:
+                raise Ends
+            return inputs.flatten(1)[:, :2] * 0 + torch.tensor([1.0, 0.0])
+
+    for rescale in (False, True):
+        attack = Square(0.1, 10_000, rescale=rescale)
+        with pytest.raises(Ends):
+            craft(attack, Counted(), torch.full((1, 1, 9, 9), 0.5), torch.zeros(1, dtype=torch.int64))
+    assert found[:100] == found[100:]
+
+
 def test_square_and_not_the_gradient_fools_a_model_that_masks_its_gradient() -> None:
     net, inputs, labels = trained()
 
@@ -596,12 +637,14 @@ def test_torchattacks_leaves_as_many(
     assert 15 < int(ours.sum()) < 50
 
 
-def test_torchattacks_square_leaves_as_many_once_its_windows_reach_the_border() -> None:
+@pytest.mark.parametrize("rescale", [False, True])
+def test_torchattacks_square_leaves_as_many_once_its_windows_reach_the_border(rescale: bool) -> None:
     """Its windows never reach the last row and column, which makes it weak on images as small as these."""
     torchattacks = pytest.importorskip("torchattacks")
     net, inputs, labels = robust_enough()
-    ours = int(right(net, craft(Square(0.33, 100), net, inputs, labels), labels).sum())
-    theirs = torchattacks.Square(net, eps=0.33, n_queries=100, resc_schedule=False)
+    eps = 0.25 if rescale else 0.33  # as many windows of a better size are stronger
+    ours = int(right(net, craft(Square(eps, 100, rescale=rescale), net, inputs, labels), labels).sum())
+    theirs = torchattacks.Square(net, eps=eps, n_queries=100, resc_schedule=rescale)
     counts = []
     for extra in (0, 1):
         drawn = type(theirs).random_int

@@ -14,10 +14,18 @@ from surefoot.attacks.worst_case import Logits, fool_in_turn
 from surefoot.core.geometry import check_radius
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the window's area is halved after so many queries
+SCHEDULED = 10_000  # queries that they are meant for
 
 
 def square_search(
-    model: Logits, inputs: Tensor, labels: Tensor, *, eps: float, queries: int, p_init: float
+    model: Logits,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    queries: int,
+    p_init: float,
+    rescale: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Random search at the corners of the ball; a sample leaves once it is misclassified.
 
@@ -52,7 +60,8 @@ def square_search(
         best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
         if query == queries:
             break
-        area = p_init / 2 ** bisect_left(HALVINGS, query) * height * width
+        position = query * SCHEDULED / queries if rescale else query
+        area = p_init / 2 ** bisect_left(HALVINGS, position) * height * width
         side = max(round(math.sqrt(area)), 1)
         tall, wide = min(side, height), min(side, width)
         draws = torch.rand(len(rows), 2 + channels, device=inputs.device)
@@ -79,6 +88,8 @@ class Square:
         queries: number of windows tried, at least 1.
         p_init: the first windows' share of the image, in (0, 1].
         restarts: independent runs on what is not fooled yet, at least 1.
+        rescale: halve the windows as early as `queries` is less than 10,000, so that few queries reach small windows
+            too; query 50 of 500 then has query 1000's. False is AutoAttack's way.
 
     Called with `(model, inputs [batch, channels, height, width] in [0, 1], labels [batch] int64)` it returns inputs of
     the same shape in the ball and [0, 1]: the clean one where it is misclassified, else the first query that
@@ -99,9 +110,9 @@ class Square:
 
     Source:
         Andriushchenko et al., "Square Attack: a Query-Efficient Black-Box Adversarial Attack via Random Search",
-        2020, Alg. 1 and 2. The schedule of p is as in the authors' AutoAttack, not rescaled to `queries`; a
-        window there is the same for the whole batch and never touches the last row or column, here it is
-        each sample's own and anywhere.
+        2020, Alg. 1 and 2. The schedule of p is as in the authors' AutoAttack, not rescaled to `queries` unless
+        `rescale`, which the attack's own code always does; a window there is the same for the whole batch and
+        never touches the last row or column, here it is each sample's own and anywhere.
     """
 
     float32_only: ClassVar[bool] = True  # a faster precision than asked for would be another attack
@@ -110,6 +121,7 @@ class Square:
     queries: int = 5000
     p_init: float = 0.8
     restarts: int = 1
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
@@ -129,6 +141,7 @@ class Square:
                 eps=self.eps,
                 queries=self.queries,
                 p_init=self.p_init,
+                rescale=self.rescale,
             )
             return adv_inputs.reshape_as(inputs), fooled
 
