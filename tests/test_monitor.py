@@ -260,6 +260,7 @@ def test_warn_says_it_once_and_changes_nothing(grey_data: Dataset) -> None:
     assert events(result) == [None, None, {"step": 9, "action": "warn", "back_to": None}, None]
     assert len(notes) == 1
     assert notes[0].startswith("gradients are masked at step 9: FGSM's loss is")
+    assert "on_masking 'repair' (`--on-masking repair`) goes back" in notes[0]  # as Python and as a shell take it
 
 
 def test_nothing_is_seen_while_the_radius_is_still_growing(grey_data: Dataset) -> None:

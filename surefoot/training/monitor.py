@@ -420,7 +420,10 @@ class Guard:
 
     def _what_next(self) -> str:
         if self.action == "warn":
-            return "the model looks more robust than it is; on_masking 'repair' goes back and on with another objective"
+            return (
+                "the model looks more robust than it is; on_masking 'repair' (`--on-masking repair`) goes back and on "
+                "with another objective"
+            )
         where = f"to step {self.healthy_step}, its last healthy look" if self.healthy_step else "before the first step"
         after = "the training ends there" if self.action == "stop" else f"goes on with {type(self.repair).__name__}"
         return f"the training is put back {where}, and {after}"
