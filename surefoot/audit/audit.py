@@ -33,6 +33,7 @@ SUBSTITUTES_SHARE = 0.1
 """Of a time budget, that each of the two substitutes may take before the first attack."""
 
 
+@torch.inference_mode(False)  # networks that are made on the way could not be differentiated
 def audit(
     model: nn.Module,
     inputs: Tensor,
@@ -265,7 +266,7 @@ def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:
     found, seen = [], set()
     for i in bench.right.nonzero().squeeze(1).tolist():
         label = int(bench.labels[i])
-        trial = next((t for t in bench.trials.values() if t.eps <= bench.eps and not t.robust[i]), None)
+        trial = next((t for t in bench.trials.values() if t.eps <= bench.eps and t.fooled[i]), None)
         if label in seen or (trial is None and not bench.trials):
             continue
         seen.add(label)

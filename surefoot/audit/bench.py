@@ -45,6 +45,11 @@ class Trial:
     cut: bool = False
     """Did the budget end before all were attacked? The others count as not fooled."""
 
+    @property
+    def fooled(self) -> Tensor:
+        """Which it was tried on and fooled, `[samples]` bool."""
+        return self.tried & ~self.robust
+
     def as_json(self) -> dict[str, Any]:
         """As `Audit.attacks` has it."""
         left, total = int(self.robust.sum()), self.total
@@ -195,5 +200,5 @@ class Bench:
         left = self.right.clone()
         for trial in self.trials.values():
             if trial.eps <= self.eps and (not kinds or trial.kind in kinds):
-                left &= trial.robust
+                left &= ~trial.fooled
         return left

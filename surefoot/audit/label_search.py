@@ -57,7 +57,7 @@ class LabelSearch:
 
             def wrong(rows: Tensor, radii: Tensor, signs: Tensor) -> Tensor:
                 images = (flat[rows] + radii[:, None] * signs).clamp(0, 1)
-                answers: Tensor = frozen(images.view(len(rows), *inputs.shape[1:])).argmax(dim=1)
+                answers: Tensor = frozen(images.view(len(rows), *inputs.shape[1:]).to(inputs.dtype)).argmax(dim=1)
                 return answers != labels[rows]
 
             def shrink(rows: Tensor, high: Tensor, signs: Tensor) -> Tensor:
@@ -91,4 +91,4 @@ class LabelSearch:
                     block, start = max((block + 1) // 2, 1), 0
             within = (radii <= self.eps)[:, None]
             changed = (flat + torch.where(within, radii[:, None], self.eps) * signs).clamp(0, 1)
-            return changed.view_as(inputs)
+            return changed.view_as(inputs).to(inputs.dtype)

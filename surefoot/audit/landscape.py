@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from surefoot.attacks.gradient_sign import random_signs
 from surefoot.audit.record import Surface
 from surefoot.core.gradients import NO_GRADIENT, crafting, input_gradient
-from surefoot.core.losses import cross_entropy
+from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import sample_losses
@@ -19,7 +19,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
     It grows with the logits' scale and never saturates, as cross-entropy does for a confident model.
     """
-    index = labels.unsqueeze(1)
+    logits, index = full_precision(logits), labels.unsqueeze(1)
     others = logits.scatter(1, index, float("-inf")).amax(dim=1)
     return others - logits.gather(1, index).squeeze(1)
 
@@ -27,6 +27,8 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 def gradients(model: nn.Module, inputs: Tensor, labels: Tensor, loss: PerSampleLoss = cross_entropy) -> Tensor:
     """Each sample's gradient of its own loss, shaped as `inputs`; zeros of a model that gives none."""
     with crafting(model) as frozen:
+        if labels.is_inference():  # autograd saves them, which it refuses for tensors made under inference_mode
+            labels = labels.clone()
         try:
             return input_gradient(frozen, inputs, lambda logits: loss(logits, labels))[0]
         except ValueError as error:
@@ -72,14 +74,20 @@ def loss_surface(
         across = random_signs(image[None])
     steps = torch.linspace(-reach * eps, reach * eps, points, device=image.device)
     shape = [-1, *[1] * image.dim()]
-    grid = torch.cat([(image + e2 * across + steps.view(shape) * along).clamp(0, 1) for e2 in steps])
+    grid = torch.cat([(image + e2 * across + steps.view(shape) * along).clamp(0, 1) for e2 in steps]).to(image.dtype)
     losses = torch.cat([sample_losses(model, part, labels.expand(len(part))) for part in torch.split(grid, 256)])
     sides = steps.tolist()
     return sides, sides, losses.view(points, points).tolist()
 
 
 def local_linearity_errors(
-    model: nn.Module, inputs: Tensor, others: Sequence[Tensor], labels: Tensor, loss: PerSampleLoss = margin
+    model: nn.Module,
+    inputs: Tensor,
+    others: Sequence[Tensor],
+    labels: Tensor,
+    loss: PerSampleLoss = margin,
+    *,
+    seed: int = 0,
 ) -> Tensor:
     """How far the loss is from its tangent, as a share of what both of them move.
 
@@ -88,8 +96,10 @@ def local_linearity_errors(
 
     Args:
         model: returns logits `[batch, classes]`.
-        inputs: `[batch, ...]` in [0, 1], and `others`, points near them of the same shape.
+        inputs: `[batch, ...]` in [0, 1], and `others`, points near them of the same shape; of an even number the
+            median is the lower of the two in the middle.
         labels: int64 `[batch]`.
+        seed: of what the model draws, the same at each point: what changes is the place alone.
 
     Returns:
         `[batch]`, in [0, 1]; NaN where neither the loss nor its tangent moves.
@@ -98,28 +108,32 @@ def local_linearity_errors(
         After the local linearity measure of Qin et al., "Adversarial Robustness through Local Linearization", 2019;
         theirs is the largest difference in nats, which grows with the logits. This one has no unit.
     """
-    here = gradients(model, inputs, labels, loss)
-    with crafting(model) as frozen, torch.no_grad():
-        base = loss(frozen(inputs), labels)
-        shares = []
-        for other in others:
-            moved = loss(frozen(other), labels) - base
-            tangent = ((other - inputs) * here).flatten(1).sum(dim=1)
-            scale = moved.abs() + tangent.abs()
-            shares.append(torch.where(scale > 0, (moved - tangent).abs() / scale, torch.nan))
+    with seeded(seed):
+        here = full_precision(gradients(model, inputs, labels, loss))
+
+    def at(points: Tensor) -> Tensor:
+        with seeded(seed), crafting(model) as frozen, torch.no_grad():
+            return loss(frozen(points), labels)
+
+    base, shares = at(inputs), []
+    for other in others:
+        moved = at(other) - base
+        tangent = (full_precision(other - inputs) * here).flatten(1).sum(dim=1)
+        scale = moved.abs() + tangent.abs()
+        shares.append(torch.where(scale > 0, (moved - tangent).abs() / scale, torch.nan))
     return torch.stack(shares).nanmedian(dim=0).values
 
 
 def largest_error(model: nn.Module, image: Tensor, label: int, eps: float, *, points: int = 32, seed: int = 0) -> float:
     """The largest distance of the cross-entropy from its tangent over random points of the ball, in nats."""
     labels = torch.tensor([label], device=image.device)
-    gradient = gradients(model, image[None], labels)
+    gradient = full_precision(gradients(model, image[None], labels))
     with seeded(seed):
         noise = torch.empty(points, *image.shape, device=image.device).uniform_(-eps, eps)
         corners = eps * torch.cat([noise[: points // 2].sign(), gradient.sign()])
-    others = (image + torch.cat([noise, corners])).clamp(0, 1)
+    others = (image + torch.cat([noise, corners])).clamp(0, 1).to(image.dtype)
     losses = sample_losses(model, torch.cat([image[None], others]), labels.expand(len(others) + 1))
-    tangent = ((others - image) * gradient).flatten(1).sum(dim=1)
+    tangent = (full_precision(others - image) * gradient).flatten(1).sum(dim=1)
     return float((losses[1:] - losses[0] - tangent).abs().max())
 
 

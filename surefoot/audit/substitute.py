@@ -29,6 +29,17 @@ def small_network(inputs: Tensor, classes: int) -> nn.Module:
     return nn.Sequential(*convolutions, nn.Linear(width, 96), nn.ReLU(), nn.Linear(96, classes))
 
 
+class InFloat32(nn.Module):
+    """A network in float32 for inputs of any type: those of the model that it imitates."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs.float())  # type: ignore[no-any-return]
+
+
 def train_substitute(
     model: nn.Module,
     inputs: Tensor,
@@ -50,14 +61,15 @@ def train_substitute(
         deadline: in seconds of `time.perf_counter`; training stops there.
 
     Returns:
-        The network in evaluation mode, on the device of `inputs`.
+        The network in evaluation mode, on the device of `inputs`; it is in float32 and takes inputs of any type.
     """
     with seeded(seed), crafting(model) as frozen:
+        asked, inputs = inputs.dtype, inputs.float()
         noisy = (inputs + 0.3 * torch.randn_like(inputs)).clamp(0, 1)
         pool = torch.cat([inputs, noisy])
         with torch.no_grad():
-            labels = torch.cat([frozen(part).argmax(dim=1) for part in torch.split(pool, 256)])
-        network = small_network(inputs, classes).to(inputs.device)
+            labels = torch.cat([frozen(part.to(asked)).argmax(dim=1) for part in torch.split(pool, 256)])
+        network = InFloat32(small_network(inputs, classes)).to(inputs.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         attack = None if eps is None else PGD(eps, steps=3, step_size=min(1.0, eps / 2))
         for _ in range(steps):
