@@ -65,9 +65,14 @@ class Looks:
         """The share of what it left that it may have missed."""
         return MISSED_BY_PGD if self.steps > 1 else MISSED_BY_ONE_STEP
 
-    def doubtful(self) -> bool:
-        """Did it miss so much that what stronger attacks leave need not be the end either?"""
-        return self.lost > self.limit() * self.left
+    def doubtful(self, looked: bool) -> bool:
+        """Did it miss so much that what stronger attacks leave need not be the end either?
+
+        Where the model does not look robust under it, one step may miss all, and plain PGD half: of a robust model
+        AutoAttack takes no more than that.
+        """
+        limit = self.limit() if looked else MOSTLY_LOST if self.steps > 1 else 1.0
+        return self.lost > limit * self.left
 
     def astray(self) -> bool:
         """Did many steps clearly miss more than they may? That is masking, whatever the checks say."""
@@ -107,8 +112,9 @@ def decide(
       left, and a check failed that says why; or plain PGD would have, and others fool clearly more than two fifths of
       what it left.
     - robust: the lower end of the worst case's 95 % interval reaches `required`, every check was made, none failed,
-      but for answers that change from call to call, which are judged by their mean; and where a cheap attack would
-      have called it robust, others fool at most four fifths of what FGSM left, and two fifths of what PGD left.
+      but for answers that change from call to call, which are judged by their mean; others fool at most half of what
+      PGD left; and where a cheap attack would have called it robust, at most four fifths of what FGSM left, and two
+      fifths of what PGD left.
     - not robust: fewer survive than required, and nothing was masked.
     - inconclusive: the rest. A check failed where no attack got through, weak attacks miss too much, checks were not
       made, or the images were too few.
@@ -133,7 +139,7 @@ def decide(
     against = [each for each in failed if each.key not in JUDGED_ALL_THE_SAME]
     looked = [each for each in looks if each.robust(total, required)]
     deceived = [each for each in looked if each.astray() or (against and each.false())]
-    doubtful = [each for each in looked if each.doubtful()]
+    doubtful = [each for each in looks if each.doubtful(each in looked)]
     missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
     strongest = min(looks, key=lambda each: each.left, default=None)
     warnings = told_apart(checks)
