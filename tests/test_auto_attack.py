@@ -204,8 +204,11 @@ def test_the_checkpoints_follow_the_papers_recursion(steps: int) -> None:
         assert [position / steps for position, _ in found] == pytest.approx(shares)
 
 
-def by_hand(net: nn.Module, point: Tensor, label: Tensor, eps: float, steps: int) -> Tensor:
-    """Alg. 1 of the paper for one sample from its clean input, until it is misclassified."""
+def by_hand(net: nn.Module, point: Tensor, label: Tensor, eps: float, steps: int) -> Tensor | None:
+    """Alg. 1 of the paper for one sample from its clean input, until it is misclassified.
+
+    None where two losses that it compares differ by rounding alone, which a batch rounds otherwise.
+    """
 
     def look(z: Tensor) -> tuple[float, Tensor, bool]:
         leaf = z.clone().requires_grad_()
@@ -228,6 +231,8 @@ def by_hand(net: nn.Module, point: Tensor, label: Tensor, eps: float, steps: int
         x, last = (inside(x + 0.75 * (z - x) + 0.25 * (x - last)) if k > 1 else z), x
         loss, gradient, fooled = look(x)
         losses.append(loss)
+        if any(0 < abs(loss - other) <= 1e-12 * abs(other) for other in (top, losses[-2])):
+            return None
         if loss > top:
             top, top_x, top_gradient = loss, x, gradient
         if k in looks:
@@ -245,8 +250,10 @@ def follows_the_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apgd_file, "random_start", lambda inputs, eps: inputs)
     for eps in (0.03, 0.05, 0.07):
         found = APGD(eps, 30)(net, inputs, labels)
-        expected = torch.stack([by_hand(net, x, y, eps, 30) for x, y in zip(inputs, labels, strict=True)])
-        assert float((found - expected).abs().max()) <= 1e-9
+        expected = [by_hand(net, x, y, eps, 30) for x, y in zip(inputs, labels, strict=True)]
+        compared = [(each, hand) for each, hand in zip(found, expected, strict=True) if hand is not None]
+        assert len(compared) >= 8
+        assert all(float((each - hand).abs().max()) <= 1e-9 for each, hand in compared)
 
 
 def test_auto_pgd_is_the_papers_algorithm_by_hand_sample_for_sample(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from surefoot.audit.landscape import gradients, local_linearity_errors, margin
 from surefoot.audit.record import Check, Outcome
 from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.core.geometry import project
-from surefoot.core.gradients import crafting, plain_module
+from surefoot.core.gradients import crafting, is_training, plain_module
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
@@ -542,7 +542,7 @@ class Rescaled(nn.Module):
 
     def __init__(self, model: nn.Module, scale: float) -> None:
         super().__init__()
-        self.model, self.scale, self.training = model, scale, model.training
+        self.model, self.scale, self.training = model, scale, is_training(model)
 
     def forward(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.model(inputs)
