@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
+from surefoot.core.files import locked
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, accuracy, append_records, evaluate, read_records, wilson_interval
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
@@ -439,10 +441,39 @@ def test_a_last_line_that_was_cut_anywhere_is_left_out_and_written_over(
     append_records(path, [first, second])
     whole = path.read_bytes()
     length = len(second.to_json().encode()) + 1
-    path.write_bytes(whole[: len(whole) - 1 - cut % (length - 1)])  # ε is two bytes: some cuts split it
+    path.write_bytes(whole[: len(whole) - 2 - cut % (length - 2)])  # ε is two bytes: some cuts split it
     assert read_records(path) == [first]
     append_records(path, [second])
     assert path.read_bytes() == whole
+
+
+def test_a_record_that_lacks_its_newline_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    first, second = a_record(recipe="first"), a_record(recipe="second")
+    path.write_text(first.to_json(), encoding="utf-8")
+    append_records(path, [second])
+    assert read_records(path) == [first, second]
+
+
+@pytest.mark.parametrize("content", ["notes", "my\nnotes", "my notes\n", "{}\n", '{"a": 1'])
+def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "notes"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="left as it is; give another file"):
+        append_records(path, [a_record()])
+    assert path.read_text() == content
+
+
+def test_who_appends_waits_for_another_who_does(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / ".records.jsonl.lock"):
+            waiting = pool.submit(append_records, path, [a_record()])
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+            assert not path.exists()
+        waiting.result(timeout=10)
+    assert len(read_records(path)) == 1
 
 
 def test_a_file_of_nothing_but_a_cut_line_is_empty(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,10 +31,61 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(lock: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file, made where missing, while the block runs; False where another holds it, or wait for that.
+
+    A file system without locks, as some network ones are, lets everybody in.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    except NotImplementedError:
+        pass
+    try:
+        yield True
+    finally:
+        held.release()
+
+
+def check_can_write(path: Path, what: str) -> None:
+    """Refuse a place that a file cannot be written to, before the work whose result goes there.
+
+    Raises:
+        ValueError: naming `what` asked for it.
+    """
+    if path.is_dir():
+        raise ValueError(f"{what} is {path}, a folder; give the name of a file, in it or elsewhere.")
+    check_can_fill(path.parent, what)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"{what} is {path}, which may not be written to; give another file.")
+
+
+def check_can_fill(folder: Path, what: str) -> None:
+    """Make a folder, and refuse one that cannot be made or written in.
+
+    Raises:
+        ValueError: naming `what` asked for it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{what} needs the folder {folder}, which cannot be made ({error.strerror}); give another place."
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{what} needs the folder {folder}, which may not be written in; give another place.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A name that the system could not read as UTF-8 must not cost a result; in JSON this is its own escape.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_lines(file: Path | None) -> list[dict[str, Any]]:
@@ -47,10 +99,17 @@ def read_lines(file: Path | None) -> list[dict[str, Any]]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata to one safetensors file, atomically."""
-    contiguous = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    """Write tensors and JSON metadata to one safetensors file, atomically; tied ones each for itself."""
+    apart: dict[str, Tensor] = {}
+    memories: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().contiguous().cpu()
+        if whole.untyped_storage().data_ptr() in memories:  # which safetensors refuses
+            whole = whole.clone()
+        memories.add(whole.untyped_storage().data_ptr())
+        apart[name] = whole
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+        save_file(apart, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
 
 
 def is_pickled(path: Path) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from surefoot.core.files import check_can_write, locked
+
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a share.
@@ -86,18 +88,73 @@ class Record:
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
-    """Append records to a `.jsonl` file, whole lines only, synced before this returns.
+    """Append records to a `.jsonl` file, whole lines only, synced before this returns; several processes may.
 
-    A last line that an interruption left unfinished is cut off first.
+    A last line that an interruption left unfinished is cut off first; a record that lacks its newline gets it.
+
+    Raises:
+        ValueError: the file holds something else than records, and is left as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
+    with locked(path.with_name(f".{path.name}.lock"), wait=True), open(path, "ab+") as file:
         file.seek(0)
         content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
-        file.write("".join(record.to_json() + "\n" for record in records).encode())
+        end = content.rfind(b"\n") + 1
+        check_first(path, content[:end])
+        tail = content[end:]
+        whole = is_record(tail)
+        if tail and not whole:
+            check_begun(path, tail)
+            file.truncate(end)
+        text = "".join(record.to_json() + "\n" for record in records)
+        file.write((b"\n" if whole else b"") + text.encode(errors="backslashreplace"))
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_records(path: Path, what: str) -> None:
+    """Refuse a file that `append_records` would refuse, or cannot write, before there is something to append.
+
+    Args:
+        path: where records shall go.
+        what: asked for that.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    check_can_write(path, what)
+    if path.exists():
+        append_records(path, [])
+        read_records(path)
+
+
+def check_first(path: Path, lines: bytes) -> None:
+    """Refuse a file whose first line is no record."""
+    first, _, _ = lines.partition(b"\n")
+    if lines and not is_record(first):
+        raise ValueError(f"{path} holds something else than records, which is left as it is; give another file.")
+
+
+def check_begun(path: Path, tail: bytes) -> None:
+    """Refuse to cut off what is no beginning of a record."""
+    begins = b'{"recipe": '
+    if not (tail.startswith(begins) or begins.startswith(tail)):
+        raise ValueError(f"{path} ends with something else than a record, which is left as it is; give another file.")
+
+
+def is_record(line: bytes) -> bool:
+    """Is this a record's line?"""
+    try:
+        record_of(line)
+    except (ValueError, TypeError, KeyError):
+        return False
+    return True
+
+
+def record_of(line: bytes) -> Record:
+    """The record of a line; raises as `json.loads` and `Record` do."""
+    fields = json.loads(line)
+    return Record(**{**fields, "robust_interval": tuple(fields["robust_interval"])})
 
 
 def read_records(path: Path) -> list[Record]:
@@ -113,8 +170,7 @@ def read_records(path: Path) -> list[Record]:
             if not line.endswith(b"\n"):
                 break
             try:
-                fields = json.loads(line)
-                records.append(Record(**{**fields, "robust_interval": tuple(fields["robust_interval"])}))
+                records.append(record_of(line))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"line {number} of {path} is no record ({error}); remove it.") from error
     return records
