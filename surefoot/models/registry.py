@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from surefoot.core.failures import in_one_line
 from surefoot.models.densenet import densenet_bc_100
 from surefoot.models.layers import Normalize
 from surefoot.models.lenet import (
@@ -198,9 +199,9 @@ def load_factory(path: str) -> Callable[..., Any]:
                 f"{path!r}, or run from the folder that holds it"
             ) from error
         raise ValueError(f"module {module_name} imports {error.name}, which is not installed; install it") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
-            f"module {module_name} fails while it is imported, with {type(error).__name__}: {error}; make "
+            f"module {module_name} fails while it is imported, with {in_one_line(error)}; make "
             f"`python -c 'import {module_name}'` work first"
         ) from error
     origin = getattr(target, "__file__", None) or "built in"
@@ -235,7 +236,11 @@ def _call(path: str, factory: Callable[..., Any], num_classes: int) -> nn.Module
                 f"{path}{signature} is called with {'num_classes only' if arguments else 'no argument'}, "
                 f"but {error}; give its other parameters defaults"
             ) from error
-    network = factory(**arguments)
+    try:
+        network = factory(**arguments)
+    except (Exception, SystemExit) as error:
+        given = f"with num_classes={num_classes}" if arguments else "without arguments"
+        raise ValueError(f"{path} fails when it is called {given} ({in_one_line(error)}); mend it first") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{path} returned {type(network).__name__}, not a torch.nn.Module; make it return the model")
     return network
