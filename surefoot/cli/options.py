@@ -9,6 +9,8 @@ import tyro
 from torch import nn
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from surefoot.core.limits import check_whole
+
 T = TypeVar("T")
 REGISTRY = ConstructorRegistry()
 
@@ -93,3 +95,7 @@ class Common:
     """Print one JSON object a line on standard output and nothing else there."""
     threads: int | None = None
     """CPU threads; None is PyTorch's own choice, one a core."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            check_whole("threads", self.threads, what="--threads")

@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from surefoot.core.limits import check_whole
+
 from .cache import FORMAT, cache_root, logger, open_or_build
 from .registry import DATASETS, DatasetSpec
 
@@ -162,6 +164,8 @@ def load(
     ):
         if value is not None and value < least:
             raise ValueError(f"{argument} must be at least {least}, got {value}")
+    if image_size is not None:
+        check_whole("image_size", image_size)
     if name.startswith("imagefolder:"):
         plan = _plan_imagefolder(name, validation_size, image_size, num_classes, seed)
     elif name in DATASETS:
@@ -229,7 +233,7 @@ def _plan_imagefolder(
     class_names, files = _list_images(root, num_classes, seed)
     # Size and time instead of the content: hashing every image of a large folder would take too long.
     identity = [
-        [part, path.relative_to(root).as_posix(), (facts := path.stat()).st_size, facts.st_mtime_ns]
+        [part, path.relative_to(root).as_posix(), (facts := _facts(path)).st_size, facts.st_mtime_ns]
         for part, _, path in files
     ]
     return _Plan(
@@ -244,6 +248,13 @@ def _plan_imagefolder(
         test_size=None,
         seed=seed,
     )
+
+
+def _facts(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the image {path} is a link to a file that is not there: mend or remove it") from error
 
 
 def _sha256(path: Path) -> str:
@@ -446,7 +457,8 @@ def _reason(error: BaseException) -> str:
     # What datasets raises says that something went wrong; its cause says what.
     while error.__cause__ is not None and type(error).__module__.startswith("datasets."):
         error = error.__cause__
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    said = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", said)  # Pillow's name for our buffer
 
 
 # Building: choose classes, draw the splits, decode

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
+from surefoot.core.limits import check_whole
 from surefoot.core.types import Attack, Objective
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
@@ -54,8 +55,7 @@ class Phase:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs is {self.epochs}; it must be at least 1.")
+        check_whole("epochs", self.epochs)
         check_learning_rate(self.learning_rate)
 
 
@@ -94,9 +94,10 @@ class FitConfig:
     """Training steps between two looks of the monitor; None looks every 16,000 images: less than 3 % of the time."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "devices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        check_whole("devices", self.devices)
+        check_whole("seed", self.seed, least=0)
         if self.monitor_every is not None and self.monitor_every < 1:
             raise ValueError(f"monitor_every is {self.monitor_every}; it must be at least 1.")
         check_learning_rate(self.learning_rate)
@@ -165,13 +166,28 @@ def check_device(name: str) -> None:
         raise ValueError("device is 'mps', but PyTorch sees none here; use device 'cpu' or 'auto'.")
 
 
+def check_devices(config: FitConfig) -> None:
+    """Refuse more devices than there are; on a CPU, more processes than its cores.
+
+    Raises:
+        ValueError: with how many there are.
+    """
+    kind = best_device().type if config.device == "auto" else config.device
+    there = torch.cuda.device_count() if kind == "cuda" else 1 if kind == "mps" else max(2, os.cpu_count() or 1)
+    if config.devices > there:
+        raise ValueError(
+            f"devices is {config.devices}, but device {kind!r} has room for {there} here; give at most {there}."
+        )
+
+
 def make_fabric(config: FitConfig) -> Fabric:
     """Fabric for these settings, launched.
 
     Raises:
-        ValueError: the device that was asked for is not there.
+        ValueError: the device that was asked for is not there, or not as many.
     """
     check_device(config.device)
+    check_devices(config)
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
     fabric = Fabric(
