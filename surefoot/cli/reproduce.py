@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock, Timeout
 from rich.table import Table
 
 from surefoot.cli.options import Common, parse, split_names, unknown
 from surefoot.cli.output import commit, duration, print_json, say, stdout
-from surefoot.core.files import write_text
+from surefoot.core.files import locked, write_text
+from surefoot.core.limits import check_whole
 from surefoot.paper.cluster import Cluster
 from surefoot.paper.estimate import Costs
 from surefoot.paper.figures import can_draw, draw
@@ -34,7 +34,7 @@ the paper's tables and figures with our numbers beside the printed ones, and a p
 done again: a stopped command, given once more, goes on. Results go to OUT/PROFILE as Markdown, CSV, JSON lines, PNG
 and HTML, the runs behind them to OUT/runs."""
 
-NOT_EVIDENCE = (".gitignore", ".lock", "*.safetensors", "*.ckpt", "*.html", "/logs/", "/unfinished/")
+NOT_EVIDENCE = (".gitignore", "*.lock", "*.safetensors", "*.ckpt", "*.html", "/logs/", "/unfinished/")
 """What of OUT is not worth a commit: the rest is what the tables and figures are drawn from."""
 TARGETS: dict[str, Target | Figure] = {**TABLES, **FIGURES}
 
@@ -73,16 +73,17 @@ class Options(Common):
     """Run nothing: draw tables and figures from what is there."""
 
     def __post_init__(self) -> None:
-        if self.seeds is not None and self.seeds < 1:
-            raise ValueError(f"seeds is {self.seeds}; it must be at least 1.")
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be at least 0.")
+        super().__post_init__()
+        if self.seeds is not None:
+            check_whole("seeds", self.seeds)
+        check_whole("workers", self.workers, least=0)
 
 
 def run(args: list[str]) -> int:
     """Reproduce; exit code 0, or 1 where a task failed."""
     names, rest = split_names(args)
     options = parse(Options, rest, prog=f"surefoot reproduce {' '.join(names) or 'WHAT'}", description=DESCRIPTION)
+    stdout.lasting = True
     targets = named_targets(names)
     matrix = make_matrix(options)
     for folder in options.runs:
@@ -311,12 +312,7 @@ def only_one(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     if not (out / ".gitignore").exists():
         write_text(out / ".gitignore", "\n".join(NOT_EVIDENCE) + "\n")
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another reproduction is at work in {out}; wait for it, or give another --out.") from None
-    try:
+    with locked(out / ".lock") as alone:
+        if not alone:
+            raise ValueError(f"another reproduction is at work in {out}; wait for it, or give another --out.")
         yield
-    finally:
-        lock.release()

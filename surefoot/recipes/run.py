@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surefoot.core.files import CheckpointError, load_metadata, write_text
+from surefoot.core.files import CheckpointError, load_metadata, locked, write_text
 from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
 from surefoot.models import build_model
@@ -23,6 +25,10 @@ from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, Look, Monitor, fit, load_weights
 from surefoot.training.fit import StepReport, is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
+from surefoot.training.trial import try_training
+
+LOCK = ".lock"
+"""A file of a run's folder, held while it is trained; no part of the run."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,21 @@ class Run:
         return sum(phase.epochs for phase in self.recipe.phases())
 
     def looks(self) -> list[Look]:
-        """What the monitor saw while it was trained, as `metrics.jsonl` has it; nothing where it did not look."""
+        """What the monitor saw while it was trained, as `metrics.jsonl` has it; nothing where it did not look.
+
+        Raises:
+            ValueError: a damaged file, with the line.
+        """
         file = self.path / "metrics.jsonl"
+        looks: list[Look] = []
         if not file.exists():
-            return []
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        return [Look(**look) for line in lines for look in line.get("monitor") or []]
+            return looks
+        for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+            try:
+                looks += [look_of(seen) for seen in json.loads(line).get("monitor") or []]
+            except (ValueError, TypeError, AttributeError, OverflowError) as error:
+                raise ValueError(f"line {number} of {file} is no line of a training") from error
+        return looks
 
     def is_finished(self) -> bool:
         """Are all epochs done, or did the run stop for good where its gradients were masked?"""
@@ -81,6 +96,19 @@ class Run:
         model = build_recipe_model(self.recipe, dataset)
         load_weights(model, self.path / weights)
         return model.eval()
+
+
+def look_of(fields: dict[str, Any]) -> Look:
+    """A look from its JSON.
+
+    Raises:
+        TypeError, ValueError: these are not the fields of one, or something else than finite numbers.
+    """
+    look = Look(**fields)
+    values = [*look.losses_along, *(value for name, value in fields.items() if name != "losses_along")]
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError("a look holds finite numbers")
+    return look
 
 
 def load_run(path: Path) -> Run:
@@ -161,26 +189,47 @@ def train(
     fabric = make_fabric(recipe.training)
     dataset = load_recipe_data(recipe, data_dir)
     model = build_recipe_model(recipe, dataset)
+    if ":" in recipe.model:
+        try_training(model, recipe.model, dataset.train, dataset.num_classes, fabric.device)
     models = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
     if on_start is not None:
         on_start(model, dataset)
-    if is_first_process():
-        write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
-    return fit(
-        model,
-        dataset,
-        [with_sources(phase, models) for phase in recipe.phases()],
-        recipe.training,
-        selection=recipe.selection(),
-        run_dir=path,
-        resume=resume,
-        fabric=fabric,
-        monitor=recipe_monitor(recipe, dataset),
-        repair=recipe_repair(recipe),
-        on_step=on_step,
-        on_epoch=on_epoch,
-        on_note=on_note,
-    )
+    with only_training(path) if is_first_process() else nullcontext():
+        if is_first_process():
+            check_run(recipe, path, resume)  # another may have trained here since the first look
+            write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
+        return fit(
+            model,
+            dataset,
+            [with_sources(phase, models) for phase in recipe.phases()],
+            recipe.training,
+            selection=recipe.selection(),
+            run_dir=path,
+            resume=resume,
+            fabric=fabric,
+            monitor=recipe_monitor(recipe, dataset),
+            repair=recipe_repair(recipe),
+            on_step=on_step,
+            on_epoch=on_epoch,
+            on_note=on_note,
+        )
+
+
+@contextmanager
+def only_training(path: Path) -> Iterator[None]:
+    """Keep a second training out of the folder.
+
+    Raises:
+        ValueError: there is one at work.
+    """
+    with locked(path / LOCK) as alone:
+        if not alone:
+            raise ValueError(f"another training is at work in {path}; wait for it, or give another folder with --out.")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # held until it is gone; where that cannot be, an idle lock is left
+                (path / LOCK).unlink()
 
 
 def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
@@ -241,6 +290,21 @@ def check_source(recipe: Recipe, name: str, source: Run) -> None:
 
 
 def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
+    """Refuse a folder that cannot be one, where a training is at work, or whose run `check_run` refuses.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"{path} cannot be a run's folder, for {nearest} is a file; give another one with --out.")
+    if (path / LOCK).exists():
+        with only_training(path):
+            pass
+    check_run(recipe, path, resume)
+
+
+def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
     """Refuse a folder whose run is finished, is another, or is unfinished where `resume` was not asked for.
 
     Raises:
