@@ -182,12 +182,12 @@ def test_a_graph_needs_a_gpu() -> None:
 
 def test_the_command_prints_lines_and_keeps_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "lines.jsonl"
-    words = ["--objectives", "normal", "r-fgsm-at", "ensemble-at", "--rounds", "1", "--batch-size", "4"]
+    words = ["--objectives", "normal", "rfgsm-at", "ensemble-at", "--rounds", "1", "--batch-size", "4"]
     options = ["--peak-size", "16", "--json", "--records", str(file)]
     assert main(["benchmark", "step-cost", "digits-net", *words, *options]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert [line["objective"] for line in lines] == ["normal", "r-fgsm-at", "ensemble-at"]
+    assert [line["objective"] for line in lines] == ["normal", "rfgsm-at", "ensemble-at"]
     assert lines[0].keys() >= {
         *("objective", "model", "batch", "precision", "device", "floor_units", "forwards", "backwards"),
         *("seconds_per_step", "ratio_to_floor", "images_per_second", "share_of_peak", "peak_memory", "commit"),

@@ -18,6 +18,7 @@ from surefoot.benchmark import PEERS, AttackBenchmark, Line, StepCostBenchmark, 
 from surefoot.cli.models import pick_device
 from surefoot.cli.options import Common, parse, split_name, split_names, unknown
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
+from surefoot.core.files import check_can_write
 from surefoot.core.geometry import check_radius
 from surefoot.core.types import Objective
 from surefoot.data import Batches, Split
@@ -49,7 +50,7 @@ network's name for random weights and noise as images; without one, lenet-plus. 
 recipes for MNIST where images are grey, of those for CIFAR-10 where they are coloured."""
 
 ObjectiveName = Literal[
-    "normal", "fgsm-at", "r-fgsm-at", "ensemble-at", "pgd-at", "trades", "sat-r1", "sat-r2", "sat-r3"
+    "normal", "fgsm-at", "rfgsm-at", "ensemble-at", "pgd-at", "trades", "sat-r1", "sat-r2", "sat-r3"
 ]
 
 
@@ -80,6 +81,9 @@ class StepOptions(StepCostBenchmark, Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Common.__post_init__(self)
+        if self.records is not None:
+            check_can_write(self.records, "--records")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
         if not self.objectives:
@@ -103,6 +107,9 @@ class AttackOptions(AttackBenchmark, Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Common.__post_init__(self)
+        if self.records is not None:
+            check_can_write(self.records, "--records")
         for name in ("eps", "step_size"):
             if getattr(self, name) is not None:
                 check_radius(name, getattr(self, name), positive=name == "step_size")
@@ -190,7 +197,7 @@ def objective_of(name: ObjectiveName, network: Network) -> Objective:
     """An objective with the settings of MNIST's recipes, or CIFAR-10's where images are coloured."""
     family = "mnist" if network.inputs.shape[1] == 1 else "cifar10"
     eps = RECIPES[f"{family}/normal"].eps
-    if name == "r-fgsm-at":
+    if name == "rfgsm-at":
         return RFgsmAT(eps, random_step=eps / 2)
     if name == "ensemble-at":
         return EnsembleAT(eps, sources=(copy.deepcopy(network.model).eval().requires_grad_(False),))
@@ -203,7 +210,6 @@ def keep(line: Line | StepLine, options: AttackOptions | StepOptions, own_commit
     if options.json:
         print_json(fields)
     if options.records is not None:
-        options.records.parent.mkdir(parents=True, exist_ok=True)
         with open(options.records, "a", encoding="utf-8") as file:
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
