@@ -824,7 +824,9 @@ def test_an_interrupted_audit_says_so_in_a_line(
     monkeypatch.setattr(FGSM, "__call__", interrupted)
     assert main(["audit", run_folder, "--num-examples", "48", "--source", run_folder]) == 130
     captured = capsys.readouterr()
-    assert "surefoot: interrupted." in captured.err.splitlines()
+    words = f"surefoot audit {run_folder} --num-examples 48 --source {run_folder}"
+    said = f"surefoot: interrupted. An unfinished audit is not kept; start again with: {words}"
+    assert said in captured.err.splitlines()
     assert "Traceback" not in captured.err + captured.out
     assert not Path(run_folder, "audit.json").exists()
 

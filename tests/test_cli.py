@@ -1,14 +1,16 @@
 """The command line as a user meets it: what it prints, where, and how it ends."""
 
 import dataclasses
+import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,15 +19,20 @@ from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
 from surefoot.audit import Audit, audit
-from surefoot.cli import main, models
+from surefoot.cli import audit as cli_audit
+from surefoot.cli import main, models, output
+from surefoot.cli.benchmark import ObjectiveName
 from surefoot.cli.demo import what_it_means
 from surefoot.cli.options import number
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
-from surefoot.objectives import EnsembleAT
+from surefoot.objectives import OBJECTIVES, EnsembleAT
 from surefoot.recipes import RECIPES, load_run, train
+from surefoot.recipes.run import only_training
 from surefoot.training import save_weights
+from surefoot.training.trial import try_training
 
+TOO_MANY = (os.cpu_count() or 1) + 2  # processes on this machine
 QUICK = ["--epochs", "1", "--batch-size", "256"]
 
 
@@ -65,6 +72,28 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "digits/sat-r4"], "did you mean digits/sat-r"),
         (["train", "mnist/satr3"], "mnist/sat-r3"),
         (["train", "digits/sat-r3", "--epochs", "0"], "epochs is 0"),
+        (["train", "digits/sat-r3", "--epochs", "9" * 23], "it must be at most 1000000"),
+        (["train", "digits/sat-r3", "--seed", "9" * 20], "it must be at most 4294967295"),
+        (["train", "digits/sat-r3", "--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["train", "digits/sat-r3", "--image-size", "100000"], "image_size is 100000; it must be at most 4096"),
+        (
+            ["train", "digits/sat-r3", "--devices", str(TOO_MANY), "--device", "cpu"],
+            f"devices is {TOO_MANY}, but device",
+        ),
+        (["train", "digits/sat-r3", "--threads", "0"], "--threads is 0; it must be at least 1"),
+        (["demo", "--threads", "0"], "--threads is 0"),
+        (["evaluate", "a", "--threads", "-3"], "--threads is -3"),
+        (["audit", "a", "--threads", "99999999"], "--threads is 99999999; it must be at most 1024"),
+        (["reproduce", "table3", "--threads", "0"], "--threads is 0"),
+        (["reproduce", "table3", "--seeds", "9" * 12], "it must be at most 1000"),
+        (["benchmark", "attacks", "--threads", "0"], "--threads is 0"),
+        (["benchmark", "step-cost", "--threads", "0"], "--threads is 0"),
+        (["benchmark", "step-cost", "--records", "."], "--records is ., a folder"),
+        (["list", "--threads", "0"], "--threads is 0"),
+        (["evaluate", "a", "--seed", "9" * 20], "it must be at most 4294967295"),
+        (["audit", "a", "--seed", "-1"], "it must be at least 0"),
+        (["demo", "--seed", "9" * 20], "it must be at most 4294967295"),
+        (["evaluate", "a", "--records", "."], "--records is ., a folder"),
         (["train", "digits/sat-r3", "--objective.eps", "8"], "write 8/255 instead of 8"),
         (["train", "digits/sat-r3", "--eps", "a/b"], "'a/b' is no number"),
         (["train", "digits/sat-r3", "--objective.lamm", "1"], "--objective.lam"),
@@ -505,3 +534,341 @@ def test_a_batch_is_large_on_an_accelerator_and_what_was_asked_for_anywhere(monk
         monkeypatch.setattr(models, "pick_device", lambda name, device=device: torch.device(device))
         assert models.split_batches(dataset, models.ModelOptions())[1].batch_size == expected
         assert models.split_batches(dataset, models.ModelOptions(batch_size=7))[1].batch_size == 7
+
+
+# What goes wrong around the work must not cost the work.
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"epoch": 1, "monitor": [{"step": 1}]}\n',
+        '{"epoch": 1, "monitor": [{"stap": 1}]}\n',
+        "5\n",
+        '{"epoch": 1, "moni',
+        '{"monitor": 3}\n',
+        "\udcff\n",
+    ],
+)
+def test_a_damaged_metrics_file_costs_the_curves_and_not_the_audit(
+    content: str, run_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(run_folder) / "metrics.jsonl"
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert main(["audit", run_folder, "--num-examples", "20", "--budget", "0.01"]) in (0, 3, 4, 5)
+    error = capsys.readouterr().err
+    assert f"line 1 of {file} is no line of a training; the page does without the curves" in error
+    assert "Traceback" not in error
+    assert Audit.from_json((Path(run_folder) / "audit.json").read_text(encoding="utf-8")).model == run_folder
+    assert (Path(run_folder) / "report.html").exists()
+
+
+def test_a_look_holds_finite_numbers(run_folder: str) -> None:
+    assert main(["train", "digits/fgsm-at", *QUICK, "--monitor-every", "2"]) == 0
+    run = load_run(Path("runs/digits/fgsm-at/0"))
+    (look, *_) = run.looks()
+    for wrong in ({"fgsm_loss": math.nan}, {"pgd_loss": "low"}, {"losses_along": [1.0, None]}, {"losses_along": 3}):
+        line = {"epoch": 1, "monitor": [{**dataclasses.asdict(look), **wrong}]}
+        (run.path / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"line 1 of .* is no line of a training"):
+            run.looks()
+
+
+def test_an_audit_refuses_a_bad_place_for_its_page_before_it_begins(
+    run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surefoot.cli.audit.audit_one", lambda *_: pytest.fail("it was audited"))
+    Path("file").write_text("mine")
+    for out in (".", "file/page.html", "file/deeper/page.html"):
+        assert main(["audit", run_folder, "--out", out]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("surefoot: --out ")
+        assert error.endswith("place.\n") or "a folder; give the name of a file" in error
+    assert Path("file").read_text() == "mine"
+
+
+class Stream(io.TextIOWrapper):
+    """Standard output in another encoding, or whose reader has gone."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8", *, closed: bool = False) -> None:
+        read, write = os.pipe()
+        self.bytes: bytes = b""
+        self.read_end = None if closed else read
+        if closed:
+            os.close(read)
+        else:
+            os.set_blocking(read, False)
+        super().__init__(os.fdopen(write, "wb"), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", self)
+
+    def text(self) -> str:
+        assert self.read_end is not None
+        self.flush()
+        return os.read(self.read_end, 1 << 20).decode(self.encoding)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_lacks_a_sign_gets_the_results_all_the_same(
+    encoding: str, run_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (Path(run_folder) / "metrics.jsonl").unlink()
+    odd = Path(run_folder).rename("größe ε")
+    stdout = Stream(monkeypatch, encoding)
+    args = [str(odd), "--num-examples", "20"]
+    assert main(["audit", *args, "--budget", "0.01"]) in (0, 3, 4, 5)
+    assert "\\u03b5" in stdout.text()
+    assert (odd / "report.html").exists()
+    assert main(["audit", *args, "--budget", "0.01", "--json"]) in (0, 3, 4, 5)
+    assert json.loads(stdout.text())["model"] == "größe ε"
+    assert main(["evaluate", *args, "--attacks", "fgsm"]) == 0
+    assert "FGSM" in stdout.text()
+    assert main(["evaluate", *args, "--attacks", "fgsm", "--json"]) == 0
+    assert len(stdout.text().splitlines()) == 2
+
+
+@pytest.fixture
+def ended_by_a_closed_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output.stdout, "lasting", False)  # as in a process of its own
+
+
+@pytest.mark.usefixtures("ended_by_a_closed_pipe")
+def test_a_training_outlives_the_reader_of_its_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Stream(monkeypatch, closed=True)
+    assert main(["train", "digits/normal", "--epochs", "3", "--json"]) == 0
+    assert load_run(Path("runs/digits/normal/0")).is_finished()
+    assert capsys.readouterr().err.count("Nobody reads standard output any more; the work goes on.") == 1
+
+
+@pytest.mark.usefixtures("ended_by_a_closed_pipe")
+def test_an_audit_outlives_the_reader_of_its_output(run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Stream(monkeypatch, closed=True)
+    assert main(["audit", run_folder, "--num-examples", "20", "--budget", "0.01"]) in (0, 3, 4, 5)
+    assert (Path(run_folder) / "report.html").exists()
+
+
+@pytest.mark.usefixtures("ended_by_a_closed_pipe")
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_others_end_quietly_when_nobody_reads(
+    json_too: list[str], run_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for args in (["evaluate", run_folder, "--attacks", "fgsm", "--num-examples", "20"], ["list"]):
+        monkeypatch.setattr(output.stdout, "lasting", False)
+        Stream(monkeypatch, closed=True)
+        assert main([*args, *json_too]) == 141
+    assert capsys.readouterr().err == ""
+    assert read_records(Path(run_folder) / "records.jsonl")  # what was measured is kept
+
+
+def test_help_ends_quietly_when_nobody_reads() -> None:
+    command = f"{sys.executable} -m surefoot --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout in ("0\n", "141\n")  # `true` may end after all of it was written
+
+
+def test_a_second_training_in_a_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["train", "digits/normal", *QUICK]
+    folder = Path("runs/digits/normal/0")
+    with only_training(folder):
+        for more in ([], ["--resume"]):
+            assert main([*args, *more]) == 2
+            assert f"another training is at work in {folder}; wait for it" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="another training is at work"):
+            train(RECIPES["digits/normal"], folder)
+    assert not (folder / "recipe.json").exists()
+    assert main(args) == 0  # the lock is no run
+    assert main([*args, "--resume"]) == 2
+    assert "finished run" in capsys.readouterr().err
+
+
+def test_the_second_of_two_that_started_together_does_not_overwrite(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, folder = dataclasses.replace(RECIPES["digits/normal"], epochs=1), Path("run")
+
+    def meanwhile(*_: object) -> None:
+        train(recipe, folder)
+
+    with pytest.raises(ValueError, match="holds a finished run"):
+        train(recipe, folder, on_start=meanwhile)
+
+
+def test_a_file_is_no_runs_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("mine")
+    for out in ("file", "file/run"):
+        assert main(["train", "digits/normal", *QUICK, "--out", out]) == 2
+        assert "is a file; give another one with --out" in capsys.readouterr().err
+
+
+def test_hints_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits/normal", *QUICK, "--out", "x/i f ü"]) == 0
+    assert "Measure it with: surefoot evaluate 'x/i f ü'" in capsys.readouterr().err
+
+
+def test_an_interrupted_demo_or_audit_says_what_is_kept_and_how_to_go_on(
+    run_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("surefoot.cli.demo.train", interrupted)
+    assert main(["demo", "--out", "a b"]) == 130
+    assert "Finished epochs are kept in a b; go on with: surefoot demo --out 'a b'" in capsys.readouterr().err
+    common = ["audit", run_folder, run_folder, "--num-examples", "20", "--budget", "0.01"]
+    real, calls = cli_audit.audit_one, []
+
+    def second(*args: Any) -> Audit:
+        calls.append(args)
+        return real(*args) if len(calls) == 1 else interrupted()  # type: ignore[return-value, func-returns-value]
+
+    monkeypatch.setattr("surefoot.cli.audit.audit_one", second)
+    assert main(common) == 130
+    error = capsys.readouterr().err
+    assert f"1 of 2 audits are done, in {run_folder}/audit.json; an unfinished one is not kept" in error
+    assert f"start again with: surefoot {' '.join(common)}" in error
+
+
+def test_objectives_have_one_name_everywhere() -> None:
+    assert set(get_args(ObjectiveName)) == set(OBJECTIVES)
+
+
+OWN = """
+import torch
+from torch import nn
+class Own(nn.Module):
+    def __init__(self, kind, inputs=64):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10))
+        self.kind = kind
+    def forward(self, inputs):
+        logits = self.net(inputs)
+        return {
+            "raises": lambda: {}["x"],
+            "none": lambda: None,
+            "text": lambda: "logits",
+            "array": lambda: logits.detach().numpy(),
+            "dict": lambda: {"logits": logits},
+            "flat": lambda: logits[:, 0],
+            "deep": lambda: logits[:, :, None],
+            "few": lambda: logits[:, :5],
+            "nan": lambda: logits * float("nan"),
+            "detached": lambda: logits.detach(),
+            "one": lambda: logits[:1],
+            "later": lambda: logits if not self.training else 1 / 0,
+        }.get(self.kind, lambda: logits)()
+def factory_raises(): raise KeyError("x")
+def exits(): raise SystemExit("bye")
+def wrong_size(): return Own("", 100)
+def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+def frozen(): return Own("").requires_grad_(False)
+def bare(): return _Bare()
+def double(): return Own("").double()
+class _Bare(nn.Module):
+    def forward(self, inputs): return inputs.flatten(1)[:, :10]
+def tied():
+    net = Own("")
+    net.again = net.net
+    return net
+def __getattr__(kind): return lambda: Own(kind)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("raises", "fails on float32 [4, 1, 8, 8] images in [0, 1] in training mode (KeyError: 'x')"),
+        ("wrong_size", "(RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x64 and 100x10)); it must return"),
+        ("none", "returns a NoneType for float32 [4, 1, 8, 8] images in [0, 1] in training mode; it must return"),
+        ("text", "returns a str"),
+        ("array", "returns a ndarray"),
+        ("dict", "returns a dict"),
+        ("flat", "returns float32 [4] for"),
+        ("deep", "returns float32 [4, 10, 1] for"),
+        ("few", "returns float32 [4, 5] for"),
+        ("one", "returns float32 [1, 10] for"),
+        ("nan", "returns NaN or infinity for"),
+        ("detached", "gives no gradient in training mode"),
+        ("later", "in training mode (ZeroDivisionError: division by zero)"),
+        ("factory_raises", "fails when it is called without arguments (KeyError: 'x'); mend it first"),
+        ("exits", "(SystemExit: bye)"),
+        ("lazy", "nn.LazyLinear and its like"),
+        ("frozen", "has only frozen weights"),
+        ("double", "with its float64 weights fails on float32"),
+        ("bare", "has no weights"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_in_a_sentence(
+    kind: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own_networks_for_cli.py").write_text(OWN)
+    assert main(["train", "digits/normal", "--model", f"own_networks_for_cli:{kind}", *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"surefoot: own_networks_for_cli:{kind} ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "audit"])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("raises", "fails on [40, 1, 8, 8] images in [0, 1] (KeyError: 'x')"),
+        ("wrong_size", "(RuntimeError: mat1 and mat2 shapes cannot be multiplied (40x64 and 100x10)); it must return"),
+        ("none", "NoneType"),
+        ("few", "a label is 9, but the model tells 5 classes apart"),
+        ("lazy", "nn.LazyLinear and its like"),
+        ("double", "convert the model where it is made, with model.float()"),
+        ("exits", "(SystemExit: bye)"),
+    ],
+)
+def test_a_model_that_cannot_be_measured_is_refused_in_a_sentence(
+    verb: str, kind: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own_networks_for_cli.py").write_text(OWN)
+    size, dtype = (100 if kind == "wrong_size" else 64), (torch.float64 if kind == "double" else torch.float32)
+    save_file({"net.1.weight": torch.zeros(10, size, dtype=dtype), "net.1.bias": torch.zeros(10, dtype=dtype)}, "w")
+    common = ["--weights", "w", "--dataset", "digits", "--eps", "0.1", "--num-examples", "40"]
+    common += ["--attacks", "fgsm"] if verb == "evaluate" else []
+    assert main([verb, f"own_networks_for_cli:{kind}", *common]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"surefoot: own_networks_for_cli:{kind}")
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_trial_leaves_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 10))
+    net[2].eval()
+    before, drawn = {name: tensor.clone() for name, tensor in net.state_dict().items()}, torch.get_rng_state()
+    data = load("digits")
+    try_training(net, "net", data.train, data.num_classes, torch.device("cpu"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert [part.training for part in net] == [True, True, False, True, True]
+    assert all(weight.grad is None for weight in net.parameters())
+
+
+def test_tied_weights_are_saved_and_come_back(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own_networks_for_cli.py").write_text(OWN)
+    args = ["train", "digits/normal", "--model", "own_networks_for_cli:tied", "--batch-size", "256", "--out", "tied"]
+    assert main([*args, "--epochs", "1"]) == 0
+    run = load_run(Path("tied"))
+    model = run.load_model(run.load_data())
+    assert torch.equal(model.net[1].weight, model.again[1].weight)  # type: ignore[union-attr, index]
+    assert main(["evaluate", "tied", "--attacks", "fgsm", "--num-examples", "20"]) == 0
+
+
+def test_a_place_for_records_or_samples_is_refused_before_the_attack(
+    run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("surefoot.cli.evaluate.white_box", lambda *_: pytest.fail("it was attacked"))
+    for content in ("my precious notes", "my precious\nnotes", "my precious notes\n", '{"a": 1}\n'):
+        Path("notes").write_text(content)
+        assert main(["evaluate", run_folder, "--records", "notes"]) == 2
+        assert "left as it is; give another file" in capsys.readouterr().err
+        assert Path("notes").read_text() == content
+    for option, place in (("--records", "notes/x"), ("--save-samples", "notes")):
+        assert main(["evaluate", run_folder, option, place]) == 2
+        assert f"surefoot: {option} needs the folder" in capsys.readouterr().err

@@ -18,18 +18,17 @@ from surefoot.audit.audit import audit as examine
 from surefoot.audit.record import Check
 from surefoot.cli.calibration import Confusion, Facts, Truth, controls
 from surefoot.cli.models import (
-    RECOGNISED_BY,
     ModelOptions,
     Opened,
     open_model,
     open_source,
     pick_device,
+    recognised,
     training_curves,
 )
 from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import Spinner, commit, duration, print_json, say, stdout
-from surefoot.core.files import write_text
-from surefoot.evaluation import recognise
+from surefoot.core.files import check_can_write, write_text
 from surefoot.models.wrappers import Averaged
 from surefoot.report.page import write_page
 
@@ -79,24 +78,49 @@ def run(args: list[str]) -> int:
     options = parse(Options, rest, prog=f"surefoot audit {' '.join(names) or 'MODEL'}", description=DESCRIPTION)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    command = shlex.join(["surefoot", "audit", *args])
     if options.calibrate:
-        return calibrate(names, options)
-    command = " ".join(map(shlex.quote, ["surefoot", "audit", *args]))
+        try:
+            return calibrate(names, options)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Trained models are kept; start again with: {command}") from None
+    stdout.lasting = True
     opened = [open_model(name, options) for name in names]
-    audits = []
-    for each in opened:
-        found = audit_one(each, options, command)
-        audits.append(dataclasses.replace(found, curves=[*found.curves, *training_curves(each.folder)]))
-        if each.folder is not None:
-            write_text(each.folder / "audit.json", audits[-1].to_json() + "\n")
-        if options.json:
-            print_json(json.loads(audits[-1].to_json()))
-        else:
-            show(audits[-1])
     page = page_path(opened, options)
+    check_can_write(page, "--out" if options.out is not None else "the page (--out)")
+    audits: list[Audit] = []
+    try:
+        for each in opened:
+            curves = training_curves(each.folder)  # first: what is wrong with them is said before the long wait
+            found = audit_one(each, options, command)
+            audits.append(dataclasses.replace(found, curves=[*found.curves, *curves]))
+            if each.folder is not None:
+                write_result(each.folder / "audit.json", audits[-1].to_json() + "\n")
+            if options.json:
+                print_json(json.loads(audits[-1].to_json()))
+            else:
+                show(audits[-1])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(told_so_far(audits, opened, command)) from None
     write_page(audits, page)
     say(f"The page with all evidence is {page}.")
     return next(code for code in WORST_FIRST if code in {each.exit_code() for each in audits})
+
+
+def write_result(file: Path, text: str) -> None:
+    """Write a file beside the verdict, which is not lost where that fails."""
+    try:
+        write_text(file, text)
+    except OSError as error:
+        say(f"{file} could not be written ({error.strerror}); the verdict and the page are not touched by that.")
+
+
+def told_so_far(audits: Sequence[Audit], opened: Sequence[Opened], command: str) -> str:
+    """What an interrupted audit leaves, and how to begin it again."""
+    kept = [str(each.folder / "audit.json") for each, _ in zip(opened, audits, strict=False) if each.folder is not None]
+    done = f"{len(audits)} of {len(opened)} audits are done" + (f", in {' and '.join(kept)}" if kept else "")
+    begin = "An unfinished audit is not kept" if not audits else f"{done}; an unfinished one is not kept"
+    return f"{begin}; start again with: {command}"
 
 
 def page_path(opened: Sequence[Opened], options: Options) -> Path:
@@ -120,19 +144,14 @@ def audit_one(opened: Opened, options: Options, command: str | None) -> Audit:
     split = getattr(opened.dataset, options.split)
     inputs = split.images[: options.num_examples].to(device).float() / 255
     labels = split.labels[: options.num_examples].to(device)
-    known_range = ":" not in opened.name or options.mean is not None or options.std is not None
-    model, said = recognise(
-        opened.model.to(device),
-        inputs[:RECOGNISED_BY],
-        labels[:RECOGNISED_BY],
-        draws=options.draws or DRAWS,
-        check_range=not known_range,
-    )
+    model, said = recognised(opened.model.to(device), opened.name, inputs, labels, options, options.draws or DRAWS)
     if options.draws is None and not isinstance(model, Averaged):
         said = [each for each in said if "is not needed" not in each]
     sources = None
     if options.source is not None:
-        sources = {options.source: open_source(options.source, opened, options).model.to(device)}
+        crafts = open_source(options.source, opened, options).model.to(device)
+        draws = options.draws or DRAWS
+        sources = {options.source: recognised(crafts, options.source, inputs, labels, options, draws)[0]}
     with Spinner(opened.name) as spinner:
         return examine(
             model,

@@ -1,6 +1,7 @@
 """`surefoot demo`: five models on embedded digits, which of them are robust, and the page that shows why."""
 
 import dataclasses
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from surefoot.audit.audit import audit
 from surefoot.cli.models import training_curves
 from surefoot.cli.options import Common, parse
 from surefoot.cli.output import Spinner, TrainingProgress, commit, print_json, say, stdout
+from surefoot.core.files import check_can_write
+from surefoot.core.limits import check_whole
 from surefoot.data import Batches
 from surefoot.evaluation import Record, append_records, evaluate
 from surefoot.recipes import RECIPES, Recipe, load_run, train
@@ -48,22 +51,25 @@ class Options(Common):
     seed: int = 0
     """Of the weights, the order of the images and the attacks."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("seed", self.seed, least=0, what="--seed")
+
 
 def run(args: list[str]) -> int:
     """Train what is missing, attack, print one table and what it means; exit code 0."""
     options = parse(Options, args, prog="surefoot demo", description=DESCRIPTION)
+    stdout.lasting = True
     torch.set_num_threads(options.threads or 1)  # the network is too small to share out
     started = time.perf_counter()
-    measured = {}
-    for number, method in enumerate(METHODS, start=1):
-        recipe = RECIPES[f"digits/{method}"]
-        recipe = dataclasses.replace(
-            recipe,
-            epochs=recipe.epochs if options.epochs is None else options.epochs,
-            training=dataclasses.replace(recipe.training, seed=options.seed),
-        )
-        measured[method] = train_and_attack(recipe, f"[{number}/{len(METHODS)}] {METHODS[method]}", options)
-    audits = audit_all(options)
+    page = options.out / "audit.html"
+    check_can_write(page, "--out")
+    try:
+        measured = measure_all(options)
+        audits = audit_all(options)
+    except KeyboardInterrupt:
+        again = shlex.join(["surefoot", "demo", *args])
+        raise KeyboardInterrupt(f"Finished epochs are kept in {options.out}; go on with: {again}") from None
     conclusion = what_it_means(measured, audits)
     if options.json:
         for method, found in audits.items():
@@ -73,16 +79,29 @@ def run(args: list[str]) -> int:
         stdout.print()
         stdout.print(demo_table(measured, audits))
         stdout.print(conclusion, soft_wrap=False)
-    page = options.out / "audit.html"
     write_page(list(audits.values()), page)
     say(f"{time.perf_counter() - started:.0f} s. The page with the evidence is {page}; open it in a browser.")
-    say(f"Try next: surefoot audit {run_path('sat-r2', options)}")
+    say(f"Try next: {shlex.join(['surefoot', 'audit', str(run_path('sat-r2', options))])}")
     return 0
 
 
 def run_path(method: str, options: Options) -> Path:
     """Where a method's run is."""
     return options.out / method / str(options.seed)
+
+
+def measure_all(options: Options) -> dict[str, list[Record]]:
+    """Train what is missing and attack each of the five."""
+    measured = {}
+    for number, method in enumerate(METHODS, start=1):
+        recipe = RECIPES[f"digits/{method}"]
+        recipe = dataclasses.replace(
+            recipe,
+            epochs=recipe.epochs if options.epochs is None else options.epochs,
+            training=dataclasses.replace(recipe.training, seed=options.seed),
+        )
+        measured[method] = train_and_attack(recipe, f"[{number}/{len(METHODS)}] {METHODS[method]}", options)
+    return measured
 
 
 def audit_all(options: Options) -> dict[str, Audit]:
@@ -107,8 +126,13 @@ def audit_all(options: Options) -> dict[str, Audit]:
                     "recipe": f"digits/{method}",
                     "split": "test",
                     "commit": commit(),
-                    "command": f"surefoot audit {run_path(method, options)} --source {run_path(source, options)} "
-                    f"--num-examples {AUDITED} --seed {options.seed}",
+                    "command": shlex.join(
+                        [
+                            *("surefoot", "audit", str(run_path(method, options))),
+                            *("--source", str(run_path(source, options))),
+                            *("--num-examples", str(AUDITED), "--seed", str(options.seed)),
+                        ]
+                    ),
                 },
                 progress=spinner,
             )

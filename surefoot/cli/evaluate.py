@@ -25,9 +25,11 @@ from surefoot.attacks import (
 from surefoot.cli.models import ModelOptions, Opened, open_model, open_source, ready, split_batches
 from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
+from surefoot.core.files import check_can_fill
 from surefoot.core.types import Attack
 from surefoot.data.cache import cache_root
 from surefoot.evaluation import Record, append_records, evaluate, evaluate_transfer, read_records
+from surefoot.evaluation.records import check_records
 from surefoot.report import record_table
 
 DESCRIPTION = """Measure the accuracy of models on clean images and under attack. A MODEL is a run's folder, or
@@ -97,7 +99,14 @@ def run(args: list[str]) -> int:
         raise ValueError(f"--save-samples is one folder for one model, and {len(names)} are given; evaluate one.")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if options.records is not None:
+        check_records(options.records, "--records")
+    if options.save_samples is not None:
+        check_can_fill(options.save_samples, "--save-samples")
     opened = [open_model(name, options) for name in names]
+    for each in opened:
+        if each.folder is not None:
+            check_records(each.folder / "records.jsonl", "the file of the run's records")
     try:
         if options.source is None:
             for each in opened:
@@ -105,7 +114,7 @@ def run(args: list[str]) -> int:
         else:
             black_box(opened, options.source, options)
     except KeyboardInterrupt:
-        again = " ".join(map(shlex.quote, ["surefoot", "evaluate", *args]))
+        again = shlex.join(["surefoot", "evaluate", *args])
         raise KeyboardInterrupt(f"Finished batches are kept; go on with: {again}") from None
     files = [str(file) for each in opened for file in record_files(each, options)]
     if files:

@@ -1,5 +1,6 @@
 """Chooses the verb, and turns every expected error into one sentence and an exit code."""
 
+import io
 import os
 import sys
 import warnings
@@ -35,10 +36,35 @@ def main(argv: list[str] | None = None) -> int:
         argv: without the program's name; None takes `sys.argv`.
 
     Returns:
-        0 done (audit: robust), 1 failed, 2 wrong usage or input, 130 interrupted; audit: 3 masked, 4 inconclusive,
-        5 not robust.
+        0 done (audit: robust), 1 failed, 2 wrong usage or input, 130 interrupted, 141 nobody reads what is printed;
+        audit: 3 masked, 4 inconclusive, 5 not robust.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a sign that a terminal lacks must not cost a result
+        code = chosen(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # tyro's --help and wrong options
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt as stop:
+        print(f"\nsurefoot: interrupted. {stop}".rstrip(), file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader has seen enough (`surefoot list | head`); a second complaint at exit helps nobody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # 128 + SIGPIPE, as a shell has it
+    except (ValueError, FileNotFoundError) as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return 2
+    except (OSError, expected_failures()) as error:
+        print(f"surefoot: {error}", file=sys.stderr)
+        return 1
+
+
+def chosen(args: list[str]) -> int:
+    """Run the verb that was asked for."""
     if not args or args[0] in ("-h", "--help", "help"):
         print(OVERVIEW.format(verbs="\n".join(f"  {verb:<9} {what}" for verb, what in VERBS.items())))
         return 0 if args else 2
@@ -48,28 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     verb, rest = args[0], args[1:]
     # Notes of the libraries below to their own users; ours get ours.
     warnings.filterwarnings("ignore")
-    try:
-        if verb not in VERBS:
-            from surefoot.cli.options import unknown
+    if verb not in VERBS:
+        from surefoot.cli.options import unknown
 
-            raise unknown("verb", verb, VERBS, "surefoot --help")
-        run: Callable[[list[str]], int] = import_module(f"surefoot.cli.{verb}").run
-        return run(rest)
-    except SystemExit as stop:  # tyro's --help and wrong options
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as stop:
-        print(f"\nsurefoot: interrupted. {stop}".rstrip(), file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has seen enough (`surefoot list | head`); a second complaint at exit helps nobody.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, FileNotFoundError) as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    except (OSError, expected_failures()) as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 1
+        raise unknown("verb", verb, VERBS, "surefoot --help")
+    run: Callable[[list[str]], int] = import_module(f"surefoot.cli.{verb}").run
+    return run(rest)
 
 
 def expected_failures() -> type[Exception]:

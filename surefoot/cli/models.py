@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from surefoot.audit import Curve
 from surefoot.cli.options import Common
 from surefoot.cli.output import say
+from surefoot.core.failures import in_one_line
+from surefoot.core.limits import check_whole
 from surefoot.data import Batches, Dataset, Split, images_at_once, load
 from surefoot.evaluation import recognise
 from surefoot.models import build_model
 from surefoot.recipes import load_run
-from surefoot.training import CheckpointError, load_weights, monitor_curves
+from surefoot.training import CheckpointError, Look, load_weights, monitor_curves
 from surefoot.training.fit import best_device, check_device
+from surefoot.training.trial import check_made
 
 RECOGNISED_BY = 256  # images that a model's kind is recognised by
 
@@ -61,10 +64,12 @@ class ModelOptions(Common):
     """For package.module:factory: pixels a side that images are resized to; None is the data set's own."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch_size", "num_examples", "draws"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
+        check_whole("seed", self.seed, least=0, what="--seed")
         if self.source_weights is not None and self.source is None:
             raise ValueError("--source-weights is for a --source that is package.module:factory; give that too.")
 
@@ -138,6 +143,7 @@ def build_factory(name: str, weights: Path, dataset: Dataset, options: ModelOpti
         mean=options.mean,
         std=options.std,
     )
+    check_made(model, name)
     try:
         load_weights(model, weights)
     except CheckpointError:
@@ -167,17 +173,31 @@ def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, o
     """The model on its device, wrapped where it answers with something else than logits, or refused."""
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs, labels = next(iter(batches))
-    known_range = ":" not in name or options.mean is not None or options.std is not None
-    model, said = recognise(
-        model,
-        inputs[:RECOGNISED_BY],
-        labels[:RECOGNISED_BY],
-        draws=options.draws,
-        check_range=not known_range,
-    )
+    model, said = recognised(model, name, inputs, labels, options, options.draws)
     for sentence in said:
         say(f"{name}: {sentence}")
     return model
+
+
+def recognised(
+    model: nn.Module, name: str, inputs: Tensor, labels: Tensor, options: ModelOptions, draws: int | None
+) -> tuple[nn.Module, list[str]]:
+    """`recognise` on the first images, with the model's name on what is wrong with it.
+
+    Raises:
+        ValueError: it is refused, or its own code fails.
+    """
+    inputs, labels = inputs[:RECOGNISED_BY], labels[:RECOGNISED_BY]
+    known_range = ":" not in name or options.mean is not None or options.std is not None
+    try:
+        return recognise(model, inputs, labels, draws=draws, check_range=not known_range)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{name} fails on {list(inputs.shape)} images in [0, 1] ({in_one_line(error)}); it must return floating "
+            f"logits [{len(inputs)}, classes]."
+        ) from error
 
 
 def pick_device(name: str) -> torch.device:
@@ -206,8 +226,16 @@ TRAINING_PLOTS: dict[str, Any] = {
 
 
 def training_curves(folder: Path | None) -> list[Curve]:
-    """What the monitor saw while a run was trained, for the audit's page; nothing where there is no run."""
-    looks = [] if folder is None else load_run(folder).looks()
+    """What the monitor saw while a run was trained, for the audit's page; nothing where there is no run.
+
+    A damaged file costs the curves and not the audit: it is said, and they are left out.
+    """
+    looks: list[Look] = []
+    if folder is not None:
+        try:
+            looks = load_run(folder).looks()
+        except (ValueError, OSError) as error:
+            say(f"{error}; the page does without the curves of the training.")
     return [
         Curve(plot=TRAINING_PLOTS[name], name=name, x=steps, y=values)
         for name, (steps, values) in monitor_curves(looks).items()

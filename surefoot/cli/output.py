@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -14,8 +17,65 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 import surefoot
 from surefoot.training.fit import StepReport, is_first_process
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+
+class Results(Console):
+    """Standard output.
+
+    Where its reader has gone (`surefoot train ... | head`) a verb that sets `lasting`, whose results are files too,
+    goes on without it; the others end, by a BrokenPipeError.
+    """
+
+    lasting = False
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does."""
+        with self.reader():
+            super().print(*objects, **how)
+
+    def write_line(self, text: str) -> None:
+        """Write one line as it is."""
+        with self.reader():
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `reader`; rich would end the program."""
+        raise BrokenPipeError
+
+    @contextmanager
+    def reader(self) -> Iterator[None]:
+        """Go on, or not, where there is none."""
+        try:
+            yield
+        except BrokenPipeError:
+            if not self.lasting:
+                raise
+            silence(sys.stdout)
+            say("Nobody reads standard output any more; the work goes on.")
+
+
+class Messages(Console):
+    """Standard error; the work goes on where nobody reads it."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does."""
+        try:
+            super().print(*objects, **how)
+        except BrokenPipeError:
+            silence(sys.stderr)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `print`; rich would end the program."""
+        raise BrokenPipeError
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is still to be printed nowhere, or it would be complained of again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+stderr = Messages(stderr=True, highlight=False)
+stdout = Results(highlight=False)
 
 
 def say(text: str) -> None:
@@ -26,8 +86,7 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON object on one line of standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    stdout.write_line(json.dumps(value))  # in ASCII, which every terminal and pipe can carry
 
 
 def commit() -> str | None:

@@ -10,7 +10,7 @@ import torch
 import tyro
 
 from surefoot.cli.options import Common, parse, split_name, unknown
-from surefoot.cli.output import TrainingProgress, print_json, say
+from surefoot.cli.output import TrainingProgress, print_json, say, stdout
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import source_names
 from surefoot.recipes.run import check_folder
@@ -65,6 +65,7 @@ def run(args: list[str]) -> int:
     )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    stdout.lasting = True
     path = options.out or default_path(options.recipe)
     command = "surefoot train " + shlex.join(args)
     check_folder(options.recipe, path, options.resume)
@@ -134,4 +135,4 @@ def train_with_progress(
     best = result.metrics[result.best_epoch - 1]["validation_robust_accuracy"]
     score = "the last" if best is None else f"{100 * best:.2f} % on validation"
     say(f"{recipe.name}: epoch {result.best_epoch} is selected ({score}); {path} holds the run.")
-    say(f"Measure it with: surefoot evaluate {path}")
+    say(f"Measure it with: surefoot evaluate {shlex.quote(str(path))}")
