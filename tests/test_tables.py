@@ -33,12 +33,15 @@ def record(attack: str | None, accuracy: float, **changes: Any) -> Record:
 
 
 def test_black_box_records_are_told_apart_by_their_source() -> None:
+    fgsm, mifgsm = {"eps": 0.3}, {"eps": 0.3, "steps": 100, "decay": 1.0}
     records = [
-        record("FGSM", 0.91, source="mnist/normal-c"),
-        record("MIFGSM", 0.92, source="mnist/normal-d", attack_fields={"steps": 100}),
-        record("MIFGSM", 0.10, source="mnist/normal-c", attack_fields={"steps": 10}),
-        record("FGSM", 0.11),
-        record("FGSM", 0.12, source="mnist/normal-d", num_examples=1000),
+        record("FGSM", 0.91, source="mnist/normal-c", attack_fields=fgsm),
+        record("MIFGSM", 0.92, source="mnist/normal-d", attack_fields=mifgsm),
+        record("MIFGSM", 0.10, source="mnist/normal-c", attack_fields={**mifgsm, "steps": 10}),
+        record("MIFGSM", 0.13, source="mnist/normal-c", attack_fields={**mifgsm, "decay": 0.5}),
+        record("FGSM", 0.11, attack_fields=fgsm),
+        record("FGSM", 0.12, source="mnist/normal-d", num_examples=1000, attack_fields=fgsm),
+        record("FGSM", 0.14, source="mnist/normal-d", attack_fields={"eps": 0.1}),
     ]
     row = table_3_black_box(records).splitlines()[-1]
     assert row == "| SAT-R1 | 91.00 (93.99 ± 0.09) | - (93.81 ± 0.07) | - (94.04 ± 0.06) | 92.00 (94.23 ± 0.07) |"
@@ -59,7 +62,7 @@ def test_auto_attack_is_shown_part_by_part() -> None:
         {"attack": "APGD", "attack_fields": {}, "precision": "fp32", "robust_accuracy": 0.9},
         {"attack": "Square", "attack_fields": {}, "precision": "fp32", "robust_accuracy": 0.85},
     ]
-    pgd = {"steps": 100, "loss": "cross_entropy"}
+    pgd = {"eps": 0.3, "steps": 100, "step_size": 0.01, "start_radius": 0.01, "loss": "cross_entropy"}
     ours = record("AutoAttack", 0.85, parts=parts, num_examples=1000)
     header, _, row = auto_attack([ours]).splitlines()
     assert header == ("| trained by | seed | clean | PGD-100 | after APGD-CE | after Square | 95 % interval | images |")
