@@ -268,7 +268,7 @@ def test_several_models_stand_side_by_side(many: Read) -> None:
     assert "3 models: 1 robust, 1 not robust, 1 masked" in many.said
     assert many.said.count("Is there another?") == 2  # in the matrix, and with its model
     assert "not made" in many.said
-    assert "passing all of them says that nothing is masked, not that the model is robust" in many.said
+    assert "passing all of them says that no sign of masking was found, not that the model is robust" in many.said
     assert {"#model-1", "#model-2", "#model-3"} == {a["href"] for a in many.all("a")}
     lines = many.figures["compared-accuracy-eps"]["choices"]
     assert [[line["name"] for line in choice["lines"]] for choice in lines] == [["normal", "fgsm-at", "sat-r2"]] * 2
