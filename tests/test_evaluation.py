@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
-from surefoot.core.files import locked
+from surefoot.core.files import lock_of, locked
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, accuracy, append_records, evaluate, read_records, wilson_interval
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
@@ -467,13 +467,14 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, content: str)
 def test_who_appends_waits_for_another_who_does(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with ThreadPoolExecutor(1) as pool:
-        with locked(tmp_path / ".records.jsonl.lock"):
+        with locked(lock_of(path)):
             waiting = pool.submit(append_records, path, [a_record()])
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.3)
             assert not path.exists()
         waiting.result(timeout=10)
     assert len(read_records(path)) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["records.jsonl"]
 
 
 def test_a_file_of_nothing_but_a_cut_line_is_empty(tmp_path: Path) -> None:

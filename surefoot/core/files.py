@@ -1,7 +1,9 @@
 """Files that are whole or not there: text and tensors, written atomically and never unpickled."""
 
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +52,12 @@ def locked(lock: Path, *, wait: bool = False) -> Iterator[bool]:
         yield True
     finally:
         held.release()
+
+
+def lock_of(path: Path) -> Path:
+    """Where who appends to a file locks it: in the temporary folder, so that nothing is left beside the file."""
+    about = json.dumps([str(Path.home()), str(path.resolve())])
+    return Path(tempfile.gettempdir()) / f"surefoot-{hashlib.sha256(about.encode()).hexdigest()[:16]}.lock"
 
 
 def check_can_write(path: Path, what: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surefoot.core.files import check_can_write, locked
+from surefoot.core.files import check_can_write, lock_of, locked
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -96,7 +96,7 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
         ValueError: the file holds something else than records, and is left as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.name}.lock"), wait=True), open(path, "ab+") as file:
+    with locked(lock_of(path), wait=True), open(path, "ab+") as file:
         file.seek(0)
         content = file.read()
         end = content.rfind(b"\n") + 1
