@@ -164,17 +164,22 @@ def test_a_later_phase_can_be_changed() -> None:
     assert run.epochs_done() == 2
 
 
+@pytest.fixture
+def ensemble(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What trains an ensemble on the digits, whose one source takes an epoch."""
+    monkeypatch.setitem(RECIPES, "digits/normal", dataclasses.replace(RECIPES["digits/normal"], epochs=1))
+    data = ["--dataset", "digits", "--model", "digits-net"]
+    return ["train", "mnist/ensemble-at-a", *data, "--objective.sources", "digits/normal", *QUICK]
+
+
 def test_ensemble_training_trains_a_missing_source_once(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ensemble: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = dataclasses.replace(RECIPES["digits/normal"], epochs=1)
-    monkeypatch.setitem(RECIPES, "digits/normal", quick)
-    args = ["--dataset", "digits", "--model", "digits-net", "--objective.sources", "digits/normal", *QUICK]
-    assert main(["train", "mnist/ensemble-at-a", *args]) == 0
+    assert main(ensemble) == 0
     assert "mnist/ensemble-at-a crafts on digits/normal, which is trained first" in capsys.readouterr().err
     source = Path("runs/digits/normal/0/model.safetensors")
     before = source.stat().st_mtime_ns
-    assert main(["train", "mnist/ensemble-at-a", *args, "--out", "again"]) == 0
+    assert main([*ensemble, "--out", "again"]) == 0
     assert "trained first" not in capsys.readouterr().err
     assert source.stat().st_mtime_ns == before
     objective = load_run(Path("again")).recipe.objective
@@ -183,17 +188,14 @@ def test_ensemble_training_trains_a_missing_source_once(
 
 
 def test_ensemble_training_crafts_on_models_of_its_own_data(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ensemble: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = dataclasses.replace(RECIPES["digits/normal"], epochs=1)
-    monkeypatch.setitem(RECIPES, "digits/normal", quick)
-    args = ["--dataset", "digits", "--model", "digits-net", "--objective.sources", "digits/normal", *QUICK]
     fewer = ["--num-classes", "4", "--validation-size", "50"]
-    assert main(["train", "mnist/ensemble-at-a", *args, *fewer]) == 0
+    assert main([*ensemble, *fewer]) == 0
     source = load_run(Path("runs/digits/normal/0")).recipe
     assert (source.num_classes, source.validation_size) == (4, 50)
     capsys.readouterr()
-    assert main(["train", "mnist/ensemble-at-a", *args, "--out", "all"]) == 2
+    assert main([*ensemble, "--out", "all"]) == 2
     err = " ".join(capsys.readouterr().err.split())
     assert "runs/digits/normal/0 was trained on other data (num_classes 4 instead of None, validation_size 50" in err
     with pytest.raises(ValueError, match="was trained on other data"):

@@ -65,13 +65,9 @@ class Network(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StepOptions(StepCostBenchmark, Common):
-    """What `surefoot benchmark step-cost` takes beside the models."""
+class Place(Common):
+    """What both take: where to run, and where from and to."""
 
-    objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
-    """Which to measure."""
-    batch_size: int = 32
-    """Samples a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; `auto` takes an accelerator where there is one."""
     data_dir: Path | None = None
@@ -81,9 +77,22 @@ class StepOptions(StepCostBenchmark, Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Common.__post_init__(self)
         if self.records is not None:
             check_can_write(self.records, "--records")
+
+
+@dataclass(frozen=True)
+class StepOptions(StepCostBenchmark, Place):
+    """What `surefoot benchmark step-cost` takes beside the models."""
+
+    objectives: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
+    """Which to measure."""
+    batch_size: int = 32
+    """Samples a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Place.__post_init__(self)
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
         if not self.objectives:
@@ -91,25 +100,17 @@ class StepOptions(StepCostBenchmark, Common):
 
 
 @dataclass(frozen=True)
-class AttackOptions(AttackBenchmark, Common):
+class AttackOptions(AttackBenchmark, Place):
     """What `surefoot benchmark attacks` takes beside the models."""
 
     eps: float | None = None
     """l-infinity radius of PGD in pixel units: 8/255; None is the recipe's, or 0.3 for grey and 8/255 for colour."""
     step_size: float | None = None
     """Step size of PGD: 2/255; None is the recipe's, or 0.01 for grey and 2/255 for colour."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; `auto` takes an accelerator where there is one."""
-    data_dir: Path | None = None
-    """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
-    records: Path | None = None
-    """A file to append the lines to, as `--json` prints them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Common.__post_init__(self)
-        if self.records is not None:
-            check_can_write(self.records, "--records")
+        Place.__post_init__(self)
         for name in ("eps", "step_size"):
             if getattr(self, name) is not None:
                 check_radius(name, getattr(self, name), positive=name == "step_size")

@@ -230,7 +230,9 @@ def _evaluate(
     store = Store(unfinished)
     identity: dict[str, Any] = {}
     if unfinished is not None:
+        crafts = None if source is None else weights_sha256(source)
         identity = {
+            "weights": [crafts, *(each["weights_sha256"] for each in known)],
             "models": [model_known_by(model, some, settings.seed) for model in models],
             "source": None if source is None else model_known_by(source, some, settings.seed),
             "settings": [settings.last_iterate, settings.precision, settings.eight_bit, settings.seed],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surefoot.core.gradients import crafting, input_gradient, plain_module
 from surefoot.core.losses import full_precision
-from surefoot.evaluation.passes import seeded, weights_sha256
+from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.worker import exact_float32
 
 LOOKED_AT = 8
@@ -53,7 +53,7 @@ def importable_name(value: Any) -> str:
 
 
 def model_known_by(model: nn.Module, inputs: Tensor, seed: int) -> dict[str, Any]:
-    """A model as JSON: its weights, its modules with their settings, wrappers included, and how it answers.
+    """A model but for its weights, as JSON: its modules with their settings, wrappers included, and how it answers.
 
     Args:
         inputs: some of the images that it is evaluated on.
@@ -62,7 +62,7 @@ def model_known_by(model: nn.Module, inputs: Tensor, seed: int) -> dict[str, Any
     parts = [[name, *module_known_by(part)] for name, part in plain_module(model).named_modules()]
     first, again = (answers(model, inputs[:LOOKED_AT], seed) for _ in range(2))
     # one that draws from a generator of its own is known by the rest alone
-    return {"weights": weights_sha256(model), "modules": parts, "answers": first if first == again else None}
+    return {"modules": parts, "answers": first if first == again else None}
 
 
 def module_known_by(part: nn.Module) -> list[Any]:

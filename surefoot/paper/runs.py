@@ -26,7 +26,7 @@ from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
 from surefoot.paper.watch import Watch
 from surefoot.recipes import Recipe, load_run, train
-from surefoot.recipes.run import load_recipe_data, settings_of
+from surefoot.recipes.run import Run, load_recipe_data, settings_of
 from surefoot.report import attack_label
 from surefoot.training.fit import best_device
 
@@ -151,19 +151,19 @@ class Training:
     def __call__(self, place: Workplace) -> None:
         folder = self.folder(place)
         self.adopt(place)
-        started = self.begun(place)
-        complete = started and load_run(folder).epochs_done() >= load_run(folder).epochs()
+        run = self.begun(place)
+        complete = run is not None and run.epochs_done() >= run.epochs()
         if not (complete and (folder / "model.safetensors").exists()):
             if complete or self.done(place):  # its weights are gone: it is trained anew
                 for name in ("finished.json", "recipe.json", "metrics.jsonl", "watch.jsonl", "state.ckpt"):
                     (folder / name).unlink(missing_ok=True)
-                started = False
+                run = None
             watch = Watch(self.recipe, folder, points=self.watched) if self.watched else None
             train(
                 self.recipe,
                 folder,
                 data_dir=place.data_dir,
-                resume=started,
+                resume=run is not None,
                 sources={source.recipe.name: source.folder(place) for source in self.sources},
                 on_start=watch.on_start if watch else None,
                 on_step=watch.on_step if watch else None,
@@ -172,18 +172,20 @@ class Training:
         about = {"id": self.id, "weights_sha256": weights_sha256(model)}
         write_text(folder / "finished.json", json.dumps(about) + "\n")
 
-    def begun(self, place: Workplace) -> bool:
-        """Is there something to go on from? A damaged state is put aside, and the training begins anew."""
+    def begun(self, place: Workplace) -> Run | None:
+        """The run to go on from. A damaged state is put aside, and the training begins anew."""
         folder = self.folder(place)
+        if not (folder / "recipe.json").exists():
+            return None
         try:
-            if (folder / "recipe.json").exists():
-                load_run(folder).epochs_done()
-                return True
+            run = load_run(folder)
+            run.epochs_done()
         except ValueError:
             if (folder / "state.ckpt").exists():
                 (folder / "state.ckpt").replace(folder / "damaged.ckpt")
             (folder / "recipe.json").unlink()
-        return False
+            return None
+        return run
 
     def adoptable(self, place: Workplace) -> Path | None:
         """A finished run of the very same recipe and seed, in folders that the user named; None once this has begun."""
