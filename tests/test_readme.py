@@ -47,6 +47,24 @@ def test_the_tours_python_runs_as_printed(capsys: pytest.CaptureFixture[str]) ->
     assert clean >= fgsm >= pgd > 10
 
 
+def test_what_the_tour_ends_at_and_sat_r1_on_the_digits_is_what_was_measured() -> None:
+    tour = (ROOT / "results" / "digits" / "readme-tour.txt").read_text(encoding="utf-8")
+    numbers = re.findall(r"(\d+\.\d) %", tour)
+    first, second = numbers[:3], numbers[3:]
+    text = " ".join(README.split())
+    assert f"ends at {first[0]} % clean, {first[1]} % under FGSM and {first[2]} % under PGD" in text
+    assert f"at {second[0]}, {second[1]} and {second[2]} after" in text
+    left = [
+        100 * record.robust_accuracy
+        for file in (ROOT / "results" / "digits" / "sat-r1").glob("*.jsonl")
+        for record in read_records(file)
+        if record.attack == "PGD"
+    ]
+    assert len(left) == 4
+    told = f"PGD-40 leaves {min(left):.1f} to {max(left):.1f} % of all 360 test digits, four seeds"
+    assert told in (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+
+
 def test_the_loop_of_the_tour_is_ten_lines() -> None:
     block = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)[0]
     code = [line for line in block.splitlines() if line and not line.startswith(("import", "from"))]

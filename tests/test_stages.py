@@ -475,21 +475,28 @@ class Stops(Exception):
     pass
 
 
+def stopping(after: int) -> Callable[[str, int, int], None]:
+    """A progress that interrupts when it is told so many times."""
+    told: list[str] = []
+
+    def stop(name: str, done: int, total: int) -> None:
+        told.append(name)
+        if len(told) == after:
+            raise Stops
+
+    return stop
+
+
 @pytest.mark.parametrize("stop_after", range(1, 12))
 def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_records(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, stop_after: int
 ) -> None:
     net, batches = trained_batches()
     attacks: list[Attack] = [PGD(EPS / 2, 20, EPS / 20), PGD(EPS, 2, EPS / 2)]
-    done: list[str] = []
-
-    def stop(name: str, done_samples: int, total: int) -> None:
-        done.append(name)
-        if len(done) == stop_after:
-            raise Stops
-
     with pytest.raises(Stops):
-        evaluate(net, batches, attacks, progress=stop, unfinished=tmp_path, samples=tmp_path / "samples")
+        evaluate(
+            net, batches, attacks, progress=stopping(stop_after), unfinished=tmp_path, samples=tmp_path / "samples"
+        )
     calls: list[int] = []
     handle = net.register_forward_hook(lambda *_: calls.append(1))
     resumed = evaluate(net, batches, attacks, unfinished=tmp_path, samples=tmp_path / "samples")
@@ -743,15 +750,8 @@ def test_a_random_model_goes_on_with_the_draws_that_it_would_have_had(
     model = Averaged(Through(lambda net, x: net(x + 0.3 * torch.randn_like(x))), 2)
     batches: Any = trained_batches(size=12)[1]
     batches = Shaken(batches) if shaken else batches
-    told: list[str] = []
-
-    def stop(name: str, done: int, total: int) -> None:
-        told.append(name)
-        if len(told) == stop_after:
-            raise Stops
-
     with pytest.raises(Stops):
-        evaluate(model, batches, [FGSM(EPS / 2)], progress=stop, unfinished=tmp_path)
+        evaluate(model, batches, [FGSM(EPS / 2)], progress=stopping(stop_after), unfinished=tmp_path)
     resumed = evaluate(model, batches, [FGSM(EPS / 2)], unfinished=tmp_path, samples=None)
     whole = evaluate(model, batches, [FGSM(EPS / 2)])
     assert without_time(resumed) == without_time(whole)
