@@ -60,6 +60,12 @@ def test_what_the_tour_ends_at_and_sat_r1_on_the_digits_is_what_was_measured() -
         for record in read_records(file)
         if record.attack == "PGD"
     ]
+    demo = " ".join((ROOT / "results" / "digits" / "demo.txt").read_text(encoding="utf-8").split())
+    seconds = re.findall(r"(\d+) s\. The page", demo)
+    assert f"then {seconds[0]} s on one core" in text
+    quoted = " ".join(line.removeprefix("> ") for line in README.splitlines() if line.startswith("> "))
+    assert quoted.startswith("Masked at ε = 0.3")
+    assert quoted in demo
     assert len(left) == 4
     told = f"PGD-40 leaves {min(left):.1f} to {max(left):.1f} % of all 360 test digits, four seeds"
     assert told in (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
