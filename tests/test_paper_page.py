@@ -97,6 +97,15 @@ def test_it_counts_what_agrees_and_what_was_not_run() -> None:
     assert HOSTILE not in points
 
 
+def test_a_table_without_a_number_of_ours_is_named_and_not_shown() -> None:
+    columns, row = ("Clean", "pre-trained"), (percent(paper=90.0), "Yes")
+    empty = Table("table9", "Table 9: sequences at eps 0.3", "trained by", columns, (("SAT-R1", row),))
+    body = reproduction([table(), empty], [], note=NOTE).partition("<body>")[2]
+    assert 'id="table3"' in body
+    assert 'id="table9"' not in body
+    assert "<li>Table 9: sequences at ε = 0.3</li>" in body
+
+
 def test_an_interval_that_is_too_wide_is_no_agreement() -> None:
     row = (percent(12.0, 98.0, 60.0, paper=95.0), percent(90.0, paper=90.0))
     part = Beside.of(Table("table3", "Table 3", "trained by", ("Clean", "PGD"), (("PGD-AT", row),)))

@@ -127,6 +127,10 @@ class Table:
     notes: tuple[str, ...] = field(default=())
     judged: bool = True
 
+    def measured(self) -> bool:
+        """Is there any number of ours in it?"""
+        return any(isinstance(cell, Cell) and cell.mean() is not None for _, cells in self.rows for cell in cells)
+
     def grid(self) -> str:
         """The bare table as Markdown."""
         lines = [

@@ -32,7 +32,7 @@ def write_reproduction(
 
     Args:
         tables: in the order in which they are shown.
-        figures: the lines of each, as `Figure.lines` gives them; those with nothing to show are named, not drawn.
+        figures: the lines of each, as `Figure.lines` gives them. What has nothing of ours to show is named, not shown.
         path: the HTML file.
         note: at what scale it ran.
     """
@@ -41,7 +41,8 @@ def write_reproduction(
 
 def reproduction(tables: Sequence[Table], figures: Sequence[Sequence[dict[str, Any]]], *, note: str) -> str:
     """The page as text."""
-    shown = [Beside.of(spelled(table), said=note) for table in tables]
+    told = [spelled(table) for table in tables]
+    shown = [Beside.of(table, said=note) for table in told if table.measured()]
     drawn = [Drawn.of(lines) for lines in figures if measured(lines)]
     pictures = {f"{part.key}-against": part.against for part in shown if part.against}
     for part in drawn:
@@ -54,7 +55,8 @@ def reproduction(tables: Sequence[Table], figures: Sequence[Sequence[dict[str, A
         note=note,
         tables=shown,
         drawn=drawn,
-        not_run=[lines[0]["title"] for lines in figures if not measured(lines)],
+        not_run=[table.title for table in told if not table.measured()]
+        + [lines[0]["title"] for lines in figures if not measured(lines)],
     )
 
 
