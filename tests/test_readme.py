@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from surefoot.paper.runs import Workplace
 from surefoot.paper.tables import auto_attack, main, read_runs, table_3, table_3_black_box, table_6
 from surefoot.paper.targets import TABLES
 from surefoot.recipes import RECIPES, Recipe
-from surefoot.report.benchmarks import attacks_table, captured_table, read_lines, step_cost_table
+from surefoot.report.benchmarks import attack_row, attacks_table, captured_table, read_lines, step_cost_table
 from surefoot.report.calibration import confusion_table, models_table
 
 ROOT = Path(__file__).parents[1]
@@ -187,6 +188,40 @@ def test_what_things_cost_is_what_was_measured() -> None:
     for name in ("attacks-cpu", "attacks-cpu-frozen", "attacks-xeon"):
         assert attacks_table(read_lines(folder / f"{name}.jsonl")) in (ROOT / "docs" / "benchmarks.md").read_text()
     assert step_cost_table(read_lines(folder / "step-cost-cpu.jsonl")) in (ROOT / "docs" / "performance.md").read_text()
+
+
+def times_faster(lines: list[dict[str, Any]], model: str, what: str, precision: str) -> str:
+    """Than the fastest other library that fools as many images; nothing where there was no race."""
+    race = [line for line in lines if attack_row(line)[:2] == [model, what] and line["robust_accuracy"] is not None]
+    ours = [line for line in race if line["library"] == "surefoot" and line["precision"] == precision]
+    if not ours:
+        return ""
+    (own,) = ours
+    others = [
+        line["seconds"]
+        for line in race
+        if line["library"] != "surefoot" and line["robust_accuracy"] <= own["robust_accuracy"] + 0.005
+    ]
+    return f"{min(others) / own['seconds']:.1f}"
+
+
+def test_how_much_faster_attacks_are_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    races = [
+        read_lines(ROOT / "results" / "benchmark" / f"{name}.jsonl")
+        for name in ("attacks-cpu", "attacks-cpu-frozen", "attacks-xeon")
+    ]
+    rows = text[text.index("<!-- ahead -->") : text.index("<!-- end of ahead -->")].splitlines()[3:]
+    assert len(rows) == 12
+    for row in rows:
+        model, what, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        named, _, precision = what.partition(", ")
+        (images,) = {
+            line["images"]
+            for line in races[0]
+            if line["library"] == "surefoot" and attack_row(line)[:2] == [model, f"{named}, {line['images']} images"]
+        }
+        assert cells == [times_faster(race, model, f"{named}, {images} images", precision or "fp32") for race in races]
 
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist"])
