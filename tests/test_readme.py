@@ -256,6 +256,12 @@ def test_what_bf16_gains_is_what_was_measured() -> None:
     assert len(gains) == 9
     for objective, cells in gains.items():
         assert f"| {objective} | {' | '.join(cells)} |" in text
+    epyc, xeon = (
+        sorted(float(cell) for cells in gains.values() for cell in cells[columns])
+        for columns in (slice(2), slice(2, 4))
+    )
+    assert f"{xeon[0]:.1f} to {xeon[-1]:.1f} times faster on a Xeon with AMX" in text
+    assert f"{epyc[0]:.1f} to {epyc[-1]:.1f} times on an EPYC" in text
 
 
 def test_the_fast_recipe_is_what_was_measured() -> None:
@@ -278,8 +284,14 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     lines = read_lines(ROOT / "results" / "benchmark" / "step-cost-gpu.jsonl")
     assert {line["device"] for line in lines} == {"NVIDIA H200"}
-    assert f"<!-- captured -->\n{captured_table(lines)}<!-- end of captured -->" in text
+    assert f"<!-- captured -->\n{captured_table(lines)}\n<!-- end of captured -->" in text
     steps = {(line["objective"], line["precision"], line["mode"]): line for line in lines if line["batch"] == 32}
+    for model, words in (("lenet-plus", "times faster than eager for LeNet+"), ("resnet-18", "times for ResNet-18")):
+        pairs: dict[tuple[str, str], dict[str, float]] = {}
+        for line in (line for line in lines if line["model"] == model):
+            pairs.setdefault((line["objective"], line["precision"]), {})[line["mode"]] = line["seconds_per_step"]
+        gains = sorted(pair["eager"] / pair["captured"] for pair in pairs.values() if len(pair) == 2)
+        assert f"{gains[0]:.1f} to {gains[-1]:.1f} {words}" in text
     captured, eager = (1000 * steps["sat-r3", "fp32", mode]["seconds_per_step"] for mode in ("captured", "eager"))
     assert f"{captured:.2f} ms in place of {eager:.2f}" in (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("short-sat-r1", "short-sat-r3", "fastat-sat-r1"):
