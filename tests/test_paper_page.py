@@ -35,7 +35,7 @@ def table() -> Table:
 
 def figure(name: str, *panels: dict[str, Any]) -> list[dict[str, Any]]:
     about = {"figure": name, "title": f"{name}: what it shows", "columns": 3, "profile": "quick", "note": NOTE}
-    return [about, *panels]
+    return [{**about, "images": "Measured on the first 7 test images."}, *panels]
 
 
 def surface(title: str, height: float) -> dict[str, Any]:
@@ -152,6 +152,7 @@ def test_figures_with_nothing_to_show_are_named_once() -> None:
     assert '<section id="fig5">' not in body
     assert body.count("fig5: what it shows") == 1
     assert "Not run" not in reproduction([], figures(), note=NOTE)
+    assert body.count("Measured on the first 7 test images.") == len(figures())
 
 
 def test_panels_of_a_figure_share_a_scale_where_they_can() -> None:

@@ -19,8 +19,9 @@ from surefoot.paper import figures
 from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells
 from surefoot.paper.curves import logit_gaps, loss_curves
 from surefoot.paper.matrix import Matrix
+from surefoot.paper.measurements import Around
 from surefoot.paper.panels import FIGURES
-from surefoot.paper.profiles import PAPER, SMOKE
+from surefoot.paper.profiles import PAPER, QUICK, SMOKE
 from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace, write_records
 from surefoot.paper.targets import TABLES
 
@@ -162,6 +163,24 @@ def test_figures_are_drawn_from_data_alone(tmp_path: Path) -> None:
     assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     file.write_text("{}\n", encoding="utf-8")
     assert figures.main([str(file)]) == 2
+
+
+def test_a_figure_tells_the_images_that_it_is_measured_on(tmp_path: Path) -> None:
+    """They are fewer than those of the tables, which the profile's note tells."""
+    told = {name: figure.lines(Matrix(QUICK, 1), Workplace(tmp_path))[0]["images"] for name, figure in FIGURES.items()}
+    assert told["fig9"] == told["fig8"] == told["fig7"] == told["fig5"] == "Measured on the first 200 test images."
+    assert told["fig6"] == "Measured on the first 200 validation images."
+    assert told["fig1"] == told["fig2"] == "Measured on the first 64 validation images."
+    assert told["fig3"] == told["fig4"] == "Measured on the first validation image."
+    assert told["fig10"] == "Measured on the first test image."
+    (task, *_) = FIGURES["fig9"].tasks(Matrix(QUICK, 1))
+    assert isinstance(task, Around)
+    assert task.images == 200
+    about: dict[str, Any] = {"figure": "fig0", "title": "t", "columns": 1, "note": "n", "images": told["fig9"]}
+    assert (
+        figures.picture([about, {"title": "", "missing": "x"}]).get_supxlabel()
+        == "n Measured on the first 200 test images."
+    )
 
 
 def test_panels_that_show_the_same_are_drawn_on_one_scale() -> None:

@@ -129,11 +129,24 @@ def test_screening_saves_passes_on_a_model_that_is_not_robust() -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    [FGSM(EPS), IFGSM(EPS, 19, stop_when_fooled=True), IFGSM(EPS, 40), IFGSM(0.0, 40, stop_when_fooled=True)],
-    ids=["one step", "few steps", "does not stop", "no radius"],
+    [
+        FGSM(EPS),
+        IFGSM(EPS, 19, stop_when_fooled=True),
+        IFGSM(EPS, 40),
+        IFGSM(0.0, 40, stop_when_fooled=True),
+        PGD(EPS, 40, EPS / 25, stop_when_fooled=True),
+    ],
+    ids=["one step", "few steps", "does not stop", "no radius", "a shorter way"],
 )
 def test_what_is_short_or_counts_its_last_step_is_not_screened(attack: Attack) -> None:
     assert screening_of(attack) is None
+
+
+def test_a_screening_does_not_fool_what_the_attack_cannot_reach() -> None:
+    """20 steps of 0.01 move a pixel by 0.2, whatever the radius; 5 long ones reach its 0.3."""
+    batches = [(grey(0.75, 0.65), torch.tensor([1, 1]))]
+    short, long = (PGD(0.3, 20, step_size, random_start=False) for step_size in (0.01, 0.03))
+    assert [record.robust_accuracy for record in evaluate(Threshold(), batches, [short, long])[1:]] == [0.5, 0.0]
 
 
 def test_the_last_iterate_and_the_black_box_are_not_screened() -> None:

@@ -116,6 +116,34 @@ def test_phases_run_in_turn_for_their_epochs_at_their_rates(digits: Dataset) -> 
     assert [line["learning_rate"] for line in result.metrics] == [0.05, 0.01, 0.01]
 
 
+def test_what_is_selected_has_been_through_every_phase(digits: Dataset, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_after_the_first_phase(line: dict[str, object]) -> None:
+        if line["epoch"] == 6:
+            raise Stop
+
+    class Unlearning:
+        def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+            return NormalTraining()(model, inputs, (labels + 1) % 10)
+
+    phases, config = (
+        [Phase(NormalTraining(), 6), Phase(Unlearning(), 2)],
+        dataclasses.replace(QUICK, schedule="constant"),
+    )
+    whole = fit(network(), digits, phases, config, run_dir=tmp_path / "whole")
+    scores = [line["validation_clean_accuracy"] for line in whole.metrics]
+    assert max(scores[:6]) > max(scores[6:])
+    assert whole.best_epoch == 7 + scores[6:].index(max(scores[6:]))
+    assert whole.best_score == max(scores[6:])
+    with pytest.raises(Stop):
+        fit(network(), digits, phases, config, run_dir=tmp_path / "cut", on_epoch=stop_after_the_first_phase)
+    assert fit(network(), digits, phases, config, run_dir=tmp_path / "cut", resume=True).best_epoch == whole.best_epoch
+    whole_weights, cut_weights = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert equal(whole_weights, cut_weights)
+
+
 def test_a_resumed_run_is_bit_identical_to_one_without_a_break(digits: Dataset, tmp_path: Path) -> None:
     phases = [Phase(SatR2(0.3, 0.01, 5.0), 2), Phase(SatR3(0.3, 0.1, 1.0, 0.4), 2)]
     config = dataclasses.replace(QUICK, ema_decay=0.9)

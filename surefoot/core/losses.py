@@ -37,8 +37,8 @@ class MarginLoss:
     past that its gradient is zero.
 
     Args:
-        confidence: the margin aimed at, in logits, >= 0 (kappa in the source; 50 in Madry et al.'s and
-            the paper's PGD-CW).
+        confidence: the margin aimed at, in logits, >= 0 (kappa in the source; 50 in Madry et al.'s
+            PGD-CW and in that of the paper's authors' code).
 
     Returns (when called with logits `[batch, classes]`, labels `[batch]`):
         `[batch]`, <= 0.

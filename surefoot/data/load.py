@@ -155,7 +155,8 @@ def load(
     >>> digits.train.images.shape, digits.num_classes
     (torch.Size([1197, 1, 8, 8]), 10)
 
-    Source: the split sizes of MNIST (50,000 / 10,000) and CIFAR-10 (40,000 / 10,000) are those of the paper.
+    Source: the split sizes of MNIST (50,000 / 10,000) and CIFAR-10 (40,000 / 10,000) are those of the
+    code that the paper's authors released.
     """
     for argument, value, least in (
         ("validation_size", validation_size, 0),

@@ -95,9 +95,10 @@ def evaluate(
 
     `strict` precision runs each attack in float32 on the model as it is; `fast` crafts in bfloat16, goes on in float32
     for a tenth of the steps (`LastingAttack`), and scores in float32; what needs float32 (AutoAttack and its parts) is
-    crafted in TF32 on CUDA. An attack of 20 steps or more is preceded by
-    a screening, the same attack in 5 long steps, in bfloat16 where the hardware has it. What float32 confirms as fooled
-    there is fooled, the rest meets the attack itself, so that the result is never above that of the attack alone.
+    crafted in TF32 on CUDA. An attack of 20 steps or more (of PGD, whose steps add up to twice the radius at
+    least) is preceded by a screening, the same attack in 5 long steps, in bfloat16 where the hardware has it. What
+    float32 confirms as fooled there is fooled, the rest meets the attack itself, so that the result is never above that
+    of the attack alone.
 
     Where memory runs out, the batch is halved and the evaluation goes on.
 

@@ -372,7 +372,10 @@ def stopping_early(attack: Attack) -> Attack:
 
 
 def screening_of(attack: Attack) -> Attack | None:
-    """The same attack in a few long steps, once; None where it has too few steps for that to pay, or no ball."""
+    """The same attack in a few long steps, once; None where it has too few steps for that to pay, or no ball.
+
+    None too where the attack's own steps add up to less than the long ones: it is not to be taken for a stronger one.
+    """
     settings: Any = attack
     eps, steps = getattr(settings, "eps", 0), getattr(settings, "steps", 0)
     if not (getattr(settings, "stop_when_fooled", False) and eps and steps >= 4 * SCREENING_STEPS):
@@ -380,6 +383,8 @@ def screening_of(attack: Attack) -> Attack | None:
     changes: dict[str, Any] = {"steps": SCREENING_STEPS}
     if hasattr(settings, "step_size"):
         changes["step_size"] = min(1.0, 2 * eps / SCREENING_STEPS)
+        if steps * settings.step_size < SCREENING_STEPS * changes["step_size"] - 1e-9:
+            return None
     if hasattr(settings, "restarts"):
         changes["restarts"] = 1
     screening: Any = dataclasses.replace(settings, **changes)

@@ -60,7 +60,7 @@ def picture(lines: Sequence[dict[str, Any]]) -> Any:
         axes = figure.add_subplot(rows, columns, index, projection="3d" if "surface" in panel else None)
         draw_panel(axes, panel, ends)
     figure.suptitle(about["title"])
-    figure.supxlabel(footnote(about["note"], panels), fontsize=7, wrap=True)
+    figure.supxlabel(footnote(f"{about['note']} {about.get('images', '')}".rstrip(), panels), fontsize=7, wrap=True)
     return figure
 
 

@@ -210,6 +210,7 @@ class Drawn:
     Args:
         key: begins the ids of its elements.
         title: what it shows.
+        images: that it is measured on, in a sentence.
         plots: of lines: id, title, words, and a table of the numbers.
         surfaces: their names.
         words: what the first surface shows.
@@ -220,6 +221,7 @@ class Drawn:
 
     key: str
     title: str
+    images: str
     plots: list[dict[str, Any]]
     surfaces: list[str]
     words: str
@@ -249,6 +251,7 @@ class Drawn:
         return Drawn(
             key=key,
             title=about["title"],
+            images=about["images"],
             plots=plots,
             surfaces=[panel["title"] for panel in surfaces],
             words=surface_words(surfaces[0]) if surfaces else "",

@@ -20,6 +20,7 @@ from surefoot.paper.matrix import (
 )
 from surefoot.paper.measurements import Around
 from surefoot.paper.runs import Task, Training, Workplace
+from surefoot.paper.watch import PROBE
 from surefoot.recipes.mnist import BATCH, PAIRS, PERCENTAGES
 
 Panel = dict[str, Any]
@@ -34,6 +35,7 @@ class Figure:
     Args:
         name: `fig1`.
         title: what it shows.
+        images: that it is measured on; `{}` stands for how many a curve has.
         columns: panels side by side.
         tasks: what must be done at a matrix's scale.
         panels: what is there, as data.
@@ -41,6 +43,7 @@ class Figure:
 
     name: str
     title: str
+    images: str
     columns: int
     tasks: Callable[[Matrix], Sequence[Task]]
     panels: Callable[[Matrix, Workplace], list[Panel]]
@@ -53,6 +56,7 @@ class Figure:
             "columns": self.columns,
             "profile": matrix.profile.name,
             "note": matrix.profile.note,
+            "images": f"Measured on the first {self.images.format(matrix.profile.curve_images)}.",
         }
         return [about, *self.panels(matrix, place)]
 
@@ -258,50 +262,62 @@ def first_seed(matrix: Matrix) -> Matrix:
 
 
 def watched_figure(
-    name: str, title: str, method: str, panels: Callable[[str, Matrix, Workplace], list[Panel]]
+    name: str, title: str, images: str, method: str, panels: Callable[[str, Matrix, Workplace], list[Panel]]
 ) -> Figure:
     """Fig. 1-4."""
-    return Figure(name, title, 3, lambda matrix: [watched_training(matrix, method)], partial(panels, method))
+    return Figure(name, title, images, 3, lambda matrix: [watched_training(matrix, method)], partial(panels, method))
 
 
 def around_figure(
     name: str,
     title: str,
+    images: str,
     methods: Sequence[tuple[str, str]],
     what: str,
     panels: Callable[[Matrix, Workplace], list[Panel]],
 ) -> Figure:
     """Fig. 5, 9 and 10."""
-    return Figure(name, title, 3, lambda matrix: [task for _, task in arounds(methods, what, matrix)], panels)
+    return Figure(name, title, images, 3, lambda matrix: [task for _, task in arounds(methods, what, matrix)], panels)
 
 
 def grid_figure(
     name: str,
     title: str,
+    images: str,
     columns: int,
     grid: Callable[[Matrix], Grid],
     panels: Callable[[Matrix, Workplace], list[Panel]],
 ) -> Figure:
     """Fig. 6-8."""
-    return Figure(name, title, columns, lambda matrix: grid(matrix).tasks(matrix), panels)
+    return Figure(name, title, images, columns, lambda matrix: grid(matrix).tasks(matrix), panels)
 
+
+TEST, ONE_TEST, VALIDATION = "{} test images", "test image", "{} validation images"
+WATCHED_ON, ONE_WATCHED = f"{PROBE} validation images", "validation image"
 
 FIGURES: dict[str, Figure] = {
     figure.name: figure
     for figure in (
-        watched_figure("fig1", "Fig. 1: logit distances and losses during FGSM-AT", "fgsm-at", during),
-        watched_figure("fig2", "Fig. 2: logit distances and losses during PGD-AT", "pgd-at", during),
-        watched_figure("fig3", "Fig. 3: loss surface during FGSM-AT", "fgsm-at", surfaces_during),
-        watched_figure("fig4", "Fig. 4: loss surface during PGD-AT", "pgd-at", surfaces_during),
-        around_figure("fig5", "Fig. 5: loss over FGSM's radius", ADVERSARIAL, "losses", fgsm_losses),
+        watched_figure("fig1", "Fig. 1: logit distances and losses during FGSM-AT", WATCHED_ON, "fgsm-at", during),
+        watched_figure("fig2", "Fig. 2: logit distances and losses during PGD-AT", WATCHED_ON, "pgd-at", during),
+        watched_figure("fig3", "Fig. 3: loss surface during FGSM-AT", ONE_WATCHED, "fgsm-at", surfaces_during),
+        watched_figure("fig4", "Fig. 4: loss surface during PGD-AT", ONE_WATCHED, "pgd-at", surfaces_during),
+        around_figure("fig5", "Fig. 5: loss over FGSM's radius", TEST, ADVERSARIAL, "losses", fgsm_losses),
         grid_figure(
-            "fig6", "Fig. 6: SAT-R1's k pairs, and I-FGSM samples without the regularizer", 2, sweep_grid, sweeps
+            "fig6",
+            "Fig. 6: SAT-R1's k pairs, and I-FGSM samples without the regularizer",
+            VALIDATION,
+            2,
+            sweep_grid,
+            sweeps,
         ),
-        grid_figure("fig7", "Fig. 7: accuracy over the steps of PGD", 1, partial(sat_grid, step_columns), over_steps),
         grid_figure(
-            "fig8", "Fig. 8: accuracy over the radius of PGD", 1, partial(sat_grid, radius_columns), over_radius
+            "fig7", "Fig. 7: accuracy over the steps of PGD", TEST, 1, partial(sat_grid, step_columns), over_steps
         ),
-        around_figure("fig9", "Fig. 9: loss over the radius of FGSM and PGD", SAT, "losses", losses),
-        around_figure("fig10", "Fig. 10: loss surfaces", SAT, "surface", surfaces),
+        grid_figure(
+            "fig8", "Fig. 8: accuracy over the radius of PGD", TEST, 1, partial(sat_grid, radius_columns), over_radius
+        ),
+        around_figure("fig9", "Fig. 9: loss over the radius of FGSM and PGD", TEST, SAT, "losses", losses),
+        around_figure("fig10", "Fig. 10: loss surfaces", ONE_TEST, SAT, "surface", surfaces),
     )
 }

@@ -357,7 +357,10 @@ def sanity(matrix: Matrix, place: Workplace) -> Table:
         matrix.named("sanity"), f"Section 5.4: sanity tests, {matrix.written}", "trained by", columns, tuple(lines)
     )
     end = max(column_radius(column, matrix) for column in over_radius)
-    extra = [f"Accuracies in %; PGD over the radius as in Fig. 8, up to {end:.3g}."]
+    images = matrix.profile.curve_images
+    extra = [
+        f"Accuracies in %; PGD over the radius as in Fig. 8, up to {end:.3g}, on the first {images} test images.",
+    ]
     return dataclasses.replace(bare, notes=notes(matrix, bare, all_records(grid, matrix, OfTasks(place)), extra))
 
 

@@ -1,9 +1,9 @@
 """CIFAR-10: every row of Table 4, the sources of its black-box columns, and SAT in the FastAT Benchmark's recipe.
 
 eps 8/255, WRN-28-10, batch 64, 100 epochs, SGD 0.1, pad-crop and flip, 40,000/10,000 training and validation
-images. SAT-R1 takes 3 I-FGSM steps, as in the authors' released code; the paper's Table 8 says 7. `fastat-` and
-`short-` are beyond the paper: first runs of three of them are in docs/performance.md, where `fastat-sat-r1` masks its
-gradients.
+images. SAT-R1 takes 3 I-FGSM steps, as in the authors' released code, and TRADES its own authors' 10; the paper's
+Table 8 says 7 of both. `fastat-` and `short-` are beyond the paper: first runs of three of them are in
+docs/performance.md, where `fastat-sat-r1` masks its gradients.
 """
 
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, SatR1, SatR2, SatR3, Trades

@@ -68,7 +68,7 @@ class FitConfig:
     learning_rate: float = 0.01
     """Base learning rate of SGD; the schedule multiplies it."""
     schedule: Literal["steps", "one-cycle", "constant"] = "steps"
-    """`steps`: a fifth from each further quarter of the run (the paper); `one-cycle`: up, then down to zero."""
+    """`steps`: a fifth from each further quarter of the run (the paper's authors' code); `one-cycle`: up, then to 0."""
     momentum: float = 0.9
     """Momentum of SGD, in [0, 1)."""
     weight_decay: float = 5e-4
@@ -217,10 +217,10 @@ def fit(
 ) -> FitResult:
     """Minimise each phase's objective in turn; leave the selected epoch's weights in `model`.
 
-    After each epoch the accuracy on the validation split under `selection` is measured; the epoch with
-    the highest is selected (the paper: I-FGSM with 3 steps). With a `run_dir`, `model.safetensors` holds the
-    selected weights, `last.safetensors` the last ones, `metrics.jsonl` a line an epoch and `state.ckpt` all that
-    is needed to go on; each is written atomically after every epoch.
+    After each epoch the accuracy on the validation split under `selection` is measured; the epoch of the last phase
+    with the highest is selected (the paper's authors' code: under I-FGSM with 3 steps). With a `run_dir`,
+    `model.safetensors` holds the selected weights, `last.safetensors` the last ones, `metrics.jsonl` a line an epoch
+    and `state.ckpt` all that is needed to go on; each is written atomically after every epoch.
 
     Args:
         model: any module; trained in place.
@@ -312,6 +312,8 @@ def fit(
         if guard is not None and guard.did("stop"):
             break
         phase = schedule[epoch - 1]
+        if epoch > 1 and phase is not schedule[epoch - 2]:
+            best_epoch, best_score = 0, -1.0  # an epoch before it has not been through all phases
         objective = phase.objective if guard is None else guard.objective(phase.objective)
         base_rate = phase.learning_rate or config.learning_rate
         torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + rank)  # so that resuming needs no generator state

@@ -13,7 +13,7 @@ def constant(progress: float) -> float:
 
 
 def steps(progress: float) -> float:
-    """The paper's schedule: 1, then 1/5, 1/25 and 1/125 from each further quarter of the run.
+    """The schedule of the paper's authors' code: 1, then 1/5, 1/25 and 1/125 from each further quarter of the run.
 
     Example:
         >>> [steps(p) for p in (0.0, 0.25, 0.5, 0.75)]
