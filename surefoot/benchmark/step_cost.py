@@ -21,7 +21,7 @@ from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.core.types import Objective
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
-from surefoot.training.captured import WARM_UP, CapturedStep
+from surefoot.training.captured import WARM_UP, CapturedStep, capture
 from surefoot.training.fit import FitConfig, make_fabric
 from surefoot.training.step import EagerStep, Step
 
@@ -419,9 +419,7 @@ def replayed(turn: Callable[[], None]) -> Callable[[], None]:
         for _ in range(WARM_UP):
             turn()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        turn()
+    graph, _ = capture(turn)
     return graph.replay
 
 
