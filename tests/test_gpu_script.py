@@ -252,7 +252,8 @@ def test_without_mps_nothing_changes(gpu: ModuleType, tmp_path: Path, monkeypatc
 
 def test_the_check_reads_the_files_with_tests_for_a_gpu(gpu: ModuleType, tmp_path: Path) -> None:
     (command,) = gpu.Plan(tmp_path, None, 1, False).check()
-    assert {"tests/test_batches.py", "tests/test_monitor.py", "tests/test_step.py"} <= set(command.words)
+    names = ("batches", "gpu", "monitor", "step")
+    assert {f"tests/test_{name}.py" for name in names} <= set(command.words)
     assert "tests/test_readme.py" not in command.words
     assert all((ROOT / word).exists() for word in command.words if word.startswith("tests/"))
 
