@@ -257,15 +257,17 @@ def work(plan: Plan, seconds: float, only: list[str], minutes: float = math.inf,
 
 
 def chosen(plan: Plan, only: list[str]) -> list[tuple[str, list[Command]]]:
-    """The pieces, of each the commands that are asked for: all where none are."""
+    """What is asked for, in that order, by pieces or by how commands' names begin; all pieces where nothing is."""
     pieces = list(plan.pieces())
     if not only:
         return pieces
-    return [
-        (name, kept)
-        for name, commands in pieces
-        if (kept := [each for each in commands if any(word == name or each.key.startswith(word) for word in only)])
-    ]
+    found: list[tuple[str, list[Command]]] = []
+    for word in only:
+        for name, commands in pieces:
+            kept = [each for each in commands if word == name or each.key.startswith(word)]
+            if kept:
+                found.append((name, kept))
+    return found
 
 
 def spent(command: Command, out: Path) -> float:
@@ -447,7 +449,7 @@ def main(argv: list[str] | None = None) -> int:
         "--plan", action="store_true", help="say what is run in which order and takes how long; run nothing"
     )
     names = "check attacks step-cost short mnist cifar10 short-others table4 table5"
-    parser.add_argument("pieces", nargs="*", help=f"{names}, or how a command's name begins; all, in order")
+    parser.add_argument("pieces", nargs="*", help=f"{names}, or how a command's name begins, in that order; all")
     options = parser.parse_args(argv)
     plan = Plan(options.out, options.data_dir, options.seeds, options.tiny)
     for word in options.pieces:

@@ -162,10 +162,12 @@ def test_what_earlier_calls_have_done_of_a_command_counts(gpu: ModuleType, tmp_p
     assert ran == ["a"]
 
 
-def test_a_piece_or_the_beginning_of_a_name_chooses(gpu: ModuleType, tmp_path: Path, ran: list[str]) -> None:
+def test_pieces_or_the_beginnings_of_names_choose_in_their_order(
+    gpu: ModuleType, tmp_path: Path, ran: list[str]
+) -> None:
     plan = fake_plan(gpu, tmp_path, {"one": [("a 1", ""), ("a 2", "")], "two": [("b 1", ""), ("one", "")]})
-    gpu.work(plan, 600, ["a 2", "two"])
-    assert ran == ["a 2", "b 1", "one"]
+    assert gpu.work(plan, 600, ["two", "a 2", "b"]) == 0
+    assert ran == ["b 1", "one", "a 2"]
 
 
 def test_what_is_worth_keeping_is_one_file_after_every_command(gpu: ModuleType, tmp_path: Path) -> None:
