@@ -94,7 +94,7 @@ class Plan:
         if self.tiny:
             yield Command("check", ("surefoot", "list", "recipes"))
         else:  # only their files: others import what they are about, which need not be installed here
-            yield Command("check", ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked_gpu()), takes=60)
+            yield Command("check", ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked_gpu()), takes=80)
 
     def attacks(self) -> Iterator[Command]:
         """Attacks beside other libraries."""

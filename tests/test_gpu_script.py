@@ -130,11 +130,12 @@ def test_an_unknown_piece_is_one_sentence(gpu: ModuleType, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("seconds", "minutes", "expected"),
     [
-        (540, math.inf, ["train", "long train", "benchmark"]),
-        (200, math.inf, ["train", "long train"]),  # a benchmark of 300 s would be cut, and begin anew
-        (540, 4, ["train"]),  # neither of 300 s can end
-        (540, 14, ["train", "long train", "benchmark"]),
-        (60, 14, ["train", "long train"]),
+        (540, math.inf, ["train", "long train", "benchmark", "table"]),
+        (200, math.inf, ["train", "long train", "table"]),  # a benchmark of 300 s would be cut, and begin anew
+        (540, 4, ["train", "table"]),  # neither of 300 s can end; a part of the table can
+        (540, 14, ["train", "long train", "benchmark", "table"]),
+        (60, 14, ["train", "long train", "table"]),
+        (540, 2, ["train"]),
         (540, 0.5, []),
     ],
 )
@@ -146,6 +147,7 @@ def test_what_cannot_end_is_not_begun(
         gpu.Command("long train", ("surefoot", "train"), takes=300),
         gpu.Command("evaluate", ("surefoot", "evaluate"), takes=5, after="never trained"),
         gpu.Command("benchmark", ("surefoot", "benchmark"), takes=300),
+        gpu.Command("table", ("surefoot", "reproduce"), takes=900),
     ]
     plan = fake_plan(gpu, tmp_path, {})
     plan.__class__.pieces = lambda self: iter([("piece", commands)])

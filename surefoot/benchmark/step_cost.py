@@ -132,8 +132,8 @@ class StepLine:
     a CUDA graph where `captured` is measured); `ratio_to_floor` their quotient. `floor_units` and `units` are in
     forwards of one sample a sample of the batch. `forwards` and `backwards` count samples, `crafting_passes` gradients
     one after the other. `share_of_peak` is the step's arithmetic (`flops`) a second over that of one large matrix
-    product. `peak_memory` is in bytes, beyond what was held before the step. Where there is an `error` there are no
-    times.
+    product. `peak_memory` is in bytes, beyond what was held before the step; a captured step holds its memory all the
+    time, so that its own is 0. Where there is an `error` there are no times.
     """
 
     objective: str
