@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 STOPPED = 130
-GRACE = 45  # seconds that a command has to end after it was asked to
+GRACE = 30  # seconds that a command has to end after it was asked to
 
 SAT = ("sat-r2", "sat-r3", "sat-r1")  # in this order: the third masks in its long recipe, docs/performance.md
 WORKERS = 6  # of MNIST's trainings; four at a time made twice the steps of one (H200)
@@ -276,7 +276,7 @@ def spent(command: Command, out: Path) -> float:
     if not command.goes_on or not file.exists():
         return 0.0
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return sum(line["seconds"] for line in lines if line["command"] == command.key)
+    return float(sum(line["seconds"] for line in lines if line["command"] == command.key))
 
 
 def pack(out: Path, file: Path) -> None:
