@@ -1,42 +1,61 @@
-"""What `benchmarks/gpu.sh` runs: commands of surefoot in a fixed order, each until it is done, over several calls.
+"""What `benchmarks/gpu.sh` runs: commands of surefoot, the most worth first, each until it is done, over several calls.
 
 A call works for `--seconds` and then stops what runs as Ctrl-C would: a training has its finished epochs, an
-evaluation its finished batches, and the next call goes on from there. What is done is kept in `OUT/done.json`. Records
-are in `OUT/records`, a file a kind; `OUT/runs` and `OUT/reproduction` have the trained models. Commands of surefoot run
-in this process, which imports and starts CUDA once. Trainings on MNIST fill a small part of a GPU: where NVIDIA's MPS
-is installed it lets several share it. `--tiny` does all of it on the CPU in minutes, on the embedded digits: the same
-pieces, too small to mean anything.
+evaluation its finished batches, a reproduction its finished tasks, and the next call goes on from there; a benchmark,
+which would begin anew, is not begun where its time is not left. With `--minutes`, all that there are from now on, what
+cannot end in them is left out. What is done is kept in `OUT/done.json`. Records are in `OUT/records`, a file a kind;
+`OUT/runs` and `OUT/reproduction` have the trained models; `--evidence` is a file of all that is worth keeping but the
+weights, written anew after each command. Commands of surefoot run in this process, which imports and starts CUDA once;
+after a failure that left CUDA unusable, each in its own. Trainings on MNIST fill a small part of a GPU: where NVIDIA's
+MPS is installed it lets several share it. `--tiny` does all of it on the CPU in minutes, on the embedded
+digits: the same pieces, too small to mean anything.
 """
 
 import argparse
 import contextlib
+import gc
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 STOPPED = 130
-GRACE = 45  # seconds that a command has to end after it was asked to
+GRACE = 30  # seconds that a command has to end after it was asked to
 
 SAT = ("sat-r2", "sat-r3", "sat-r1")  # in this order: the third masks in its long recipe, docs/performance.md
 WORKERS = 6  # of MNIST's trainings; four at a time made twice the steps of one (H200)
+PART = 120  # seconds in which a reproduction gets something done
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = (".safetensors", ".ckpt", ".lock", ".html")  # what is no evidence, or drawn from it
 
 
 @dataclass(frozen=True)
 class Command:
-    """Words for `python -m`; `key` tells it from all others; a training goes on with `trains` where that was begun."""
+    """Words for `python -m`; `key` tells it from all others; a training goes on with `trains` where that was begun.
+
+    On an H200 it `takes` so many seconds, most of them by estimate. It runs after the command with the key `after`.
+    """
 
     key: str
     words: tuple[str, ...]
+    takes: float = 0
     trains: Path | None = None
+    after: str | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Does it keep what it had done when it was stopped?"""
+        return self.words[:2] in (("surefoot", "train"), ("surefoot", "evaluate"), ("surefoot", "reproduce"))
 
     def now(self) -> tuple[str, ...]:
         """The words at this moment."""
@@ -55,80 +74,88 @@ class Plan:
 
     def pieces(self) -> Iterator[tuple[str, list[Command]]]:
         """Each piece's name and its commands, in order."""
+        for name, commands in self.all_pieces():
+            yield name, [replace(each, takes=0) for each in commands] if self.tiny else commands
+
+    def all_pieces(self) -> Iterator[tuple[str, list[Command]]]:
+        """The same with the times of whole pieces."""
         yield "check", list(self.check())
-        yield "step-cost", list(self.step_cost())
         yield "attacks", list(self.attacks())
+        yield "step-cost", list(self.step_cost())
+        yield "short", list(self.cifar10("short", SAT[:1]))
         yield "mnist", list(self.mnist())
-        yield "table4", list(self.table4())
         yield "cifar10", list(self.cifar10("fastat", SAT[:1] if self.tiny else SAT))
-        yield "short", list(self.cifar10("short", SAT[:1] if self.tiny else SAT))
+        yield "short-others", [] if self.tiny else list(self.cifar10("short", SAT[1:]))
+        yield "table4", list(self.table("table4", 900))
+        yield "table5", list(self.table("table5", 1500))
 
     def check(self) -> Iterator[Command]:
         """Do graphs give an eager step's numbers here, and does everything marked `gpu` pass?"""
         if self.tiny:
             yield Command("check", ("surefoot", "list", "recipes"))
-        else:
-            yield Command("check", ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"))
-
-    def step_cost(self) -> Iterator[Command]:
-        """Step costs of all objectives, eager against captured."""
-        networks = (
-            [("digits-net", "4")] if self.tiny else [("lenet-plus", "32"), ("resnet-18", "128"), ("wrn-28-10", "128")]
-        )
-        modes = ("eager",) if self.tiny else ("eager", "captured")
-        size = (
-            ("--rounds", "1", "--peak-size", "64", "--objectives", "normal", "sat-r1")
-            if self.tiny
-            else ("--rounds", "5", "--steps", "5")
-        )
-        for network, batch in networks:
-            for precision in ("bf16",) if network == "wrn-28-10" else ("fp32", "bf16"):
-                yield Command(
-                    f"step-cost {network} {precision}",
-                    (
-                        *(
-                            "surefoot",
-                            "benchmark",
-                            "step-cost",
-                            network,
-                            "--batch-size",
-                            batch,
-                            "--precision",
-                            precision,
-                        ),
-                        *("--mode", *modes, *size, "--device", self.device),
-                        *("--records", str(self.records("step-cost"))),
-                    ),
-                )
+        else:  # only their files: others import what they are about, which need not be installed here
+            yield Command("check", ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked_gpu()), takes=80)
 
     def attacks(self) -> Iterator[Command]:
         """Attacks beside other libraries."""
-        size = (
-            ("--batch-size", "4", "--steps", "2", "--rounds", "1")
-            if self.tiny
-            else ("--batch-size", "500", "--rounds", "3")
-        )
-        for network in ("digits-net",) if self.tiny else ("resnet-18", "wrn-28-10"):
-            for attack in ("pgd",) if self.tiny else ("pgd", "deepfool", "cw"):
-                yield Command(
-                    f"attacks {network} {attack}",
-                    (
-                        *("surefoot", "benchmark", "attacks", network, "--attacks", attack, *size),
-                        *("--device", self.device, "--records", str(self.records("attacks"))),
-                    ),
-                )
+        if self.tiny:
+            yield self.attack("digits-net", "pgd", 0, "--batch-size", "4", "--steps", "2", "--rounds", "1")
+            return
+        yield self.attack("resnet-18", "pgd", 40, "--rounds", "3")
+        yield self.attack("wrn-28-10", "pgd", 45, "--rounds", "3")
+        # One library takes the images of DeepFool one by one, one searches at every step of C&W: they get fewer images.
+        # With its usual 900 gradients C&W would take a minute a turn and library on WRN-28-10.
+        deepfool = ("--rounds", "2", "--max-seconds", "10")
+        cw = ("--rounds", "2", "--max-seconds", "15", "--cw-steps", "30", "--cw-search-steps", "3")
+        for network, deepfool_takes, cw_takes in (("resnet-18", 60, 50), ("wrn-28-10", 80, 110)):
+            yield self.attack(network, "deepfool", deepfool_takes, *deepfool)
+            yield self.attack(network, "cw", cw_takes, *cw)
+
+    def attack(self, network: str, attack: str, takes: float, *size: str) -> Command:
+        words = ("surefoot", "benchmark", "attacks", network, "--attacks", attack)
+        size = size if self.tiny else ("--batch-size", "500", *size)
+        where = ("--device", self.device, "--records", str(self.records("attacks")))
+        return Command(f"attacks {network} {attack}", (*words, *size, *where), takes)
+
+    def step_cost(self) -> Iterator[Command]:
+        """Step costs of all objectives, eager against captured."""
+        if self.tiny:
+            yield self.steps("digits-net", "4", "bf16", ("normal", "sat-r1"), 0)
+            return
+        # In two: each graph keeps its memory until the command is over.
+        single, rest = ("normal", "fgsm-at", *sorted(SAT)), ("rfgsm-at", "ensemble-at", "pgd-at", "trades")
+        yield self.steps("wrn-28-10", "128", "bf16", single, 60)
+        yield self.steps("wrn-28-10", "128", "bf16", rest, 80)
+        for network, batch in (("resnet-18", "128"), ("lenet-plus", "32")):
+            for precision in ("bf16", "fp32"):
+                yield self.steps(network, batch, precision, (*single, *rest), 60)
+
+    def steps(self, network: str, batch: str, precision: str, objectives: tuple[str, ...], takes: float) -> Command:
+        words = ("surefoot", "benchmark", "step-cost", network, "--batch-size", batch, "--precision", precision)
+        modes = ("eager",) if self.tiny else ("eager", "captured")
+        size = ("--rounds", "1", "--peak-size", "64") if self.tiny else ("--rounds", "5", "--steps", "5")
+        where = ("--device", self.device, "--records", str(self.records("step-cost")))
+        key = f"step-cost {network} {precision} {objectives[0]}"
+        return Command(key, (*words, "--mode", *modes, "--objectives", *objectives, *size, *where), takes)
 
     def mnist(self) -> Iterator[Command]:
-        """All of Table 3 in the paper's settings, AutoAttack and Table 6 with it."""
+        """All of Table 3 in the paper's settings, AutoAttack and Table 6 with it; the cheap rows first."""
         if self.tiny:
-            yield self.reproduce("table3", "smoke", "--only", "normal,sat-r1")
+            yield self.reproduce("table3", "smoke", 0, "--only", "normal,sat-r1")
             return
-        for table in ("table3", "table6"):
-            yield self.reproduce(table, "paper", "--workers", str(WORKERS))
+        shared = ("--workers", str(WORKERS))
+        rows = ",".join(("normal", "fgsm-at", *sorted(SAT)))
+        yield self.reproduce("table3", "paper", 200 * self.seeds, "--only", rows, *shared)
+        yield self.reproduce("table6", "paper", 60 * self.seeds, "--only", rows, *shared)
+        yield self.reproduce("table3", "paper", 600 * self.seeds, *shared)
+        yield self.reproduce("table6", "paper", 60 * self.seeds, *shared)
 
-    def table4(self) -> Iterator[Command]:
-        """Table 4 with ResNet-18 in 15 epochs a training."""
-        yield self.reproduce("table4", *(("smoke", "--only", "normal") if self.tiny else ("short",)))
+    def table(self, name: str, takes: float) -> Iterator[Command]:
+        """Table 4 or 5 with ResNet-18 in 15 epochs a training."""
+        if self.tiny:
+            yield self.reproduce(name, "smoke", 0, "--only", "normal")
+        else:
+            yield self.reproduce(name, "short", takes * self.seeds)
 
     def cifar10(self, prefix: str, methods: tuple[str, ...]) -> Iterator[Command]:
         """SAT on CIFAR-10 with ResNet-18: clean, PGD-50, AutoAttack, and the wall time in the run's metrics."""
@@ -137,8 +164,8 @@ class Plan:
             for method in methods:
                 recipe = method if self.tiny else f"{prefix}-{method}"
                 folder = f"{prefix}-{method}"
-                yield self.train(f"{family}/{recipe}", family, folder, seed)
-                yield self.evaluate(family, folder, seed, "PGD", "--attacks", "pgd")
+                yield self.train(f"{family}/{recipe}", family, folder, seed, 80 if prefix == "short" else 350)
+                yield self.evaluate(family, folder, seed, "PGD", 25, "--attacks", "pgd")
                 yield self.auto_attack(family, folder, seed)
 
     @property
@@ -154,74 +181,127 @@ class Plan:
     def data(self) -> tuple[str, ...]:
         return () if self.data_dir is None else ("--data-dir", str(self.data_dir))
 
-    def train(self, recipe: str, family: str, method: str, seed: int) -> Command:
+    def train(self, recipe: str, family: str, method: str, seed: int, takes: float) -> Command:
         options: tuple[str, ...] = ("--epochs", "1") if self.tiny else ()
-        if not self.tiny and method != "sat-r2":  # which bf16 costs robust accuracy: docs/mnist.md
-            options = ("--precision", "bf16")
         words = ("surefoot", "train", recipe, "--seed", str(seed), "--device", self.device, *options, *self.data())
-        out = ("--out", str(self.run(family, method, seed)))
-        return Command(f"train {family}/{method} {seed}", (*words, *out), trains=self.run(family, method, seed))
+        run = self.run(family, method, seed)
+        return Command(f"train {family}/{method} {seed}", (*words, "--out", str(run)), takes, trains=run)
 
-    def reproduce(self, table: str, profile: str, *options: str) -> Command:
-        out = ("--out", str(self.out / "reproduction"), "--seeds", str(self.seeds))
-        return Command(table, ("surefoot", "reproduce", table, *out, "--profile", profile, *options, *self.data()))
+    def reproduce(self, table: str, profile: str, takes: float, *options: str) -> Command:
+        out = ("--out", str(self.out / "reproduction"), "--seeds", str(self.seeds), "--profile", profile)
+        key = f"{table} {options[1]}" if "--only" in options else table
+        return Command(key, ("surefoot", "reproduce", table, *out, *options, *self.data()), takes)
 
-    def evaluate(self, family: str, method: str, seed: int, what: str, *options: str) -> Command:
+    def evaluate(self, family: str, method: str, seed: int, what: str, takes: float, *options: str) -> Command:
         words = ("surefoot", "evaluate", str(self.run(family, method, seed)), *options, *self.data())
         # A large batch: AutoAttack's last parts run on what is left of it, and small ones wait for their launches.
         size = ("--batch-size", "100", "--num-examples", "20") if self.tiny else ("--batch-size", "5000")
         if "--num-examples" in options:
             size = size[:2]
-        where = ("--device", self.device, "--records", str(self.records(f"{family}-{seed}")))
-        return Command(f"evaluate {family}/{method} {seed} {what}", (*words, *size, *where))
+        # In bf16, AutoAttack in TF32 as other AutoAttacks run there; float32 decides.
+        where = ("--precision", "fast", "--device", self.device, "--records", str(self.records(f"{family}-{seed}")))
+        trained = f"train {family}/{method} {seed}"
+        return Command(f"evaluate {family}/{method} {seed} {what}", (*words, *size, *where), takes, after=trained)
 
     def auto_attack(self, family: str, method: str, seed: int) -> Command:
         images = "2" if self.tiny else "10000"
-        precision = ("--precision", "fast")  # TF32, as other AutoAttacks run there; float32 decides
         attack = ("--attacks", "auto-attack", "--num-examples", images)
-        return self.evaluate(family, method, seed, "AutoAttack", *attack, *precision)
+        return self.evaluate(family, method, seed, "AutoAttack", 330, *attack)
 
 
-def work(plan: Plan, seconds: float, only: list[str]) -> int:
+def marked_gpu() -> list[str]:
+    """The test files that have tests marked `gpu`."""
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    return [f"tests/{file.name}" for file in files if "pytest.mark.gpu" in file.read_text(encoding="utf-8")]
+
+
+def work(plan: Plan, seconds: float, only: list[str], minutes: float = math.inf, evidence: Path | None = None) -> int:
     """Run what is not done until the time is over: 0 all done, 130 more to do, 1 something failed."""
-    deadline = time.monotonic() + seconds
-    plan.out.mkdir(parents=True, exist_ok=True)
+    over = time.monotonic() + 60 * minutes
+    deadline = min(time.monotonic() + seconds, over)
+    for folder in (plan.out, *([] if evidence is None else [evidence.parent])):
+        folder.mkdir(parents=True, exist_ok=True)
     state_file = plan.out / "done.json"
     state: dict[str, str] = json.loads(state_file.read_text()) if state_file.exists() else {}
-
-    def keep(key: str, value: str) -> None:
-        state[key] = value
-        state_file.write_text(json.dumps(state, indent=1) + "\n")
-
-    pieces = [(name, commands) for name, commands in plan.pieces() if not only or name in only]
-    for name, commands in pieces:
-        for command in commands:
-            if state.get(command.key) in ("done", "failed"):
-                continue
-            left = deadline - time.monotonic()
-            if left < GRACE:
-                return report(pieces, state)
-            print(f"[{name}] {command.key}: {left:.0f} s left", flush=True)
-            started = time.monotonic()
-            code = run(command, left - GRACE / 2, plan.out)
-            took = time.monotonic() - started
-            with open(plan.out / "times.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"piece": name, "command": command.key, "seconds": took, "code": code}) + "\n")
-            if code == STOPPED:
-                return report(pieces, state)
-            if code == 2 and command.trains is not None and "holds a finished run" in last_line(plan.out):
-                code = 0  # it was done, and the note of it was lost
-            keep(command.key, "failed" if code else "done")
+    apart = False
+    pieces = chosen(plan, only)
+    for name, command in [(name, command) for name, commands in pieces for command in commands]:
+        if state.get(command.key) in ("done", "failed") or (command.after and state.get(command.after) != "done"):
+            continue
+        left, needs = deadline - time.monotonic(), command.takes - spent(command, plan.out)
+        if left < GRACE:
+            break
+        if command.words[1] == "reproduce":
+            needs = min(needs, PART)
+        if needs > (over if command.goes_on else deadline) - time.monotonic() - GRACE / 2:
+            print(f"[{name}] {command.key}: not begun, it takes {needs:.0f} s", flush=True)
+            continue
+        print(f"[{name}] {command.key}: {left:.0f} s left", flush=True)
+        started = time.monotonic()
+        with sharing(plan.out) if "--workers" in command.words else contextlib.nullcontext():
+            code = run(command, left - GRACE / 2, plan.out, apart)
+        took = time.monotonic() - started
+        with open(plan.out / "times.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"piece": name, "command": command.key, "seconds": took, "code": code}) + "\n")
+        if code == 2 and command.trains is not None and "holds a finished run" in last_line(plan.out):
+            code = 0  # it was done, and the note of it was lost
+        if code != STOPPED:
+            state[command.key] = "failed" if code else "done"
+            state_file.write_text(json.dumps(state, indent=1) + "\n")
+        apart = apart or (code not in (0, STOPPED) and cuda_is_broken())
+        if evidence is not None:
+            pack(plan.out, evidence)
+        if code == STOPPED:
+            break
     return report(pieces, state)
 
 
-def run(command: Command, seconds: float, out: Path) -> int:
+def chosen(plan: Plan, only: list[str]) -> list[tuple[str, list[Command]]]:
+    """What is asked for, in that order, by pieces or by how commands' names begin; all pieces where nothing is."""
+    pieces = list(plan.pieces())
+    if not only:
+        return pieces
+    found: list[tuple[str, list[Command]]] = []
+    for word in only:
+        for name, commands in pieces:
+            kept = [each for each in commands if word == name or each.key.startswith(word)]
+            if kept:
+                found.append((name, kept))
+    return found
+
+
+def spent(command: Command, out: Path) -> float:
+    """Seconds that earlier calls have put into what goes on from there."""
+    file = out / "times.jsonl"
+    if not command.goes_on or not file.exists():
+        return 0.0
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return float(sum(line["seconds"] for line in lines if line["command"] == command.key))
+
+
+def pack(out: Path, file: Path) -> None:
+    """Everything of OUT that is worth keeping but the weights, as one file, which is whole at any time."""
+    unfinished = file.with_name(f"{file.name}.tmp")
+    with tarfile.open(unfinished, "w:gz") as archive:
+        for name in ("records", "runs", "reproduction", "log", "times.jsonl", "done.json"):
+            if (out / name).exists():
+                archive.add(out / name, arcname=name, filter=worth_keeping)
+    unfinished.replace(file)
+
+
+def worth_keeping(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """No weights, no locks, and of a reproduction neither logs nor what is unfinished."""
+    left_out = entry.name.endswith(WEIGHTS) or Path(entry.name).name in ("logs", "unfinished", ".gitignore")
+    return None if left_out else entry
+
+
+def run(command: Command, seconds: float, out: Path, apart: bool) -> int:
     """One command, its words to `out/log`; asked to stop when its time is over."""
     with open(out / "log", "a", encoding="utf-8") as log:
         words = command.now()
         log.write(f"$ python -m {' '.join(words)}\n")
         log.flush()
-        if words[0] == "surefoot":
+        if words[0] == "surefoot" and not apart:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 return run_here(words[1:], seconds)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -246,39 +326,92 @@ def run_here(words: tuple[str, ...], seconds: float) -> int:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1))
     try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1))
         return surefoot_main(list(words))
+    except KeyboardInterrupt:  # just before or after the command
+        return STOPPED
     except Exception:  # a bug of ours shall not cost the rest of the call
         traceback.print_exc()
         return 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        free_memory()
+
+
+def cuda_is_broken() -> bool:
+    """After an illegal access, say, CUDA refuses everything that this process asks of it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def free_memory() -> None:
+    """Give back what the last command held on the GPU: models and their graphs hang together in circles."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
-def workplace(out: Path, *, shared: bool) -> Iterator[None]:
-    """Decoded data in `out`, and processes that share the GPU by NVIDIA's MPS where it is installed.
+def sharing(out: Path) -> Iterator[None]:
+    """Processes begun inside share the GPU by NVIDIA's MPS, where that is installed and works.
 
     MPS is a program beside ours; no setting of the card is touched.
     """
-    before = dict(os.environ)
-    os.environ["XDG_CACHE_HOME"] = str(out / "cache")
-    control = shutil.which("nvidia-cuda-mps-control") if shared and "CUDA_MPS_PIPE_DIRECTORY" not in before else None
-    if control is not None:
-        folder = out.resolve() / "mps"
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ["CUDA_MPS_PIPE_DIRECTORY"] = os.environ["CUDA_MPS_LOG_DIRECTORY"] = str(folder)
-        if subprocess.run([control, "-d"], check=False).returncode != 0:
-            control = None
+    control = shutil.which("nvidia-cuda-mps-control")
+    if control is None or "CUDA_MPS_PIPE_DIRECTORY" in os.environ:
+        yield
+        return
+    folder = out.resolve() / "mps"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
+    os.environ.update(dict.fromkeys(names, str(folder)))
+    try:
+        # Where MPS runs and fails, so does every program that finds it.
+        tried = [sys.executable, "-c", "import torch; torch.ones(1, device='cuda').cpu()"]
+        if not (succeeds([control, "-d"]) and succeeds(tried)):
+            quit_sharing(control, names)
+        yield
+    finally:
+        quit_sharing(control, names)
+
+
+def succeeds(words: list[str], told: str = "") -> bool:
+    """Does a program end well, and in time?"""
+    try:
+        return subprocess.run(words, input=told, text=True, check=False, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def quit_sharing(control: str, names: tuple[str, ...]) -> None:
+    """End MPS and forget where it was."""
+    if names[0] in os.environ:
+        succeeds([control], "quit\n")
+        for name in names:
+            del os.environ[name]
+
+
+@contextlib.contextmanager
+def workplace(out: Path) -> Iterator[None]:
+    """Decoded data, and the finished batches of evaluations, lie in `out`."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(out.resolve() / "cache")
     try:
         yield
     finally:
-        if control is not None:
-            subprocess.run([control], input="quit\n", text=True, check=False)
-        os.environ.clear()
-        os.environ.update(before)
+        del os.environ["XDG_CACHE_HOME"]
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
 
 
 def last_line(out: Path) -> str:
@@ -307,22 +440,35 @@ def main(argv: list[str] | None = None) -> int:
         "--data-dir", type=Path, default=None, help="folder of parquet shards; else $SUREFOOT_DATA or the hub"
     )
     parser.add_argument("--seconds", type=float, default=540, help="of one call (540)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of this and all later calls (no end)")
     parser.add_argument("--seeds", type=int, default=1, help="of each training (1)")
+    parser.add_argument("--evidence", type=Path, default=None, help="a .tar.gz of all but the weights, kept up to date")
     parser.add_argument("--tiny", action="store_true", help="on the CPU, far too small, in minutes")
     parser.add_argument("--retry", action="store_true", help="try again what failed in an earlier call")
-    parser.add_argument("pieces", nargs="*", help="check step-cost attacks mnist table4 cifar10 short; all, in order")
+    parser.add_argument(
+        "--plan", action="store_true", help="say what is run in which order and takes how long; run nothing"
+    )
+    names = "check attacks step-cost short mnist cifar10 short-others table4 table5"
+    parser.add_argument("pieces", nargs="*", help=f"{names}, or how a command's name begins, in that order; all")
     options = parser.parse_args(argv)
     plan = Plan(options.out, options.data_dir, options.seeds, options.tiny)
-    known = [name for name, _ in plan.pieces()]
-    unknown = [name for name in options.pieces if name not in known]
-    if unknown:
-        parser.error(f"there is no piece {unknown[0]!r}; it is one of {', '.join(known)}.")
+    for word in options.pieces:
+        if not chosen(plan, [word]):
+            known = ", ".join(name for name, _ in plan.pieces())
+            parser.error(f"there is no piece {word!r}; it is one of {known}, or how a command's name begins (--plan).")
+    if options.plan:
+        total = 0.0
+        for name, commands in chosen(plan, options.pieces):
+            for command in commands:
+                total += command.takes
+                print(f"[{name}] {command.key}: {command.takes:.0f} s, {total:.0f} s in all")
+        return 0
     state_file = options.out / "done.json"
     if options.retry and state_file.exists():
         state = json.loads(state_file.read_text())
         state_file.write_text(json.dumps({key: value for key, value in state.items() if value != "failed"}))
-    with workplace(plan.out, shared=not options.tiny):
-        return work(plan, options.seconds, options.pieces)
+    with workplace(plan.out):
+        return work(plan, options.seconds, options.pieces, options.minutes, options.evidence)
 
 
 if __name__ == "__main__":

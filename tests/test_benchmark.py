@@ -252,6 +252,22 @@ def test_a_ratio_compares_equal_numbers_of_images() -> None:
     assert (peer.images, peer.seconds, peer.ratio_to_limit) == (20, 600, None)
 
 
+def test_what_is_crafted_in_tf32_is_scored_in_float32_proper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU PyTorch lets convolutions round to TF32, for everybody alike."""
+    crafted: list[bool] = []
+    scored: list[bool] = []
+
+    class Sees(PlainNet):
+        def forward(self, inputs: Tensor) -> Tensor:
+            (crafted if inputs.requires_grad else scored).append(torch.backends.cudnn.allow_tf32)
+            return super().forward(inputs)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    net, (inputs, labels) = Sees(), random_batch(8)
+    list(AttackBenchmark(rounds=1, steps=2, peers=())(Subject("sees", net, inputs, labels, eps=0.1, step_size=0.05)))
+    assert (set(crafted), set(scored)) == ({True}, {False})
+
+
 def test_the_score_is_the_share_that_survives_and_the_length_of_what_fooled() -> None:
     linear = nn.Linear(2, 2, bias=False).requires_grad_(False)
     linear.weight.copy_(torch.eye(2))

@@ -309,6 +309,20 @@ def test_a_model_that_answers_randomly_is_refused_or_averaged(make: Callable[[],
     assert bool((FGSM(EPS)(found, inputs, labels) != inputs).any())
 
 
+def test_a_model_is_looked_at_in_float32_proper() -> None:
+    """As on a GPU whose TF32, which PyTorch lets convolutions use, rounds one image and a batch differently."""
+
+    def rounded(logits: Tensor, inputs: Tensor) -> Tensor:
+        coarse = torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cpu")
+        return logits + (10 if coarse and len(inputs) == 1 else 0)
+
+    model, (inputs, labels) = After(rounded), batch()
+    before = torch.backends.cudnn.allow_tf32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert recognise(model, inputs, labels) == (model, [])
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def test_draws_come_in_the_order_of_the_calls_and_are_averaged() -> None:
     inputs, labels = batch(20)
     model = Before(noisy)

@@ -250,6 +250,63 @@ def test_a_capture_that_fails_leaves_an_eager_step_and_one_note(
     assert "not permitted" in notes[0]
 
 
+class FakeCuda:
+    """What PyTorch's own `torch.cuda.graph` asks CUDA for: a capture ends in an error where the host waited in it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake = self
+        self.current, self.log, self.waited = "main", list[str](), False
+
+        class Graph:
+            def capture_begin(self, *args: Any, **kwargs: Any) -> None:
+                fake.waited = False
+
+            def capture_end(self) -> None:
+                fake.log.append("failed" if fake.waited else "captured")
+                if fake.waited:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+
+        class Stream:
+            def __init__(self, name: Any = "side") -> None:
+                self.name, self.device = name, torch.device("cpu")
+
+        class On:
+            def __init__(self, stream: Stream) -> None:
+                self.stream = stream
+
+            def __enter__(self) -> None:
+                self.before, fake.current = fake.current, self.stream.name
+
+            def __exit__(self, *args: object) -> None:
+                fake.current = self.before
+
+        monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
+        for name, replacement in {
+            "CUDAGraph": Graph,
+            "Stream": Stream,
+            "stream": On,
+            "current_stream": lambda: Stream(fake.current),
+            "set_stream": lambda stream: setattr(fake, "current", stream.name),
+            "synchronize": lambda: None,
+            "empty_cache": lambda: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, replacement)
+        monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+
+    def wait(self) -> None:
+        self.waited = True
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_capture_that_fails_leaves_neither_its_stream_nor_its_capture_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    assert captured.capture(lambda: cuda.current)[1] == "side"
+    with pytest.raises(RuntimeError, match="during capture"):
+        captured.capture(cuda.wait)
+    assert cuda.current == "main"
+    assert cuda.log == ["captured", "failed", "captured"]  # the last takes the generator out of the failed one
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "objective", [SatR1(0.03, lam=0.2, steps=3, k=2), SatR3(0.03, eps_low=0.01, lam=1.0, tau=0.4)], ids=["r1", "r3"]
@@ -330,7 +387,8 @@ def test_a_captured_step_gives_the_numbers_of_an_eager_one(objective: Callable[.
 
 
 @pytest.mark.gpu
-def test_a_model_that_waits_for_the_device_is_not_captured_and_still_trains() -> None:
+@pytest.mark.parametrize("objective", [NormalTraining(), RFgsmAT(0.01, random_step=0.005)], ids=["normal", "random"])
+def test_a_model_that_waits_for_the_device_is_not_captured_and_still_trains(objective: Any) -> None:
     class Waits(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -347,7 +405,9 @@ def test_a_model_that_waits_for_the_device_is_not_captured_and_still_trains() ->
     notes: list[str] = []
     step = CapturedStep(EagerStep(fabric, *wrapped), notes.append)
     inputs, labels = batch(16, "cuda")
-    losses = [step(NormalTraining(), inputs, labels, 0.1)[0].item() for _ in range(WARM_UP + 4)]
+    before = torch.cuda.current_stream()
+    losses = [step(objective, inputs, labels, 0.1)[0].item() for _ in range(WARM_UP + 4)]
     assert losses[-1] < losses[0]
     assert len(notes) == 1
     assert "not captured" in notes[0]
+    assert torch.cuda.current_stream() == before

@@ -19,7 +19,7 @@ from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.evaluation import evaluate
 from surefoot.evaluation.evaluate import device_name, versions
-from surefoot.evaluation.worker import fields_of, predictions
+from surefoot.evaluation.worker import exact_float32, fields_of, predictions
 
 AttackName = Literal["pgd", "accuracy", "deepfool", "cw"]
 PrecisionName = Literal["fp32", "bf16"]
@@ -279,8 +279,9 @@ class AttackBenchmark:
         for number, adv_batch in enumerate(torch.split(adv_inputs, self.batch_size)):
             rows = slice(number * self.batch_size, number * self.batch_size + len(adv_batch))
             inputs, labels = subject.inputs[rows], subject.labels[rows]
-            right = predictions(subject.model, adv_batch) == labels
-            newly_fooled = ~right & (predictions(subject.model, inputs) == labels)
+            with exact_float32(inputs.device):
+                right = predictions(subject.model, adv_batch) == labels
+                newly_fooled = ~right & (predictions(subject.model, inputs) == labels)
             survived += int(right.sum())
             fooled += int(newly_fooled.sum())
             length += float(l2_distance(adv_batch, inputs)[newly_fooled].sum())

@@ -21,7 +21,7 @@ from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.core.types import Objective
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
-from surefoot.training.captured import WARM_UP, CapturedStep
+from surefoot.training.captured import WARM_UP, CapturedStep, capture
 from surefoot.training.fit import FitConfig, make_fabric
 from surefoot.training.step import EagerStep, Step
 
@@ -132,8 +132,8 @@ class StepLine:
     a CUDA graph where `captured` is measured); `ratio_to_floor` their quotient. `floor_units` and `units` are in
     forwards of one sample a sample of the batch. `forwards` and `backwards` count samples, `crafting_passes` gradients
     one after the other. `share_of_peak` is the step's arithmetic (`flops`) a second over that of one large matrix
-    product. `peak_memory` is in bytes, beyond what was held before the step. Where there is an `error` there are no
-    times.
+    product. `peak_memory` is in bytes, beyond what was held before the step; a captured step holds its memory all the
+    time, so that its own is 0. Where there is an `error` there are no times.
     """
 
     objective: str
@@ -419,9 +419,7 @@ def replayed(turn: Callable[[], None]) -> Callable[[], None]:
         for _ in range(WARM_UP):
             turn()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        turn()
+    graph, _ = capture(turn)
     return graph.replay
 
 

@@ -23,7 +23,7 @@ from surefoot.core.geometry import check_radius
 from surefoot.core.types import Objective
 from surefoot.data import Batches, Split
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import predictions
+from surefoot.evaluation.worker import exact_float32, predictions
 from surefoot.models import MODELS, build_model
 from surefoot.objectives import EnsembleAT, RFgsmAT
 from surefoot.recipes import RECIPES, Recipe, load_run
@@ -243,7 +243,8 @@ def open_subject(name: str, options: AttackOptions, device: torch.device) -> Sub
     images = max(options.batch_size, options.num_examples if "accuracy" in options.attacks else 1)
     name, model, inputs, labels, recipe = open_network(name, images, options.data_dir, device)
     if recipe is None:
-        labels = torch.cat([predictions(model, batch) for batch in torch.split(inputs, options.batch_size)])
+        with exact_float32(device):  # as they are scored
+            labels = torch.cat([predictions(model, batch) for batch in torch.split(inputs, options.batch_size)])
         eps, step_size = (0.3, 0.01) if inputs.shape[1] == 1 else (8 / 255, 2 / 255)
     else:
         eps, step_size = recipe.eps, recipe.attack_step_size

@@ -12,6 +12,7 @@ from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
 from surefoot.core.losses import full_precision
 from surefoot.evaluation.passes import seeded
+from surefoot.evaluation.worker import exact_float32
 from surefoot.models.wrappers import (
     Averaged,
     FromProbabilities,
@@ -100,7 +101,7 @@ def recognise(
     if draws is not None:
         Averaged(plain, draws)  # a bad number is refused whatever the model is
     said: list[str] = []
-    with unchanged_buffers(plain):
+    with unchanged_buffers(plain), exact_float32(inputs.device):  # TF32 rounds one image and a batch differently
         wrapped = with_logits(plain, inputs, labels, said)
         random = check_repeats(wrapped, inputs, draws, said)
         check_neighbours(wrapped, inputs, random=random)

@@ -5,6 +5,8 @@ a GPU waits for Python to launch them. Recorded once, they are replayed with one
 """
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +14,30 @@ from torch import Tensor
 from surefoot.core.types import Objective
 from surefoot.training.step import EagerStep
 
+T = TypeVar("T")
+
 WARM_UP = 3
 """Eager steps before a capture: cuDNN chooses its algorithms and the optimizer makes its buffers in them."""
+
+
+def capture(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """`work` as a CUDA graph, and what it gave; where it cannot be captured, all is as before but for the error.
+
+    PyTorch's `torch.cuda.graph` leaves its own stream the current one where a capture ends in an error, and may leave
+    the generator in the capture, where it refuses every later random number; a capture that succeeds puts that right.
+
+    Raises:
+        RuntimeError: CUDA's reason.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            return graph, work()
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            torch.zeros(1, device=stream.device)
+        raise
 
 
 class CapturedStep:
@@ -86,10 +110,8 @@ class Graph:
 
     def __init__(self, eager: EagerStep, objective: Objective, inputs: Tensor, labels: Tensor) -> None:
         self.inputs, self.labels = inputs.clone(), labels.clone()
-        self.graph = torch.cuda.CUDAGraph()
         eager.optimizer.zero_grad()  # so that the gradients are made inside, where they are then overwritten
-        with torch.cuda.graph(self.graph):
-            self.losses = eager.run(objective, self.inputs, self.labels)
+        self.graph, self.losses = capture(lambda: eager.run(objective, self.inputs, self.labels))
 
     def replay(self, inputs: Tensor, labels: Tensor) -> Tensor:
         self.inputs.copy_(inputs)

@@ -19,6 +19,7 @@ from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.statistics import binomial_tail
+from surefoot.training.captured import capture
 
 OnMasking = Literal["off", "warn", "stop", "repair"]
 
@@ -193,9 +194,7 @@ class Monitor:
     def _captured(self, model: nn.Module) -> Callable[[], Tensor]:
         """`_numbers` as a graph, or as it is where the model cannot be captured."""
         try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                numbers = self._numbers(model)
+            graph, numbers = capture(lambda: self._numbers(model))
         except RuntimeError:
             return partial(self._numbers, model)
 

@@ -1,0 +1,83 @@
+"""What only a GPU can tell: a whole training by graphs and an evaluation there come to what they come to elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from surefoot.attacks import PGD, AutoAttack
+from surefoot.core.types import Attack
+from surefoot.data import Batches, Split
+from surefoot.evaluation import evaluate
+from surefoot.recipes import RECIPES, train
+from tests.tables import EPS, trained
+
+DEVICE: Literal["cuda"] = "cuda"
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what PyTorch tells its own users fails nothing
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_by_graphs_sees_and_gives_what_one_step_by_step_does(tmp_path: Path, precision: Any) -> None:
+    """With the moving average and the monitor, whose looks are a graph from the second on."""
+    lines = {}
+    for capture in ("auto", "off"):
+        recipe = RECIPES["digits/sat-r3"]
+        training = dataclasses.replace(
+            recipe.training, device=DEVICE, precision=precision, capture=capture, monitor_every=4, ema_decay=0.5
+        )
+        notes: list[str] = []
+        recipe = dataclasses.replace(recipe, epochs=2, training=training)
+        lines[capture] = train(recipe, tmp_path / capture, on_note=notes.append).metrics
+        assert notes == []
+    for one, other in zip(lines["auto"], lines["off"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
+        assert one["validation_robust_accuracy"] == pytest.approx(other["validation_robust_accuracy"], abs=0.05)
+        assert len(one["monitor"]) >= 3
+        for look, other_look in zip(one["monitor"], other["monitor"], strict=True):
+            assert look["fgsm_loss"] == pytest.approx(other_look["fgsm_loss"], rel=0.1)
+            assert look["agreement"] == pytest.approx(other_look["agreement"], abs=0.05)
+
+
+def some_batches(device: str) -> Batches:
+    _, inputs, labels = trained()
+    return Batches(Split((inputs * 255).round().to(torch.uint8), labels), 30, device=device)
+
+
+@pytest.mark.parametrize("precision", ["strict", "fast"])
+def test_an_evaluation_comes_to_what_it_comes_to_on_a_cpu(precision: Any) -> None:
+    attacks: list[Attack] = [PGD(EPS, 20, EPS / 4), AutoAttack(EPS, steps=10, queries=50)]
+    found = [
+        [record.robust_accuracy for record in evaluate(net, some_batches(device), attacks, precision=precision)]
+        for device in ("cpu", DEVICE)
+        for net in [trained()[0].to(device)]
+    ]
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+    assert found[1][0] > found[1][1]
+
+
+class Hungry(nn.Module):
+    """More memory than there is, for more than a few images."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if len(inputs) > 4:
+            torch.empty(1 << 50, dtype=torch.uint8, device=inputs.device)
+        return self.net(inputs)  # type: ignore[no-any-return]
+
+
+def test_where_memory_runs_out_the_batch_is_halved() -> None:
+    net, notes = trained()[0].to(DEVICE), list[str]()
+    expected, found = (
+        evaluate(model, some_batches(DEVICE), [PGD(EPS, 5, EPS / 4, random_start=False)], on_note=notes.append)
+        for model in (net, Hungry(net))
+    )
+    assert [each.robust_accuracy for each in found] == [each.robust_accuracy for each in expected]
+    assert notes[-1].endswith("going on with 4.")
