@@ -100,6 +100,12 @@ def test_a_table_and_figures_from_nothing_and_then_for_nothing(
     assert "| SAT-R1 + SAT-R3 | - (98.80 ± 0.09) |" in out
 
 
+def test_the_page_of_a_folder_that_is_only_drawn_is_kept_out_of_git(tmp_path: Path) -> None:
+    assert smoke("table8", "--draw", out=tmp_path) == 0
+    assert (tmp_path / "smoke" / "reproduction.html").exists()
+    assert "*.html" in (tmp_path / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
 def test_a_dry_run_runs_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def run(args: list[str]) -> int:
     if options.dry_run:
         show_plan(tasks, place, options)
         return 0
+    prepare(place.out)
     failures: list[Failure] = []
     if not options.draw:
         with only_one(place.out):
@@ -289,17 +290,16 @@ def write_page(matrix: Matrix, place: Workplace) -> None:
         or (folder / f"{matrix.named(figure.name)}.jsonl").exists()
     ]
     file = folder / f"{matrix.named('reproduction')}.html"
-    write_reproduction(
-        [table for table in tables if (folder / f"{table.name}.md").exists()],
-        [
-            each
-            for each in figures
-            if not measured(each) or (folder / f"{matrix.named(each[0]['figure'])}.jsonl").exists()
-        ],
-        file,
-        note=matrix.profile.note,
-    )
+    shown = [table for table in tables if (folder / f"{table.name}.md").exists()]
+    write_reproduction(shown, figures, file, note=matrix.profile.note)
     say(f"All of it is on one page: {file}.")
+
+
+def prepare(out: Path) -> None:
+    """Make the folder, in which git leaves out what is no evidence."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / ".gitignore").exists():
+        write_text(out / ".gitignore", "\n".join(NOT_EVIDENCE) + "\n")
 
 
 @contextmanager
@@ -309,9 +309,6 @@ def only_one(out: Path) -> Iterator[None]:
     Raises:
         ValueError: there is one at work.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / ".gitignore").exists():
-        write_text(out / ".gitignore", "\n".join(NOT_EVIDENCE) + "\n")
     with locked(out / ".lock") as alone:
         if not alone:
             raise ValueError(f"another reproduction is at work in {out}; wait for it, or give another --out.")
