@@ -674,6 +674,17 @@ def test_a_model_that_answers_with_a_tuple_is_refused_with_what_wraps_it(case: O
         terms_of(case.build((random_net(),)), PairInTraining().train(), *random_batch())
 
 
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_no_forward_of_the_model_is_without_gradients(case: ObjectiveCase) -> None:
+    """Autocast of an older PyTorch keeps the weights that it cast there; the loss's forward would have no gradient."""
+    net, with_gradients = random_net(PlainNet), []
+    net.register_forward_hook(lambda *_: with_gradients.append(torch.is_grad_enabled()))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms_of(case.build((random_net(PlainNet, 5),)), net, *random_batch())
+    assert with_gradients
+    assert all(with_gradients)
+
+
 # The ensemble.
 
 
