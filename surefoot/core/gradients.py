@@ -26,6 +26,10 @@ CHANGES_INPUTS = (
 )
 
 
+SMALLEST = 2.0**-24
+"""Of float16, above zero."""
+
+
 def plain_module(model: nn.Module) -> nn.Module:
     """The user's own module, out of Fabric's, DDP's and torch.compile's wrappers.
 
@@ -127,12 +131,11 @@ def input_gradient(
         loss: maps logits `[batch, classes]` to losses `[batch]`.
 
     Returns:
-        The gradient, shaped and typed as `inputs` (float32 where these are float16), and the detached logits it came
-        with.
+        The gradient, shaped and typed as `inputs`, and the detached logits it came with.
 
     In float16, of the model or of autocast, the gradient of a small loss rounds to zero on its way back. There each
     sample's way back starts from a gradient of the logits that is divided by its largest entry, and the result is
-    multiplied by it.
+    multiplied by it. An entry that float16 inputs have no room for keeps its sign, as their smallest number.
 
     Raises:
         ValueError: the logits carry no gradient at all, or the loss is not one value a sample.
@@ -156,14 +159,17 @@ def input_gradient(
         start = (slope / largest.view(-1, *[1] * (slope.dim() - 1))).to(logits.dtype)
         (gradient,) = torch.autograd.grad(logits, inputs, start, allow_unused=True)
         if gradient is not None:
-            gradient = gradient.float() * largest.view(-1, *[1] * (gradient.dim() - 1))
+            exact = gradient.float() * largest.view(-1, *[1] * (gradient.dim() - 1))
+            gradient = exact.to(inputs.dtype)
+            lost = (gradient == 0) & (exact != 0)
+            gradient = torch.where(lost, SMALLEST * exact.sign().to(inputs.dtype), gradient)
     if gradient is None:  # only the weights are in the graph: the inputs were detached on the way
         raise ValueError(NO_GRADIENT)
     return gradient, logits.detach()
 
 
 def in_float16(inputs: Tensor, logits: Tensor) -> bool:
-    """Does the way from the inputs to the logits go through float16, whose smallest number is 6e-8?"""
+    """Does the way from the inputs to the logits go through float16, in which less than 6e-8 is zero?"""
     kind = inputs.device.type
     if torch.float16 in (inputs.dtype, logits.dtype):
         return True

@@ -77,7 +77,7 @@ class SatR1:
         step_size = self.eps / self.steps
         with crafting(model) as frozen:
             gradient, _ = input_gradient(frozen, inputs, partial(cross_entropy, labels=labels))
-            signs = gradient.sign().to(inputs.dtype)
+            signs = gradient.sign()
             fgsm = project(inputs + self.eps * signs, inputs, self.eps)
             ifgsm = ascend(
                 frozen,
@@ -148,7 +148,7 @@ class SatR2:
         with crafting(model) as frozen:
             both, twice = torch.cat([inputs, start]), torch.cat([labels, labels])
             gradient, _ = input_gradient(frozen, both, partial(cross_entropy, labels=twice))
-            clean_signs, start_signs = gradient.sign().to(inputs.dtype).chunk(2)
+            clean_signs, start_signs = gradient.sign().chunk(2)
         fgsm = project(inputs + self.eps * clean_signs, inputs, self.eps)
         rfgsm = project(start + second_step * start_signs, inputs, self.random_step + second_step)
         logits = check_logits(model(torch.cat([fgsm, rfgsm])))
@@ -218,7 +218,7 @@ class SatR3:
             start = project(inputs + self.random_step * random_signs(inputs), inputs, self.eps)
         with crafting(model) as frozen:
             gradient, _ = input_gradient(frozen, start, partial(cross_entropy, labels=labels))
-            signs = gradient.sign().to(inputs.dtype)
+            signs = gradient.sign()
         high = project(start + self.eps * signs, start, self.eps)
         low = project(start + self.eps_low * signs, start, self.eps_low)
         high_logits, low_logits = check_logits(model(torch.cat([high, low]))).chunk(2)
