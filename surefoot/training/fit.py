@@ -220,7 +220,7 @@ def fit(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> FitResult:
-    """Minimise each phase's objective in turn; leave the selected epoch's weights in `model`.
+    """Minimise each phase's objective in turn; leave the selected epoch's weights in `model`, in training mode.
 
     After each epoch the accuracy on the validation split under `selection` is measured; the epoch with
     the highest is selected (the paper: I-FGSM with 3 steps). With a `run_dir`, `model.safetensors` holds the
