@@ -15,7 +15,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss
+import surefoot.attacks
+from surefoot.attacks import APGD, FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss, WorstCase
 from surefoot.attacks.gradient_sign import ascend
 from surefoot.core.geometry import linf_distance, project
 from surefoot.core.gradients import crafting, plain_module
@@ -343,9 +344,15 @@ def test_every_attack_stays_valid_whatever_the_shape_radius_and_range(
 def test_every_attack_of_the_package_has_a_row() -> None:
     import surefoot.attacks
 
-    exported = set(surefoot.attacks.__all__) - {"ATTACKS", "MarginLoss", "cross_entropy"}
+    exported = set(surefoot.attacks.__all__) - {"ATTACKS", "Attack", "MarginLoss", "cross_entropy"}
     assert {kind.__name__ for kind in surefoot.attacks.ATTACKS.values()} == exported
     assert {type(case.build(EPS)).__name__ for case in ATTACKS} == exported
+
+
+def test_an_attack_prints_itself_as_it_is_written() -> None:
+    assert repr(APGD(0.1, 4)) == "APGD(eps=0.1, steps=4, restarts=1, loss=cross_entropy)"
+    attack = WorstCase([PGD(0.1, 4, 0.02), APGD(0.1, 4), PGD(0.1, 4, 0.02, loss=MarginLoss(50.0))])
+    assert eval(repr(attack), vars(surefoot.attacks)) == attack
 
 
 def test_names_in_the_table_are_unique() -> None:
@@ -685,6 +692,23 @@ def test_a_model_without_gradient_is_refused(case: AttackCase, how: str) -> None
     with pytest.raises(ValueError, match="carry no gradient"):
         case.build(EPS)(model, *random_batch())
     before.assert_unchanged()
+
+
+class Named(nn.Module):
+    """A model whose logits lie in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = random_net()
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.net(inputs)}
+
+
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_a_model_that_answers_with_a_dict_is_refused_with_what_wraps_it(case: AttackCase) -> None:
+    with pytest.raises(TypeError, match=r"answers with an object of type dict.*surefoot\.evaluation\.recognise"):
+        case.build(EPS)(Named(), *random_batch())
 
 
 # Restarts and early stopping.

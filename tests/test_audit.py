@@ -516,6 +516,23 @@ def test_bad_settings_are_refused(change: dict[str, float], words: str) -> None:
         examined(Matching(), **{"eps": EPS, **change})
 
 
+class Named(nn.Linear):
+    """Its logits lie in a dict."""
+
+    def forward(self, input: Tensor) -> Any:
+        return {"logits": super().forward(input)}
+
+
+def test_a_model_that_cannot_be_audited_is_refused_in_a_sentence() -> None:
+    inputs, labels = torch.rand(4, 3), torch.tensor([0, 1, 0, 2])
+    with pytest.raises(TypeError, match=r"answers with an object of type dict.*surefoot\.evaluation\.recognise"):
+        audit(Named(3, 3), inputs, labels, EPS)
+    with pytest.raises(ValueError, match=r"a label is 2, but the model has the classes 0 to 1"):
+        audit(nn.Linear(3, 2), inputs, labels, EPS)
+    with pytest.raises(ValueError, match=r"logits have shape \[2\]; give \[batch, classes\]"):
+        audit(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), inputs, labels, EPS)
+
+
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
         audit(Matching(), torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64), 0.1)

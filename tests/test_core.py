@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -121,6 +122,43 @@ def test_detached_inputs_are_refused_whether_or_not_the_weights_learn(frozen: bo
     net = random_net(seed=1).requires_grad_(not frozen)
     with pytest.raises(ValueError, match="carry no gradient"):
         input_gradient(lambda x: net(x.detach()), random_batch()[0], lambda z: z.sum(1))
+
+
+@pytest.mark.parametrize("how", ["half", "autocast"])
+def test_a_gradient_that_float16_would_round_to_zero_is_that_of_float32(how: str) -> None:
+    head = nn.Linear(8, 3)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), head)
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor([20.0, 0.0, 0.0]))  # so sure that the loss's gradient is 1e-9
+    inputs, labels = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(5, dtype=torch.int64)
+
+    def loss(logits: Tensor) -> Tensor:
+        return cross_entropy(logits, labels)
+
+    wanted, _ = input_gradient(net, inputs, loss)
+    if how == "half":
+        found, _ = input_gradient(net.half(), inputs.half(), loss)
+    else:
+        with torch.autocast("cpu", torch.float16):
+            found, _ = input_gradient(net, inputs, loss)
+    largest = float(wanted.abs().max())
+    assert 0 < largest < 6e-8
+    assert found.dtype == (torch.float16 if how == "half" else torch.float32)
+    assert torch.equal(found.sign(), wanted.sign().to(found.dtype))
+    if how == "autocast":
+        assert torch.allclose(found, wanted, rtol=0.1, atol=0.01 * largest)
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, lambda logits, labels: logits], ids=["a mean", "a value a class"])
+def test_a_loss_that_is_not_one_value_a_sample_is_refused(loss: Any) -> None:
+    inputs, labels = random_batch()
+    with pytest.raises(ValueError, match=r"needs one value a sample, \[batch\], as .*reduction='none'"):
+        input_gradient(random_net().eval(), inputs, lambda logits: loss(logits, labels))
+
+
+def test_what_is_no_module_is_refused_in_a_sentence() -> None:
+    with pytest.raises(TypeError, match=r"no torch.nn.Module; give a module"), crafting(lambda x: x):  # type: ignore[arg-type]
+        pass
 
 
 def test_crafting_lends_evaluation_mode_and_puts_every_flag_back() -> None:

@@ -6,12 +6,13 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -349,6 +350,80 @@ def test_a_generator_that_can_be_read_once_is_refused_instead_of_scored_as_zero(
     assert accuracy(Threshold(), once()) == 5 / 6  # reads them once
 
 
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        ((LEVELS, LABELS), "a tensor [6, 1, 2, 2] of float32"),
+        ([{"image": LEVELS, "label": LABELS}], "a dict of 'image' [6, 1, 2, 2] and 'label' [6]"),
+        ([(LEVELS, LABELS, LABELS)], "a tuple of [6, 1, 2, 2], [6] and [6]"),
+        ([(LEVELS[0], LABELS[0])], "a tuple of [1, 2, 2] and []"),
+    ],
+    ids=["a pair alone", "dicts", "triples", "single images"],
+)
+def test_batches_that_are_no_pairs_are_refused_with_what_they_are(batches: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"batches gave {said}; give pairs")):
+        accuracy(Threshold(), batches)
+    with pytest.raises(TypeError, match=re.escape(f"batches gave {said}; give pairs")):
+        evaluate(Threshold(), batches, [FGSM(0.1)])
+
+
+@pytest.mark.parametrize("attacks", [FGSM(0.1), [FGSM], ["fgsm"]], ids=["one", "a class", "a name"])
+def test_what_is_no_list_of_attacks_is_refused_before_anything_runs(attacks: Any) -> None:
+    told: list[Record] = []
+    with pytest.raises(TypeError, match=r"attacks (is|has) .*; give .*FGSM\(eps=0.1\)"):
+        evaluate(Threshold(), HAND, attacks, on_record=told.append)
+    assert told == []
+
+
+def test_attacks_may_come_from_a_generator() -> None:
+    attacks: Any = (FGSM(eps) for eps in (0.1, 0.2))
+    assert len(evaluate(Threshold(), HAND, attacks)) == 3
+
+
+@dataclass(frozen=True)
+class Own:
+    """Somebody's own attack, with a fault or without."""
+
+    change: Callable[[Tensor], Any]
+    eps: float = 0.2
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return self.change(inputs)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda inputs: inputs * torch.nan, "Own returned pixels that are NaN"),
+        (lambda inputs: inputs - 0.5, "Own returned pixels from -0."),
+        (lambda inputs: (inputs + 0.3).clamp(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
+        (lambda inputs: inputs[:, 0], "Own returned shape [4, 2, 2] for inputs of shape [4, 1, 2, 2]"),
+        (lambda inputs: None, "Own returned an object of type NoneType"),
+    ],
+    ids=["NaN", "outside the range", "outside the ball", "another shape", "nothing"],
+)
+def test_what_an_own_attack_may_not_give_is_refused_instead_of_counted_as_fooled(
+    change: Callable[[Tensor], Any], said: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+        accuracy(Threshold(), HAND, Own(change))
+    with pytest.raises((TypeError, ValueError), match=re.escape(said)):
+        evaluate(Threshold(), HAND, [Own(change)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_own_attack_to_the_rim_of_its_ball_is_taken(dtype: torch.dtype) -> None:
+    batches = [(inputs.to(dtype), labels) for inputs, labels in HAND]
+    assert evaluate(Threshold(), batches, [Own(lambda inputs: (inputs + 0.2).clamp(0, 1))])[1].attack == "Own"
+
+
+def test_a_function_is_recorded_by_its_name() -> None:
+    def nothing(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return inputs.clone()
+
+    assert evaluate(Threshold(), HAND, [nothing])[1].attack == "nothing"
+
+
 def test_a_field_that_no_record_has_is_refused() -> None:
     with pytest.raises(TypeError, match="colour"):
         evaluate(Threshold(), HAND, [], about={"colour": "blue"})
@@ -416,8 +491,20 @@ def test_fields_of_an_attack_are_plain_json() -> None:
         def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
             return inputs
 
+    given: Any = (np.float32(0.5), np.int64(3), torch.tensor(0.25))
+    numbers = fields_of(PGD(*given))
+    assert [numbers[name] for name in ("eps", "steps", "step_size")] == [0.5, 3, 0.25]
+    assert json.loads(json.dumps(numbers)) == numbers
     inner = [{"name": "FGSM", "eps": 0.1, "loss": "cross_entropy"}]
     assert fields_of(Several((FGSM(0.1),))) == {"attacks": inner}
+
+
+def test_a_place_may_be_given_as_text(tmp_path: Path) -> None:
+    samples, unfinished, file = (str(tmp_path / name) for name in ("samples", "unfinished", "new/records.jsonl"))
+    records = evaluate(Threshold(), HAND, [FGSM(0.1)], samples=samples, unfinished=unfinished)
+    append_records(file, records)
+    assert read_records(file) == records
+    assert (tmp_path / "samples" / "1-FGSM.safetensors").exists()
 
 
 def test_records_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:

@@ -647,12 +647,42 @@ def test_label_smoothing_is_torchs_own(seed: int, smoothing: float) -> None:
     assert float(smooth.loss.detach()) == pytest.approx(float(base.loss.detach()), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
-def test_half_precision_networks_give_losses_in_float32(case: ObjectiveCase) -> None:
+def test_half_precision_networks_give_losses_in_float32(case: ObjectiveCase, dtype: torch.dtype) -> None:
     inputs, labels = random_batch()
-    net, other = random_net(PlainNet).bfloat16(), random_net(PlainNet, 5).bfloat16()
-    terms = terms_of(case.build((other,)), net, inputs.bfloat16(), labels)
+    net, other = random_net(PlainNet).to(dtype), random_net(PlainNet, 5).to(dtype)
+    terms = terms_of(case.build((other,)), net, inputs.to(dtype), labels)
     assert all(part.dtype == torch.float32 for part in terms)
+
+
+class PairInTraining(nn.Module):
+    """A model that answers with its features too while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = random_net()
+
+    def forward(self, inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits: Tensor = self.net(inputs)
+        return (logits, inputs) if self.training else logits
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_a_model_that_answers_with_a_tuple_is_refused_with_what_wraps_it(case: ObjectiveCase) -> None:
+    with pytest.raises(TypeError, match=r"answers with an object of type tuple.*surefoot\.evaluation\.recognise"):
+        terms_of(case.build((random_net(),)), PairInTraining().train(), *random_batch())
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_no_forward_of_the_model_is_without_gradients(case: ObjectiveCase) -> None:
+    """Autocast of an older PyTorch keeps the weights that it cast there; the loss's forward would have no gradient."""
+    net, with_gradients = random_net(PlainNet), []
+    net.register_forward_hook(lambda *_: with_gradients.append(torch.is_grad_enabled()))
+    with torch.autocast("cpu", torch.bfloat16):
+        terms_of(case.build((random_net(PlainNet, 5),)), net, *random_batch())
+    assert with_gradients
+    assert all(with_gradients)
 
 
 # The ensemble.
@@ -716,6 +746,8 @@ BAD_FIELDS: list[tuple[Callable[[], Any], str]] = [
     (lambda: RFgsmAT(0.1, 0.02, label_smoothing=1.0), "label_smoothing is 1.0"),
     (lambda: EnsembleAT(8, (nn.Linear(2, 2),)), "eps is 8"),
     (lambda: EnsembleAT(0.1, ()), "sources is empty"),
+    (lambda: EnsembleAT(0.1, nn.Sequential(nn.Linear(2, 2))), "sources is a single one; give a tuple"),  # type: ignore[arg-type]
+    (lambda: EnsembleAT(0.1, "mnist/normal-a"), "sources is a single one; give a tuple"),  # type: ignore[arg-type]
     (lambda: EnsembleAT(0.1, (nn.Linear(2, 2),), share=2), "share is 2"),
     (lambda: EnsembleAT(0.1, (nn.Linear(2, 2),), label_smoothing=1), "label_smoothing is 1"),
     (lambda: PgdAT(-0.1, 7, 0.02), "eps is -0.1"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from surefoot.data import DATASETS
+from surefoot.data import DATASETS, load
 from surefoot.models import build_model
-from surefoot.recipes import RECIPES, Recipe
+from surefoot.objectives import LossTerms, NormalTraining
+from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import source_names
+from surefoot.training import load_weights, save_weights
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -28,6 +32,28 @@ def test_a_recipe_is_complete(name: str) -> None:
         assert RECIPES[source].dataset == recipe.dataset
         assert source_names(RECIPES[source]) == ()
     assert recipe.attack_step_size <= recipe.eps
+
+
+@dataclass(frozen=True)
+class Own:
+    """Somebody's own objective, without a key."""
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        return NormalTraining()(model, inputs, labels)
+
+
+def test_an_objective_without_a_key_is_refused_with_what_takes_it(tmp_path: Path) -> None:
+    recipe = replace(RECIPES["digits/normal"], objective=Own())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Own has no key in surefoot.objectives.OBJECTIVES.*surefoot.training.fit"):
+        train(recipe, tmp_path / "run")
+
+
+def test_a_run_may_be_named_by_text(tmp_path: Path) -> None:
+    place, weights = str(tmp_path / "run"), str(tmp_path / "weights.safetensors")
+    train(replace(RECIPES["digits/normal"], epochs=1), place)
+    model = load_run(place).load_model(load("digits"))
+    save_weights(model, weights)
+    load_weights(model, weights)
 
 
 def test_the_papers_sources_are_there() -> None:

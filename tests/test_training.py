@@ -492,6 +492,10 @@ def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset,
         ("ema_decay", -0.1, "ema_decay is -0.1"),
         ("weight_decay", -1.0, "weight_decay is -1"),
         ("schedule", "cosine", "schedule is 'cosine'"),
+        ("precision", "fp16", "precision is 'fp16'; it is one of fp32, bf16"),
+        ("capture", "on", "capture is 'on'; it is one of auto, off"),
+        ("augment", "flip", "augment is 'flip'; it is one of none, crop-flip"),
+        ("device", "gpu", "device is 'gpu'; it is one of auto, cpu, cuda, mps"),
     ],
 )
 def test_bad_settings_are_refused(field: str, value: object, words: str) -> None:
@@ -504,6 +508,10 @@ def test_no_phases_and_no_epochs_are_refused(digits: Dataset) -> None:
         fit(network(), digits, [], QUICK)
     with pytest.raises(ValueError, match="epochs is 0"):
         Phase(NormalTraining(), 0)
+    with pytest.raises(TypeError, match=r"objective is <class .*; give one with its settings"):
+        Phase(NormalTraining, 1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"phases has NormalTraining\(.*; give Phase\(objective, epochs\)"):
+        fit(network(), digits, [NormalTraining()], QUICK)  # type: ignore[list-item]
 
 
 def test_a_device_that_is_not_there_is_refused(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

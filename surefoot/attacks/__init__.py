@@ -1,5 +1,7 @@
 """Attacks: frozen dataclasses called with (model, inputs, labels) that return adversarial inputs."""
 
+from collections.abc import Callable
+
 from surefoot.attacks.apgd import APGD, APGDT
 from surefoot.attacks.auto_attack import AutoAttack
 from surefoot.attacks.carlini_wagner import CarliniWagnerL2
@@ -9,8 +11,9 @@ from surefoot.attacks.gradient_sign import FGSM, IFGSM, MIFGSM, PGD, RFGSM
 from surefoot.attacks.square import Square
 from surefoot.attacks.worst_case import WorstCase
 from surefoot.core.losses import MarginLoss, cross_entropy
+from surefoot.core.types import Attack
 
-ATTACKS = {
+ATTACKS: dict[str, Callable[..., Attack]] = {
     "fgsm": FGSM,
     "r-fgsm": RFGSM,
     "i-fgsm": IFGSM,
@@ -37,6 +40,7 @@ __all__ = [
     "MIFGSM",
     "PGD",
     "RFGSM",
+    "Attack",
     "AutoAttack",
     "CarliniWagnerL2",
     "DeepFool",

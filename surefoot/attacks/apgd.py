@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps
+from surefoot.attacks.gradient_sign import check_steps, printed
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, project
 from surefoot.core.gradients import input_gradient
@@ -211,6 +211,8 @@ class APGD:
     steps: int = 100
     restarts: int = 1
     loss: PerSampleLoss = cross_entropy
+
+    __repr__ = printed
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)

@@ -4,7 +4,10 @@ They share one loop, `ascend`. Gradients are of the sum of per-sample losses, so
 does not depend on its batch, and every iterate is projected to the ball and to [0, 1].
 """
 
+import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +81,21 @@ def ascend(
     return result
 
 
-def check_steps(name: str, value: int) -> None:
+def check_steps(name: str, value: Any) -> None:
     """Refuse a count that is not a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+
+
+def printed(attack: Any) -> str:
+    """An attack with its fields, a function among them by its name instead of its address.
+
+    >>> FGSM(eps=0.1)
+    FGSM(eps=0.1, loss=cross_entropy)
+    """
+    values = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
+    shown = (f"{name}={getattr(value, '__name__', None) or repr(value)}" for name, value in values.items())
+    return f"{type(attack).__name__}({', '.join(shown)})"
 
 
 def go_on(attack: "IFGSM | MIFGSM | PGD", model: nn.Module, inputs: Tensor, labels: Tensor, start: Tensor) -> Tensor:
@@ -133,6 +147,8 @@ class FGSM:
     eps: float
     loss: PerSampleLoss = cross_entropy
 
+    __repr__ = printed
+
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
 
@@ -168,6 +184,8 @@ class RFGSM:
     eps: float
     random_step: float
     loss: PerSampleLoss = cross_entropy
+
+    __repr__ = printed
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
@@ -208,6 +226,8 @@ class IFGSM:
     steps: int
     loss: PerSampleLoss = cross_entropy
     stop_when_fooled: bool = False
+
+    __repr__ = printed
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
@@ -261,6 +281,8 @@ class MIFGSM:
     decay: float = 1.0
     loss: PerSampleLoss = cross_entropy
     stop_when_fooled: bool = False
+
+    __repr__ = printed
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
@@ -324,6 +346,8 @@ class PGD:
     loss: PerSampleLoss = cross_entropy
     start_radius: float | None = None
     stop_when_fooled: bool = False
+
+    __repr__ = printed
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)

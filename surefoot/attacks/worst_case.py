@@ -1,6 +1,6 @@
 """The worst of several attacks for each sample: one that is fooled leaves, the next attack gets the rest."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import crafting
 from surefoot.core.losses import full_precision
-from surefoot.core.types import Attack
+from surefoot.core.types import Attack, check_attacks
 
 Logits = Callable[[Tensor], Tensor]
 """`inputs [batch, ...] -> logits [batch, classes]`, both in float32 or float64."""
@@ -96,15 +96,12 @@ class WorstCase:
         sample, not over the attacks' accuracies.
     """
 
-    attacks: tuple[Attack, ...]
+    attacks: Sequence[Attack]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "attacks", tuple(self.attacks))
+        object.__setattr__(self, "attacks", check_attacks(self.attacks))
         if not self.attacks:
             raise ValueError("attacks is empty; give at least one attack.")
-        for attack in self.attacks:
-            if isinstance(attack, type) or not callable(attack):
-                raise TypeError(f"attacks has {attack!r}; give attacks with their settings, for example FGSM(eps=0.1).")
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(attack: Attack, logits_of: Logits, clean: Tensor, labels: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from surefoot.audit.substitute import train_substitute
 from surefoot.audit.verdict import Looks, decide
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
+from surefoot.core.losses import check_logits
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.passes import seeded, weights_sha256
 from surefoot.evaluation.recognise import check_repeats
@@ -75,7 +76,8 @@ def audit(
         The audit.
 
     Raises:
-        ValueError: no images, pixels outside [0, 1], a bad radius or requirement.
+        ValueError: no images, pixels outside [0, 1], a label beyond the model's classes, a bad radius or requirement.
+        TypeError: no module, or a model that answers with something else than a tensor.
 
     Example:
         >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(8, 1, 2, 2)
@@ -93,10 +95,12 @@ def audit(
         raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
+    count = outputs(model, inputs)
+    if labels.max() >= count:
+        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {count - 1}.")
     said: list[str] = []
     if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
         model, notes = Averaged(model, DRAWS), [*notes, *said]
-    count = outputs(model, inputs)
     seconds = seconds_of_gradient(model, inputs[:64], labels[:64])
     effort, images = Effort.within(budget_minutes, seconds, len(labels))
     given = len(labels)
@@ -168,7 +172,10 @@ def audit(
 def outputs(model: nn.Module, inputs: Tensor) -> int:
     """How many classes the model tells apart."""
     with crafting(model) as frozen, torch.no_grad():
-        return int(frozen(inputs[:2]).shape[1])
+        logits = check_logits(frozen(inputs[:2]))
+    if logits.dim() != 2:
+        raise ValueError(f"the model's logits have shape {list(logits.shape)}; give [batch, classes].")
+    return logits.shape[1]
 
 
 def share_of_flips(model: Averaged, inputs: Tensor, seed: int) -> float:

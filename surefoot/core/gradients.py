@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from surefoot.core.losses import check_logits
+
 T = TypeVar("T")
 
 _crafting: ContextVar[dict[object, object] | None] = ContextVar("crafting", default=None)
@@ -24,8 +26,18 @@ CHANGES_INPUTS = (
 )
 
 
+SMALLEST = 2.0**-24
+"""Of float16, above zero."""
+
+
 def plain_module(model: nn.Module) -> nn.Module:
-    """The user's own module, out of Fabric's, DDP's and torch.compile's wrappers."""
+    """The user's own module, out of Fabric's, DDP's and torch.compile's wrappers.
+
+    Raises:
+        TypeError: it is no module, so that its mode and weights could not be kept.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is {model!r}, no torch.nn.Module; give a module, or one whose forward calls it.")
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
             model = model._orig_mod  # type: ignore[assignment]
@@ -121,8 +133,13 @@ def input_gradient(
     Returns:
         The gradient, shaped and typed as `inputs`, and the detached logits it came with.
 
+    In float16, of the model or of autocast, the gradient of a small loss rounds to zero on its way back. There each
+    sample's way back starts from a gradient of the logits that is divided by its largest entry, and the result is
+    multiplied by it. An entry that float16 inputs have no room for keeps its sign, as their smallest number.
+
     Raises:
-        ValueError: the logits carry no gradient at all.
+        ValueError: the logits carry no gradient at all, or the loss is not one value a sample.
+        TypeError: the model answers with something else than a tensor.
 
     Example:
         >>> gradient, logits = input_gradient(lambda x: 3 * x, torch.ones(1, 2), lambda z: z.sum(1))
@@ -130,10 +147,46 @@ def input_gradient(
         tensor([[3., 3.]])
     """
     inputs = (inputs.clone() if inputs.is_inference() else inputs.detach()).requires_grad_()
-    logits = model(inputs)
+    logits = check_logits(model(inputs))
     if not logits.requires_grad:
         raise ValueError(NO_GRADIENT)
-    (gradient,) = torch.autograd.grad(loss(logits).sum(), inputs, allow_unused=True)
+    if not in_float16(inputs, logits):
+        (gradient,) = torch.autograd.grad(summed(loss(logits), logits), inputs, allow_unused=True)
+    else:
+        wide = logits.detach().float().requires_grad_()
+        (slope,) = torch.autograd.grad(summed(loss(wide), wide), wide)
+        largest = slope.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)
+        start = (slope / largest.view(-1, *[1] * (slope.dim() - 1))).to(logits.dtype)
+        (gradient,) = torch.autograd.grad(logits, inputs, start, allow_unused=True)
+        if gradient is not None:
+            exact = gradient.float() * largest.view(-1, *[1] * (gradient.dim() - 1))
+            gradient = exact.to(inputs.dtype)
+            lost = (gradient == 0) & (exact != 0)
+            gradient = torch.where(lost, SMALLEST * exact.sign().to(inputs.dtype), gradient)
     if gradient is None:  # only the weights are in the graph: the inputs were detached on the way
         raise ValueError(NO_GRADIENT)
     return gradient, logits.detach()
+
+
+def in_float16(inputs: Tensor, logits: Tensor) -> bool:
+    """Does the way from the inputs to the logits go through float16, in which less than 6e-8 is zero?"""
+    kind = inputs.device.type
+    if torch.float16 in (inputs.dtype, logits.dtype):
+        return True
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return False
+    return torch.get_autocast_dtype(kind) == torch.float16
+
+
+def summed(losses: Tensor, logits: Tensor) -> Tensor:
+    """The sum of one loss a sample.
+
+    Raises:
+        ValueError: it is a mean already, or of another shape.
+    """
+    if losses.shape != logits.shape[:1]:
+        raise ValueError(
+            f"the loss is of shape {list(losses.shape)} for {len(logits)} samples; an attack needs one value a sample, "
+            "[batch], as torch.nn.CrossEntropyLoss(reduction='none') gives."
+        )
+    return losses.sum()

@@ -1,14 +1,30 @@
 """Losses, one value a sample, in float32 at least whatever the network's precision."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+def check_logits(output: Any) -> Tensor:
+    """What a model answers with, where it is a tensor.
+
+    Raises:
+        TypeError: it is something else, as a dict of a model that returns its features too.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the model answers with an object of type {type(output).__name__}, not with a tensor of logits; "
+            "surefoot.evaluation.recognise(model, inputs, labels) gives one around it that does."
+        )
+    return output
+
+
 def full_precision(logits: Tensor) -> Tensor:
     """`logits` in float32, or as they are where they are wider: half precision loses small losses."""
+    logits = check_logits(logits)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

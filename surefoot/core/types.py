@@ -1,6 +1,6 @@
 """The few shapes that the rest of surefoot is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -31,9 +31,24 @@ class CompoundAttack(Protocol):
     """An attack made of several, each for the samples that those before it did not fool."""
 
     @property
-    def attacks(self) -> tuple[Attack, ...]: ...
+    def attacks(self) -> Sequence[Attack]: ...
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor: ...
+
+
+def check_attacks(attacks: object) -> tuple[Attack, ...]:
+    """The attacks of a list; what is none, or one without its settings, is refused.
+
+    Raises:
+        TypeError: with what to give.
+    """
+    if not isinstance(attacks, Iterable):
+        raise TypeError(f"attacks is {attacks!r}; give a list of attacks, for example [FGSM(eps=0.1)].")
+    found = tuple(attacks)
+    for attack in found:
+        if isinstance(attack, type) or not callable(attack):
+            raise TypeError(f"attacks has {attack!r}; give attacks with their settings, for example FGSM(eps=0.1).")
+    return found
 
 
 class LossTerms(NamedTuple):

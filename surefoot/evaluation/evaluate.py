@@ -1,7 +1,7 @@
 """Accuracy of a model on clean and adversarial samples, one record an attack."""
 
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,22 @@ from torch import Tensor, nn
 import surefoot
 from surefoot.core.files import save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
-from surefoot.core.types import Attack, CompoundAttack
+from surefoot.core.types import Attack, CompoundAttack, check_attacks
 from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by
 from surefoot.evaluation.outcomes import Cost, Outcome, Store
 from surefoot.evaluation.passes import seeded, weights_sha256
 from surefoot.evaluation.records import Record, wilson_interval
-from surefoot.evaluation.worker import Precision, Settings, Stage, Worker, fields_of, predictions
+from surefoot.evaluation.worker import (
+    Precision,
+    Settings,
+    Stage,
+    Worker,
+    check_crafted,
+    fields_of,
+    name_of,
+    predictions,
+)
+from surefoot.models.wrappers import describe
 
 Progress = Callable[[str, int, int], None]
 """Told `(what is running, samples done, samples in all)`."""
@@ -31,6 +41,22 @@ def versions() -> dict[str, str]:
 def device_name(device: torch.device) -> str:
     """`cpu`, or the accelerator's own name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, each looked at first.
+
+    Raises:
+        TypeError: one that is no pair of tensors.
+    """
+    for batch in batches:
+        pair = isinstance(batch, tuple | list) and len(batch) == 2
+        if not (pair and all(isinstance(part, Tensor) and part.dim() > 0 for part in batch)):
+            raise TypeError(
+                f"batches gave {describe(batch)}; give pairs of inputs [batch, channels, height, width] and labels "
+                "[batch], as [(inputs, labels)] or a DataLoader does."
+            )
+        yield batch[0], batch[1]
 
 
 def accuracy(
@@ -58,10 +84,12 @@ def accuracy(
     """
     right = total = 0
     with seeded(seed):
-        for inputs, labels in batches:
+        for inputs, labels in pairs(batches):
             check_batch(inputs, labels)
             # a copy: a model may write to what it is given
-            adv_inputs = attack(model, inputs, labels) if attack is not None else inputs.clone()
+            adv_inputs = inputs.clone() if attack is None else attack(model, inputs, labels)
+            if attack is not None:
+                check_crafted(attack, adv_inputs, inputs)
             right += int((predictions(model, adv_inputs) == labels).sum())
             total += len(labels)
     if total == 0:
@@ -84,8 +112,8 @@ def evaluate(
     progress: Progress | None = None,
     on_record: Callable[[Record], None] | None = None,
     on_note: Callable[[str], None] | None = None,
-    unfinished: Path | None = None,
-    samples: Path | None = None,
+    unfinished: str | Path | None = None,
+    samples: str | Path | None = None,
 ) -> list[Record]:
     """Clean accuracy and accuracy under each attack, as records.
 
@@ -130,7 +158,8 @@ def evaluate(
 
     Raises:
         ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be
-            read only once.
+            read only once; an attack of your own that leaves [0, 1] or its `eps`.
+        TypeError: what is no attack, no pair of tensors, no module, or a model that answers with no tensor.
 
     Example:
         >>> from surefoot.attacks import FGSM
@@ -157,7 +186,7 @@ def evaluate_transfer(
     progress: Progress | None = None,
     on_record: Callable[[Record], None] | None = None,
     on_note: Callable[[str], None] | None = None,
-    unfinished: Path | None = None,
+    unfinished: str | Path | None = None,
 ) -> list[list[Record]]:
     """The black-box setting for several models at once: what `source` crafts is crafted once and scored on each.
 
@@ -196,9 +225,10 @@ def _evaluate(
     settings: Settings,
     abouts: Sequence[Mapping[str, Any]],
     tell: Listeners,
-    unfinished: Path | None,
-    samples: Path | None,
+    unfinished: str | Path | None,
+    samples: str | Path | None,
 ) -> list[list[Record]]:
+    attacks = check_attacks(attacks)
     for given in attacks:
         if getattr(given, "targeted", False):
             raise ValueError(
@@ -207,7 +237,7 @@ def _evaluate(
             )
     total, some = 0, torch.empty(0)
     with seeded(settings.seed):  # a shuffling DataLoader draws from the global generator when it is read
-        for inputs, labels in batches:
+        for inputs, labels in pairs(batches):
             some = some if total else inputs[:LOOKED_AT]
             total += len(labels)
     if total == 0:
@@ -228,7 +258,7 @@ def _evaluate(
         }
         for model, about in zip(models, abouts, strict=True)
     ]
-    store = Store(unfinished)
+    store = Store(None if unfinished is None else Path(unfinished))
     identity: dict[str, Any] = {}
     if unfinished is not None:
         crafts = None if source is None else weights_sha256(source)
@@ -297,7 +327,7 @@ def _evaluate(
             finals.append(state)
             if samples is not None:
                 with seeded(settings.seed):
-                    file = samples / f"{len(finals)}-{type(attack).__name__}.safetensors"
+                    file = Path(samples) / f"{len(finals)}-{name_of(attack)}.safetensors"
                     save_samples(file, batches, clean, state)
         for about, list_of, own_parts, cost, column, clean_column in zip(
             known, records, parts, costs, zip(*state, strict=True), zip(*clean, strict=True), strict=True
@@ -339,7 +369,7 @@ def make_record(
     lengths = lengths[~lengths.isnan()]
     return Record(
         **about,
-        attack=None if attack is None else type(attack).__name__,
+        attack=None if attack is None else name_of(attack),
         attack_fields={} if attack is None else fields_of(worker.prepared(attack)),
         clean_accuracy=survivors(clean) / total,
         robust_accuracy=left / total,

@@ -87,7 +87,7 @@ class Record:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
 
-def append_records(path: Path, records: Iterable[Record]) -> None:
+def append_records(path: str | Path, records: Iterable[Record]) -> None:
     """Append records to a `.jsonl` file, whole lines only, synced before this returns; several processes may.
 
     A last line that an interruption left unfinished is cut off first; a record that lacks its newline gets it.
@@ -95,6 +95,7 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
     Raises:
         ValueError: the file holds something else than records, and is left as it is.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock_of(path), wait=True), open(path, "ab+") as file:
         file.seek(0)
@@ -157,7 +158,7 @@ def record_of(line: bytes) -> Record:
     return Record(**{**fields, "robust_interval": tuple(fields["robust_interval"])})
 
 
-def read_records(path: Path) -> list[Record]:
+def read_records(path: str | Path) -> list[Record]:
     """Read the records of a `.jsonl` file; an unfinished last line is left out.
 
     Raises:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import l2_distance
+from surefoot.core.geometry import l2_distance, linf_distance
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
+from surefoot.core.losses import check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter, seeded
@@ -33,6 +34,8 @@ def fields_of(attack: Any) -> dict[str, Any]:
             return {"name": type(value).__name__, **fields_of(value)}
         if callable(value):
             return getattr(value, "__name__", repr(value))
+        if hasattr(value, "tolist"):  # NumPy's and torch's numbers
+            return value.tolist()
         return [plain(part) for part in value] if isinstance(value, tuple | list) else value
 
     if not dataclasses.is_dataclass(attack):
@@ -40,10 +43,54 @@ def fields_of(attack: Any) -> dict[str, Any]:
     return {field.name: plain(getattr(attack, field.name)) for field in dataclasses.fields(attack)}
 
 
+def name_of(attack: object) -> str:
+    """An attack's class, or the name of the function that it is."""
+    return str(getattr(attack, "__name__", type(attack).__name__))
+
+
+def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
+    """Refuse what an attack may not give: it would count as fooling the model, and be none.
+
+    Raises:
+        TypeError: something else than a tensor.
+        ValueError: another shape, NaN, pixels outside [0, 1], or further away than the attack's own `eps`.
+    """
+    name, eps = name_of(attack), getattr(attack, "eps", None)
+    if not isinstance(adv_inputs, Tensor):
+        raise TypeError(f"{name} returned an object of type {type(adv_inputs).__name__}; an attack returns images.")
+    if adv_inputs.shape != inputs.shape:
+        raise ValueError(
+            f"{name} returned shape {list(adv_inputs.shape)} for inputs of shape {list(inputs.shape)}; an attack "
+            "returns an image for each."
+        )
+    if adv_inputs.numel() == 0:
+        return
+    low, high = torch.aminmax(adv_inputs)
+    if low.isnan():
+        raise ValueError(f"{name} returned pixels that are NaN; is the model's gradient NaN on these images?")
+    rounding = max(1e-6, 2 * torch.finfo(inputs.dtype).eps)
+    if not (low >= -rounding and high <= 1 + rounding):
+        raise ValueError(
+            f"{name} returned pixels from {low.item():.4g} to {high.item():.4g}; an attack stays in [0, 1]."
+        )
+    if isinstance(eps, int | float) and (moved := float(linf_distance(adv_inputs, inputs).max())) > eps + rounding:
+        raise ValueError(f"{name} moved a pixel by {moved:.4g}, further than its eps, {eps:.4g}; let it project.")
+
+
 def predictions(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The class that `model`, in evaluation mode, gives each sample, `[batch]`."""
+    """The class that `model`, in evaluation mode, gives each sample, `[batch]`.
+
+    Raises:
+        TypeError: the model answers with something else than a tensor.
+        ValueError: or with one of another shape than `[batch, classes]`.
+    """
     with crafting(model) as frozen, torch.no_grad():
-        return torch.as_tensor(frozen(inputs)).argmax(dim=1)
+        logits = check_logits(frozen(inputs))
+    if logits.dim() != 2 or len(logits) != len(inputs):
+        raise ValueError(
+            f"the model's logits have shape {list(logits.shape)} for {len(inputs)} images; give [batch, classes]."
+        )
+    return logits.argmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +120,7 @@ class Stage:
     def about(self) -> dict[str, Any]:
         """As a record's `parts` has it."""
         return {
-            "attack": type(self.attack).__name__,
+            "attack": name_of(self.attack),
             "attack_fields": fields_of(self.attack),
             "precision": self.arithmetic,
         }
@@ -101,10 +148,10 @@ class Worker:
 
     def stages(self, attack: Attack) -> list[Stage]:
         """What is run for an attack, in turn."""
-        name = type(attack).__name__
+        name = name_of(attack)
         if isinstance(attack, CompoundAttack):
             return [
-                Stage(f"{name}: {type(part).__name__}", self.prepared(part), self.arithmetic(attack, part), last=True)
+                Stage(f"{name}: {name_of(part)}", self.prepared(part), self.arithmetic(attack, part), last=True)
                 for part in attack.attacks
             ]
         arithmetic = self.arithmetic(attack)
@@ -250,6 +297,7 @@ class Worker:
         return self.halving(seeded_call, inputs, labels, seed=self.seed(number))
 
     def as_scored(self, attack: Attack, adv_inputs: Tensor, inputs: Tensor) -> Tensor:
+        check_crafted(attack, adv_inputs, inputs)
         if not self.settings.eight_bit:
             return adv_inputs.clone()
         return eight_bit_pixels(adv_inputs, inputs, getattr(attack, "eps", None))

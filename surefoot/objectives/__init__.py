@@ -1,12 +1,14 @@
 """Training objectives: frozen dataclasses called with (model, inputs, labels) that return `LossTerms`."""
 
+from collections.abc import Callable
+
 from surefoot.core.types import LossTerms, Objective
 from surefoot.objectives.multi_step import PgdAT, Trades
 from surefoot.objectives.sat import SatR1, SatR2, SatR3
 from surefoot.objectives.single_step import EnsembleAT, FgsmAT, RFgsmAT
 from surefoot.objectives.standard import NormalTraining
 
-OBJECTIVES: dict[str, type[Objective]] = {
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "normal": NormalTraining,
     "fgsm-at": FgsmAT,
     "rfgsm-at": RFgsmAT,

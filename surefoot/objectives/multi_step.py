@@ -10,7 +10,7 @@ from surefoot.attacks import PGD
 from surefoot.attacks.gradient_sign import ascend
 from surefoot.core.geometry import check_batch, project
 from surefoot.core.gradients import crafting
-from surefoot.core.losses import kl_divergence
+from surefoot.core.losses import check_logits, kl_divergence
 from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import (
     check_label_smoothing,
@@ -97,8 +97,9 @@ class Trades:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
         with crafting(model) as frozen:
-            with torch.no_grad():
-                reference = frozen(inputs)
+            # not under no_grad: autocast of an older PyTorch keeps the weights that it casts there, and the loss's
+            # forward would find them without a gradient
+            reference = check_logits(frozen(inputs)).detach()
             adv_inputs = ascend(
                 frozen,
                 inputs,
@@ -109,7 +110,7 @@ class Trades:
                 step_size=self.step_size,
                 loss=kl_divergence,
             )
-        clean_logits, adv_logits = model(torch.cat([inputs, adv_inputs])).chunk(2)
+        clean_logits, adv_logits = check_logits(model(torch.cat([inputs, adv_inputs]))).chunk(2)
         classification = mean_cross_entropy(clean_logits, labels, self.label_smoothing)
         divergence = kl_divergence(adv_logits, clean_logits).mean()
         return LossTerms(classification + self.beta * divergence, classification.detach(), divergence.detach())

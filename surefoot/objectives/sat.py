@@ -11,7 +11,7 @@ from surefoot.attacks import FGSM, IFGSM, RFGSM
 from surefoot.attacks.gradient_sign import ascend, check_steps, random_signs
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
-from surefoot.core.losses import cross_entropy, squared_distance
+from surefoot.core.losses import check_logits, cross_entropy, squared_distance
 from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import check_label_smoothing, check_weight, mean_cross_entropy
 
@@ -88,8 +88,8 @@ class SatR1:
                 steps=self.steps - 1,
                 step_size=step_size,
             )
-        logits = model(torch.cat([fgsm, ifgsm]))
-        fgsm_logits, ifgsm_logits = logits.split([len(fgsm), len(ifgsm)])
+        logits = check_logits(model(torch.cat([fgsm, ifgsm])))
+        fgsm_logits, ifgsm_logits = logits.split([len(fgsm), len(ifgsm)])  # type: ignore[no-untyped-call]
         if self.classified == "one":
             classification = mean_cross_entropy(fgsm_logits, labels, self.label_smoothing)
         else:
@@ -151,7 +151,7 @@ class SatR2:
             clean_signs, start_signs = gradient.sign().chunk(2)
         fgsm = project(inputs + self.eps * clean_signs, inputs, self.eps)
         rfgsm = project(start + second_step * start_signs, inputs, self.random_step + second_step)
-        logits = model(torch.cat([fgsm, rfgsm]))
+        logits = check_logits(model(torch.cat([fgsm, rfgsm])))
         fgsm_logits, rfgsm_logits = logits.chunk(2)
         if self.classified == "one":
             classification = mean_cross_entropy(fgsm_logits, labels, self.label_smoothing)
@@ -221,7 +221,7 @@ class SatR3:
             signs = gradient.sign()
         high = project(start + self.eps * signs, start, self.eps)
         low = project(start + self.eps_low * signs, start, self.eps_low)
-        high_logits, low_logits = model(torch.cat([high, low])).chunk(2)
+        high_logits, low_logits = check_logits(model(torch.cat([high, low]))).chunk(2)
         loss_high = mean_cross_entropy(high_logits, labels, self.label_smoothing)
         loss_low = mean_cross_entropy(low_logits, labels, self.label_smoothing)
         excess = (loss_low - self.tau * loss_high).clamp(min=0)

@@ -134,6 +134,8 @@ class EnsembleAT:
         FGSM(self.eps)
         check_share(self.share)
         check_label_smoothing(self.label_smoothing)
+        if isinstance(self.sources, nn.Module | str):
+            raise ValueError("sources is a single one; give a tuple of them, as (model,).")
         if len(self.sources) == 0:
             raise ValueError("sources is empty; give at least one fixed model, or use FgsmAT.")
 

@@ -130,8 +130,17 @@ class Recipe:
 
 
 def objective_to_json(objective: Any) -> dict[str, Any]:
-    """An objective's key and fields."""
-    key = next(key for key, kind in OBJECTIVES.items() if kind is type(objective))
+    """An objective's key and fields.
+
+    Raises:
+        ValueError: it has no key.
+    """
+    key = next((key for key, kind in OBJECTIVES.items() if kind is type(objective)), None)
+    if key is None:
+        raise ValueError(
+            f"{type(objective).__name__} has no key in surefoot.objectives.OBJECTIVES, by which a recipe's file names "
+            "it; give it one, or train with surefoot.training.fit, which takes any objective."
+        )
     return {"name": key, **dataclasses.asdict(objective)}
 
 

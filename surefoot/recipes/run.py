@@ -83,7 +83,7 @@ class Run:
             raise CheckpointError(f"{state} is no training state; use another checkpoint, or train in another folder.")
         return list(about["metrics"])
 
-    def load_data(self, data_dir: Path | None = None) -> Dataset:
+    def load_data(self, data_dir: str | Path | None = None) -> Dataset:
         """The run's data set."""
         return load_recipe_data(self.recipe, data_dir)
 
@@ -111,7 +111,7 @@ def look_of(fields: dict[str, Any]) -> Look:
     return look
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: str | Path) -> Run:
     """Open a run's folder.
 
     Raises:
@@ -126,7 +126,7 @@ def load_run(path: Path) -> Run:
         raise ValueError(f"{file} cannot be used: {error}") from error
 
 
-def load_recipe_data(recipe: Recipe, data_dir: Path | None) -> Dataset:
+def load_recipe_data(recipe: Recipe, data_dir: str | Path | None) -> Dataset:
     """The recipe's data set, its random choices made by the recipe's `data_seed`."""
     return load_dataset(
         recipe.dataset,
@@ -153,9 +153,9 @@ def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
 
 def train(
     recipe: Recipe,
-    path: Path,
+    path: str | Path,
     *,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     resume: bool = False,
     sources: Mapping[str, Path] | None = None,
     on_start: Callable[[nn.Module, Dataset], None] | None = None,
@@ -178,6 +178,7 @@ def train(
         ValueError: `path` holds another or a finished run, or a bad setting.
         CheckpointError, TrainingDiverged: as in `training.fit`.
     """
+    path = Path(path)
     if is_first_process():  # the others start when the first has begun to write
         check_folder(recipe, path, resume)
     missing = [name for name in source_names(recipe) if name not in (sources or {})]

@@ -39,7 +39,7 @@ IMAGES = ("clean", "adversarial", "difference")
 SMALL = 100  # pixels: enlarged without smoothing
 
 
-def write_page(audits: Sequence[Audit], path: Path) -> None:
+def write_page(audits: Sequence[Audit], path: str | Path) -> None:
     """Write the page of these audits, atomically.
 
     It loads nothing and is below 8 MB: where surfaces and pictures are too many, the last ones are left out, and the
@@ -58,7 +58,7 @@ def write_page(audits: Sequence[Audit], path: Path) -> None:
         ...
         ValueError: a page shows at least one audit; none was given.
     """
-    write_text(path, page(audits))
+    write_text(Path(path), page(audits))
 
 
 def page(audits: Sequence[Audit], largest: int = LARGEST) -> str:

@@ -28,9 +28,9 @@ def check_fits(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, T
     raise CheckpointError(f"{path} is of another model: {what}; give the weights of this model.")
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write a model's weights and buffers as safetensors, atomically."""
-    save_tensors(path, model.state_dict(), {})
+    save_tensors(Path(path), model.state_dict(), {})
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -57,7 +57,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return saved
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load weights that `read_weights` can read into a model of the same shape, in place.
 
     Raises:

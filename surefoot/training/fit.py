@@ -1,5 +1,6 @@
 """The training loop: phases of objectives, the best and the last epoch kept, resumable to the bit."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from lightning_fabric import Fabric
@@ -55,6 +56,10 @@ class Phase:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.objective, type) or not callable(self.objective):
+            raise TypeError(
+                f"objective is {self.objective!r}; give one with its settings, for example FgsmAT(eps=8 / 255)."
+            )
         check_whole("epochs", self.epochs)
         check_learning_rate(self.learning_rate)
 
@@ -106,10 +111,10 @@ class FitConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of at least 0.")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}; it is one of {', '.join(SCHEDULES)}.")
-        if self.on_masking not in get_args(OnMasking):
-            raise ValueError(f"on_masking is {self.on_masking!r}; it is one of {', '.join(get_args(OnMasking))}.")
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{field.name} is {value!r}; it is one of {', '.join(choices)}.")
 
 
 def check_learning_rate(value: float | None) -> None:
@@ -206,7 +211,7 @@ def fit(
     config: FitConfig,
     *,
     selection: Attack | None = None,
-    run_dir: Path | None = None,
+    run_dir: str | Path | None = None,
     resume: bool = False,
     fabric: Fabric | None = None,
     monitor: Monitor | None = None,
@@ -215,7 +220,7 @@ def fit(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> FitResult:
-    """Minimise each phase's objective in turn; leave the selected epoch's weights in `model`.
+    """Minimise each phase's objective in turn; leave the selected epoch's weights in `model`, in training mode.
 
     After each epoch the accuracy on the validation split under `selection` is measured; the epoch of the last phase
     with the highest is selected (the paper's authors' code: under I-FGSM with 3 steps). With a `run_dir`,
@@ -257,6 +262,9 @@ def fit(
     """
     if not phases:
         raise ValueError("phases is empty; give at least one Phase(objective, epochs).")
+    for phase in phases:
+        if not isinstance(phase, Phase):
+            raise TypeError(f"phases has {phase!r}; give Phase(objective, epochs).")
     if config.on_masking in ("stop", "repair") and monitor is None:
         raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
     run = None if run_dir is None else Path(run_dir)
