@@ -283,6 +283,16 @@ def test_a_data_loader_works_and_its_own_draws_do_not_move_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_seed_decides_what_is_drawn_and_only_inside() -> None:
+    torch.manual_seed(3)
+    expected, after = torch.rand(2), torch.rand(2)
+    torch.manual_seed(3)
+    torch.rand(2)
+    with seeded(3):
+        assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(torch.rand(2), after)
+
+
 def test_the_generators_come_back_through_an_exception() -> None:
     before = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError), seeded(7):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from typing import Any, Literal
 
 import pytest
@@ -645,6 +645,19 @@ def test_label_smoothing_is_torchs_own(seed: int, smoothing: float) -> None:
     smooth = SatR1(EPS, lam=0.0, steps=2, label_smoothing=smoothing)(net, x, y)
     base = FgsmAT(EPS, share=1.0, label_smoothing=smoothing)(net, x, y)
     assert float(smooth.loss.detach()) == pytest.approx(float(base.loss.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_label_smoothing_reaches_every_classification(case: ObjectiveCase) -> None:
+    net, other, (x, y) = random_net(PlainNet), random_net(PlainNet, 5), random_batch()
+
+    def classification(smoothing: float) -> float:
+        objective: Any = case.build((other,))
+        return float(terms_of(replace(objective, label_smoothing=smoothing), net, x, y).classification)
+
+    none, some, more = (classification(smoothing) for smoothing in (0.0, 0.3, 0.6))
+    assert abs(some - none) > 1e-3
+    assert more - none == pytest.approx(2 * (some - none), rel=1e-3)  # what is crafted does not hang on it
 
 
 @pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)

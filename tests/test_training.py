@@ -116,6 +116,15 @@ def test_phases_run_in_turn_for_their_epochs_at_their_rates(digits: Dataset) -> 
     assert [line["learning_rate"] for line in result.metrics] == [0.05, 0.01, 0.01]
 
 
+def test_the_rate_follows_the_schedule_from_step_to_step(digits: Dataset) -> None:
+    config = dataclasses.replace(QUICK, schedule="one-cycle")
+    result = fit(network(), digits, [Phase(NormalTraining(), 1), Phase(NormalTraining(), 2)], config)
+    steps = len(Batches(digits.train, config.batch_size))
+    last = [((epoch + 1) * steps - 1) / (3 * steps) for epoch in range(3)]  # of each epoch, as progress of the run
+    expected = [config.learning_rate * one_cycle(progress) for progress in last]
+    assert [line["learning_rate"] for line in result.metrics] == pytest.approx(expected)
+
+
 def test_a_resumed_run_is_bit_identical_to_one_without_a_break(digits: Dataset, tmp_path: Path) -> None:
     phases = [Phase(SatR2(0.3, 0.01, 5.0), 2), Phase(SatR3(0.3, 0.1, 1.0, 0.4), 2)]
     config = dataclasses.replace(QUICK, ema_decay=0.9)
@@ -345,9 +354,13 @@ def test_averaged_weights_have_statistics_of_their_own() -> None:
     assert model[2].running_mean.tolist() == [9.0] * 3
 
 
-def test_without_batch_norm_averaged_weights_read_no_images() -> None:
+def test_without_batch_norm_averaged_weights_read_no_images_and_take_the_buffers_as_they_are() -> None:
     model = network()
-    MovingAverage(model, decay=0.5).refresh(model, (pytest.fail("read") for _ in range(1)))
+    model.register_buffer("count", torch.zeros(1))
+    average = MovingAverage(model, decay=0.5)
+    model.get_buffer("count").fill_(3.0)
+    average.refresh(model, (pytest.fail("read") for _ in range(1)))
+    assert average.module.get_buffer("count").item() == 3
 
 
 def test_bf16_trains_to_about_the_same_accuracy(digits: Dataset) -> None:
