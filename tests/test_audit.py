@@ -343,6 +343,21 @@ def test_each_transfer_is_tried_on_what_those_before_it_left() -> None:
     assert 0 < int(crafted[0].robust.sum()) < 96
 
 
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("nothing-saturates", ["PGD-20", "PGD-20, margin", "APGD-DLR-20", "PGD-20, rescaled", "PGD-20, float64"]),
+        ("gradient-beats-search", ["Square-60", "label search-60"]),
+    ],
+)
+def test_each_stronger_attack_is_tried_on_what_those_before_it_left(key: str, names: list[str]) -> None:
+    table = bench(Scaled(Matching(), 1e4), eps=0.09)  # it saturates: each finds some more
+    QUESTIONS[key](table)
+    for before, after in itertools.pairwise(table.trials[name] for name in names):
+        assert torch.equal(after.tried, before.robust)
+    assert (table.trials[names[0]].robust & ~table.trials[names[-1]].robust).any()
+
+
 def test_an_attack_that_ends_with_the_budget_is_whole() -> None:
     table = bench(Matching(), batch_size=48)
 

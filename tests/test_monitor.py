@@ -36,7 +36,7 @@ from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import Run, check_folder, recipe_monitor, recipe_repair
 from surefoot.report.plots import AXES
 from surefoot.training import FitConfig, FitResult, Look, Monitor, Phase, describe, fit, monitor_curves
-from surefoot.training.monitor import OnMasking
+from surefoot.training.monitor import Guard, OnMasking
 
 EPS = 0.3
 GREY = 128 / 255
@@ -106,6 +106,15 @@ def test_a_gradient_that_is_zero_agrees_with_nothing_and_a_tiny_one_still_counts
     with torch.no_grad():
         linear.weight.copy_(torch.tensor([[slope], [0.0]]))
     assert look_at(nn.Sequential(nn.Flatten(), linear)).agreement == pytest.approx(agreement)
+
+
+@pytest.mark.parametrize(("masked", "kept"), [(0.2, 1), (0.35, 0)])
+def test_a_look_above_the_bound_is_nothing_to_go_back_to(masked: float, kept: int) -> None:
+    weight = torch.zeros(1)
+    guard = Guard(Monitor(*greys(128, masked), eps=EPS, every=1), "stop", None, lambda: {"weight": weight})
+    assert not guard(Planted(), 1)
+    assert not guard.monitor.history[0].masked
+    assert guard.healthy_step == kept
 
 
 def test_a_model_that_fgsm_fools_as_well_is_not_robust_but_not_masked() -> None:
