@@ -568,6 +568,15 @@ def test_the_fingerprint_follows_names_types_shapes_and_values_and_nothing_else(
     assert weights_sha256(nn.Sequential(random_net())) != expected
 
 
+def test_the_fingerprint_tells_types_of_the_same_bytes_apart() -> None:
+    def of(dtype: torch.dtype) -> str:
+        net = nn.Module()
+        net.register_buffer("zero", torch.zeros(2, dtype=dtype))
+        return weights_sha256(net)
+
+    assert len({of(dtype) for dtype in (torch.float32, torch.int32, torch.float16, torch.bfloat16)}) == 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_fingerprint_takes_every_floating_type(dtype: torch.dtype) -> None:
     assert weights_sha256(random_net(dtype=dtype)) == weights_sha256(random_net(dtype=dtype))

@@ -642,6 +642,11 @@ def test_label_smoothing_is_torchs_own(seed: int, smoothing: float) -> None:
     net, (x, y) = random_net(PlainNet, seed), random_batch(seed=seed)
     expected = F.cross_entropy(net(x), y, label_smoothing=smoothing)
     assert torch.equal(NormalTraining(smoothing)(net, x, y).loss, expected)
+    one, both = (
+        SatR3(EPS, eps_low=0.0, lam=1.0, tau=0.5, label_smoothing=smoothing, classified=kinds)(net, x, y).classification
+        for kinds in ("one", "both")
+    )
+    assert float(2 * both - one) == pytest.approx(float(expected.detach()), rel=1e-4)  # the small radius's is clean
     smooth = SatR1(EPS, lam=0.0, steps=2, label_smoothing=smoothing)(net, x, y)
     base = FgsmAT(EPS, share=1.0, label_smoothing=smoothing)(net, x, y)
     assert float(smooth.loss.detach()) == pytest.approx(float(base.loss.detach()), rel=1e-5)
