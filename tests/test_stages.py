@@ -220,6 +220,20 @@ def test_fast_finishes_in_float32_what_half_precision_left(attack: Attack) -> No
     assert last.robust_accuracy == 1  # the last iterate is the attack's own
 
 
+class HalfSeesOnePixel(nn.Module):
+    """In half precision the first pixel alone has a gradient; in float32 class 1 begins at a mean of 0.57."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        pixels = inputs.flatten(1)
+        gap = 10 * (pixels.mean(dim=1) - 0.57) if not torch.is_autocast_enabled("cpu") else pixels[:, 0] - 2
+        return torch.stack([-gap, gap], dim=1)
+
+
+def test_fast_finishes_from_where_half_precision_ended() -> None:
+    record = evaluate(HalfSeesOnePixel(), [(grey(0.45), torch.tensor([0]))], [IFGSM(0.3, 10)], precision="fast")[1]
+    assert record.robust_accuracy == 0  # (0.75 + 3 x 0.54) / 4; all of the clean pixels would reach 0.54
+
+
 def test_an_attack_that_is_float32_only_stays_strict_under_fast() -> None:
     net, batches = trained_batches()
     attack = AutoAttack(EPS, steps=2, queries=3)
