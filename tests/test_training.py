@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
 from surefoot.cli.models import pick_device
-from surefoot.core.files import load_tensors, save_tensors
+from surefoot.core.files import load_metadata, load_tensors, save_tensors
 from surefoot.core.gradients import plain_module
 from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import accuracy
@@ -424,6 +424,15 @@ def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path, 
     tensors, about = load_tensors(path)
     assert torch.equal(tensors["a"], torch.ones(2))
     assert about == {"note": "x" * padding}
+
+
+def test_what_another_program_wrote_beside_the_tensors_does_not_matter(tmp_path: Path) -> None:
+    saved, file = network(1), tmp_path / "weights.safetensors"
+    save_file(saved.state_dict(), file, metadata={"format": "pt", "author": "somebody"})
+    model = network(2)
+    load_weights(model, file)
+    assert equal(weights(model), weights(saved))
+    assert load_metadata(file) == {}
 
 
 @pytest.mark.parametrize("zipped", [True, False])
