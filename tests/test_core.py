@@ -14,7 +14,13 @@ from torch.nn import functional as F
 
 from surefoot.attacks import FGSM
 from surefoot.core.geometry import check_batch, check_radius, l2_distance, linf_distance, project
-from surefoot.core.gradients import crafting, input_gradient, plain_module
+from surefoot.core.gradients import (
+    crafting,
+    input_gradient,
+    is_crafting,
+    kept_while_crafting,
+    plain_module,
+)
 from surefoot.core.losses import MarginLoss, cross_entropy, full_precision, kl_divergence, squared_distance
 from surefoot.core.types import Attack, LossTerms, Objective
 from surefoot.objectives import NormalTraining
@@ -152,6 +158,22 @@ def test_crafting_turns_gradients_on_and_back_off() -> None:
             assert torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
         assert torch.is_inference_mode_enabled()
+    with torch.no_grad():
+        with crafting(net):
+            assert torch.is_grad_enabled()
+        assert not torch.is_grad_enabled()
+
+
+def test_only_inside_crafting_is_anything_crafted_or_kept() -> None:
+    net = nn.Linear(2, 2)
+    assert not is_crafting()
+    with crafting(net):
+        kept = kept_while_crafting("key", list)
+        with crafting(net):  # weights may have changed in between
+            assert kept_while_crafting("key", list) is not kept
+        assert kept_while_crafting("key", list) is kept
+    assert not is_crafting()
+    assert kept_while_crafting("key", list) is not kept_while_crafting("key", list)
 
 
 def test_a_shared_module_is_put_back_once() -> None:

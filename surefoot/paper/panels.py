@@ -93,8 +93,8 @@ def watched_lines(matrix: Matrix, place: Workplace, method: str) -> list[dict[st
 
 
 def stages(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The lines of the early and the late stage."""
-    return {line["stage"]: line for line in lines if line["stage"]}
+    """The lines of the early and the late stage, by its name."""
+    return {line["stage"]: line for line in lines}
 
 
 UNWATCHED = "not run, or taken from a run that was not watched"
