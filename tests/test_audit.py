@@ -604,7 +604,11 @@ def test_label_search_needs_the_class_alone_and_finds_the_corner() -> None:
 def test_a_substitute_learns_the_answers() -> None:
     inputs, _ = images()
     model = Matching()
-    substitute = train_substitute(model, inputs, 3, steps=150)
+    state = torch.get_rng_state()
+    substitute, again, other = (train_substitute(model, inputs, 3, steps=150, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(substitute(inputs), again(inputs))
+    assert not torch.equal(substitute(inputs), other(inputs))
     assert (substitute(inputs).argmax(1) == model(inputs).argmax(1)).float().mean() > 0.9
     assert train_substitute(model, inputs.flatten(1), 3, steps=2)(inputs.flatten(1)).shape == (96, 3)
 

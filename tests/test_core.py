@@ -168,7 +168,7 @@ def test_only_inside_crafting_is_anything_crafted_or_kept() -> None:
     net = nn.Linear(2, 2)
     assert not is_crafting()
     with crafting(net):
-        kept = kept_while_crafting("key", list)
+        kept: list[int] = kept_while_crafting("key", list)
         with crafting(net):  # weights may have changed in between
             assert kept_while_crafting("key", list) is not kept
         assert kept_while_crafting("key", list) is kept
