@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from surefoot.attacks import FGSM
+from surefoot.attacks.gradient_sign import random_signs
 from surefoot.core.geometry import check_batch, check_radius, l2_distance, linf_distance, project
 from surefoot.core.gradients import (
     crafting,
@@ -226,6 +227,19 @@ def test_the_margin_pulls_the_true_logit_down_and_the_best_other_up_until_the_ga
     loss = MarginLoss(5.0)(logits, torch.tensor([0, 0]))
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert gradient.tolist() == [[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_the_margin_aims_at_50_and_at_no_less_than_0() -> None:
+    assert MarginLoss() == MarginLoss(50.0)
+    for value in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="confidence is"):
+            MarginLoss(value)
+
+
+def test_random_signs_are_of_both_kinds() -> None:
+    signs = random_signs(torch.zeros(1000))
+    assert set(signs.tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 0.1
 
 
 def test_the_margin_needs_two_classes() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
@@ -37,7 +38,7 @@ from surefoot.training import (
     save_weights,
 )
 from surefoot.training.averaging import MovingAverage
-from surefoot.training.fit import best_device
+from surefoot.training.fit import best_device, refuse_non_finite
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
@@ -279,6 +280,13 @@ def test_a_loss_that_is_not_finite_stops_with_where_and_the_last_good_checkpoint
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
     with pytest.raises(TrainingDiverged, match="no checkpoint yet"):
         fit(network(), digits, [Phase(Exploding([], 0), 1)], QUICK)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_loss_that_is_not_finite_passes(value: float) -> None:
+    losses = torch.tensor([[1.0, 1.0, 0.0], [value, 1.0, 0.0]])
+    with pytest.raises(TrainingDiverged, match=rf"the loss is {value} in epoch 1, step 12, "):
+        refuse_non_finite(losses, 1, 10, 0.1, None)
 
 
 def test_steps_are_the_papers_quarters() -> None:
