@@ -786,6 +786,22 @@ def test_stopping_early_spends_no_pass_on_a_fooled_sample() -> None:
 # What the fields mean.
 
 
+def test_restarts_go_on_with_every_sample_that_is_not_fooled_yet() -> None:
+    net, inputs, labels = trained()
+    inputs, labels = inputs[:20], net(inputs[:20]).argmax(dim=1)
+    labels[:5] = (labels[:5] + 1) % 3  # fooled from the start
+    given: list[int] = []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        given.append(len(labels))
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    attack = PGD(1e-4, 1, 1e-4, restarts=4, loss=loss, stop_when_fooled=True)
+    adv_inputs = attack(net, inputs, labels)
+    assert torch.equal(net(adv_inputs).argmax(dim=1) != labels, torch.arange(20) < 5)
+    assert given == [20, 20] + [15, 15] * 3  # a gradient and a verdict for each run
+
+
 def test_the_papers_start_is_one_step_wide() -> None:
     flat = random_net()
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """The audit on models made by hand, whose truth is known: for each check one that passes and one that fails."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -17,15 +18,26 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from surefoot.attacks import FGSM, Square
+from surefoot.attacks import FGSM, IFGSM, Square
 from surefoot.audit import Audit, Check, audit, loss_surface
 from surefoot.audit.audit import pictures
-from surefoot.audit.bench import Bench
-from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, by_share, judge
-from surefoot.audit.controls import MASKS, BadGradient, Detached, Noisy, Scaled, Wrinkled
+from surefoot.audit.bench import Bench, OutOfTime, Trial
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, Watched, by_share, in_double, judge, mean, pgd, step
+from surefoot.audit.controls import (
+    MASKS,
+    BadGradient,
+    Detached,
+    Noisy,
+    Resized,
+    Rounded,
+    Scaled,
+    Staircase,
+    Wrinkled,
+    distilled,
+)
 from surefoot.audit.effort import Effort
 from surefoot.audit.label_search import LabelSearch
-from surefoot.audit.landscape import largest_error, local_linearity_errors
+from surefoot.audit.landscape import gradients, largest_error, local_linearity_errors
 from surefoot.audit.statistics import AUDIT_ERROR, CHECK_ERROR, CHECKS
 from surefoot.audit.substitute import train_substitute
 from surefoot.audit.verdict import Looks, decide
@@ -33,6 +45,7 @@ from surefoot.cli import main
 from surefoot.cli.calibration import Confusion, Facts, look_at
 from surefoot.cli.models import ModelOptions, Opened
 from surefoot.data import load
+from surefoot.evaluation.probes import logit_distances, sample_losses
 from surefoot.evaluation.statistics import binomial_tail, sign_test
 from surefoot.models.wrappers import Averaged
 
@@ -153,13 +166,66 @@ def test_every_check_has_a_case_that_fails_it_and_a_place_in_the_order() -> None
     assert set(FAILING) == set(QUESTIONS) == set(MOST_TELLING_FIRST)
     assert len(QUESTIONS) == CHECKS
     assert math.isclose(CHECKS * CHECK_ERROR, AUDIT_ERROR)
+    assert AUDIT_ERROR == 0.01
 
 
 @pytest.mark.parametrize(("kind", "found"), [("zero", "zero"), ("nan", "non_finite")])
 def test_gradients_that_are_zero_or_no_number_are_counted(kind: str, found: str) -> None:
     check = QUESTIONS["gradients-exist"](bench(BadGradient(Matching(), kind)))
-    assert check.values[found] == 96
+    counts = {key: check.values[key] for key in ("zero", "non_finite", "underflow")}
+    assert counts == {**dict.fromkeys(counts, 0), found: 96}
     assert check.outcome == "failed"
+
+
+class Hooked(Matching):
+    """A gradient that `change(gradient, inputs)` makes of the right one."""
+
+    def __init__(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        seen = inputs.clone()
+        if seen.requires_grad:
+            seen.register_hook(lambda gradient: self.change(gradient, inputs))  # type: ignore[no-untyped-call]
+        return super().forward(seen)
+
+
+def one_is_nan(gradient: Tensor, inputs: Tensor) -> Tensor:
+    return torch.where(torch.arange(4) == 0, torch.nan, gradient)
+
+
+def zero_off_grid(gradient: Tensor, inputs: Tensor) -> Tensor:
+    on = ((inputs * 255).round() / 255 - inputs).abs().amax(dim=(1, 2, 3), keepdim=True) < 1e-6
+    return on * gradient
+
+
+@pytest.mark.parametrize(("change", "found"), [(one_is_nan, "non_finite"), (zero_off_grid, "zero")])
+def test_a_gradient_with_one_bad_pixel_or_at_one_bad_point_is_of_no_use(
+    change: Callable[[Tensor, Tensor], Tensor], found: str
+) -> None:
+    assert QUESTIONS["gradients-exist"](bench(Hooked(change))).values[found] == 96
+
+
+def test_gradients_are_too_small_below_1e_30_and_compared_down_to_there() -> None:
+    tiny, small = (QUESTIONS["gradients-exist"](bench(Scaled(Matching(), scale))) for scale in (1e-32, 1e-25))
+    assert (tiny.outcome, tiny.values["underflow"]) == ("failed", 96)
+    assert (small.outcome, small.values["underflow"]) == ("passed", 0)
+    assert small.values["agreement"] == pytest.approx(1, abs=0.1)
+
+
+def test_gradients_that_change_from_point_to_point_fail() -> None:
+    check = QUESTIONS["gradients-exist"](bench(Wrinkled(Matching(), 860.0, 0.01)))
+    assert check.outcome == "failed"
+    assert check.values["agreement"] < 0.2
+
+
+def test_what_is_not_clear_about_gradients_is_not_passed() -> None:
+    inputs, labels = images(6)
+    model = RightOnGrid()
+    check = QUESTIONS["gradients-exist"](Bench(model, model, inputs, labels, EPS, classes=3, effort=QUICK))
+    assert check.values["disagree"] == 6
+    assert check.outcome == "unclear"  # six are too few to tell
 
 
 def test_gradients_that_have_nothing_to_do_with_each_other_fail() -> None:
@@ -173,6 +239,13 @@ def test_few_images_cannot_fail_a_check() -> None:
     assert judge(20, 20, 0.5)[0] == "failed"
     assert judge(0, 0, 0.5)[0] == "passed"
     assert judge(9, 20, 0.5)[0] == "passed"
+    assert judge(10, 20, 0.5)[0] == "passed"
+
+
+def test_the_strength_is_how_far_a_share_is_between_its_limit_and_all() -> None:
+    assert judge(40, 40, 0.5) == ("failed", 1.0)
+    assert judge(35, 40, 0.5) == ("failed", 0.75)
+    assert judge(9, 20, 0.5)[1] == judge(3, 3, 0.5)[1] == 0
 
 
 def test_chance_fails_a_check_as_seldom_as_it_says() -> None:
@@ -188,7 +261,8 @@ def test_chance_fails_a_check_as_seldom_as_it_says() -> None:
 def test_tails_are_those_of_the_binomial_distribution() -> None:
     assert math.isclose(binomial_tail(2, 3, 0.5), 0.5)
     assert math.isclose(binomial_tail(1, 4, 0.25), 1 - 0.75**4)
-    assert binomial_tail(0, 5, 0.1) == 1
+    assert binomial_tail(0, 5, 0.1) == binomial_tail(0, 5, 0.0) == binomial_tail(5, 5, 1.0) == 1
+    assert binomial_tail(1, 5, 0.0) == 0
     assert math.isclose(sign_test(3, 1), 5 / 16)
     with pytest.raises(ValueError, match="no count"):
         binomial_tail(3, 2, 0.5)
@@ -213,8 +287,206 @@ def test_what_few_images_say_does_not_matter() -> None:
     assert "No image is left" in by_share(bad, torch.zeros(100).bool(), 0.5, "{bad} of {total}", "why").measured
 
 
-def test_a_budget_that_is_over_leaves_checks_unanswered() -> None:
-    check = QUESTIONS["steps-saturate"](bench(Matching(), deadline=0.0))
+def trial(name: str, robust: Tensor) -> Trial:
+    tried = torch.ones(96).bool()
+    return Trial(name, "gradient", robust, tried, images()[0], EPS, 96)
+
+
+@pytest.mark.parametrize(
+    ("only_fgsm", "only_pgd", "outcome"), [(0, 0, "passed"), (3, 3, "passed"), (3, 2, "unclear"), (20, 2, "failed")]
+)
+def test_a_single_step_that_fools_a_few_more_may_be_chance(only_fgsm: int, only_pgd: int, outcome: str) -> None:
+    place = torch.arange(96)
+    single, many = trial("FGSM", place >= only_fgsm), trial("PGD-20", place < 96 - only_pgd)
+    check = QUESTIONS["iterative-beats-single-step"](bench(Matching(), trials={"FGSM": single, "PGD-20": many}))
+    assert check.outcome == outcome
+    assert check.values == {"only_single_step": only_fgsm, "only_iterative": only_pgd}
+    assert check.strength == (18 / 96 if outcome == "failed" else 0)
+
+
+def test_the_plain_attack_takes_its_steps_once_from_a_random_start_and_calls_the_model_once() -> None:
+    assert [step(0.2, 20), step(1.0, 2), step(0.0, 20)] == [0.04, 1.0, 1e-6]  # the ball is crossed four times
+    table = bench(Averaged(Matching(), 3))
+    assert pgd(table).backwards == 20 * 96
+    assert list(table.course) == [1, 2, 5, 10, 20]
+    assert table.course[20] == int(pgd(table).robust.sum())
+    inputs, labels = images()
+    still = Watched(0.1, 5)(BadGradient(Matching(), "zero"), inputs, labels)
+    moved = (still - inputs).abs().flatten(1).amax(dim=1)
+    assert bool(((moved > 0.05) & (moved <= 0.1 + 1e-6)).all())
+
+
+def test_every_pixel_is_free_whatever_the_radius() -> None:
+    check = QUESTIONS["large-eps-reaches-zero"](bench(Matching(), eps=0.01))
+    assert (check.outcome, check.values["bad"], check.values["total"]) == ("passed", 0, 96)
+
+
+def test_distances_of_logits_are_those_of_the_three_attacks() -> None:
+    table = bench(Matching())
+    values = QUESTIONS["logits-lie-close"](table).values
+    single, many = (attack(table.model, table.inputs, table.labels) for attack in (FGSM(EPS), IFGSM(EPS, 10)))
+    apart = logit_distances(table.model, single, many)
+    assert values["fgsm_i_fgsm"] == pytest.approx(float(apart.mean()), rel=1e-4)
+    assert values["fgsm_i_fgsm_by_radius"][-1] == pytest.approx(float(apart[:64].mean()), rel=1e-4)
+    assert 0.1 < values["fgsm_r_fgsm"] < values["moved"]
+    assert values["fgsm_r_fgsm_by_radius"] == sorted(values["fgsm_r_fgsm_by_radius"])
+    assert values["fgsm_r_fgsm_by_radius"][1] > 0.01
+
+
+def test_each_transfer_is_tried_on_what_those_before_it_left() -> None:
+    table = bench(BadGradient(Matching(), "zero"), eps=0.09, substitutes={"a": Matching(), "b": Matching(-1.0)})
+    QUESTIONS["white-box-beats-black-box"](table)
+    crafted = [each for each in table.trials.values() if each.kind == "transfer"]
+    assert len(crafted) == 4
+    for before, after in itertools.pairwise(crafted):
+        assert torch.equal(after.tried, before.robust)
+    assert 0 < int(crafted[0].robust.sum()) < 96
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("nothing-saturates", ["PGD-20", "PGD-20, margin", "APGD-DLR-20", "PGD-20, rescaled", "PGD-20, float64"]),
+        ("gradient-beats-search", ["Square-60", "label search-60"]),
+    ],
+)
+def test_each_stronger_attack_is_tried_on_what_those_before_it_left(key: str, names: list[str]) -> None:
+    table = bench(Scaled(Matching(), 1e4), eps=0.09)  # it saturates: each finds some more
+    QUESTIONS[key](table)
+    for before, after in itertools.pairwise(table.trials[name] for name in names):
+        assert torch.equal(after.tried, before.robust)
+    assert (table.trials[names[0]].robust & ~table.trials[names[-1]].robust).any()
+
+
+def test_an_attack_that_ends_with_the_budget_is_whole() -> None:
+    table = bench(Matching(), batch_size=48)
+
+    def last(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        table.deadline = 0.0
+        return inputs
+
+    half = torch.arange(96) < 48
+    assert not table.attack("one batch", last, "gradient", rows=half).cut
+    table.deadline = math.inf
+    with pytest.raises(OutOfTime):
+        table.attack("two batches", last, "gradient")
+    assert table.trials["two batches"].cut
+    table.deadline = math.inf
+    with pytest.raises(OutOfTime):  # what was cut is not taken for whole
+        table.attack("two batches", last, "gradient")
+
+
+def made_right(bench: Bench, direction: Tensor, radii: Any) -> list[Tensor]:
+    """Twenty images that are wrong at first: eleven of them are right from the second radius on."""
+    place = torch.arange(96)
+    return [place >= (20 if number == 0 else 9) for number in range(len(radii))]
+
+
+def all_back(bench: Bench, direction: Tensor, radii: Any) -> list[Tensor]:
+    return [torch.arange(96) >= (20 if number == 0 else 0) for number in range(len(radii))]
+
+
+@pytest.mark.parametrize(
+    ("course", "wrong", "outcome"), [(made_right, 0, "passed"), (all_back, 0, "failed"), (all_back, 20, "passed")]
+)
+def test_a_rise_counts_where_it_is_clear_among_all_pairs_of_images_that_were_right(
+    course: Callable[..., list[Tensor]], wrong: int, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, labels = images()
+    labels = (labels + (torch.arange(96) < wrong)) % 3
+    table = Bench(Matching(), Matching(), inputs, labels, 0.01, classes=3, effort=QUICK)
+    monkeypatch.setattr("surefoot.audit.checks.right_along", course)
+    assert QUESTIONS["accuracy-never-rises"](table).outcome == outcome
+
+
+def test_accuracies_along_radii_are_told_from_small_to_large() -> None:
+    values = QUESTIONS["accuracy-never-rises"](bench(Matching())).values
+    assert values["pgd_radii"] == [0.0, EPS / 4, EPS / 2, EPS]
+    assert values["pgd_accuracy"] == sorted(values["pgd_accuracy"], reverse=True)
+    assert values["radii"][8] == EPS
+    assert len(values["radii"]) == 13
+    assert values["noise_accuracy"][8] > 0.5 > values["accuracy"][8]
+
+
+@pytest.mark.parametrize(
+    ("along", "fgsm", "pgd", "outcome"),
+    [
+        ([0.0, 5.0, 10.0], 1.0, 1.0, "passed"),
+        ([0.0, 10.0, 8.0], 1.0, 1.0, "passed"),  # less than a quarter of the highest
+        ([0.0, 10.0, 7.0], 1.0, 1.0, "failed"),
+        ([0.0, 0.05, 0.0], 1.0, 1.0, "passed"),  # less than 0.1 nats
+        ([0.0, 0.2, 0.05], 1.0, 1.0, "failed"),
+        ([0.0, 1.0, 1.0], 1.0, 3.9, "passed"),  # less than four times
+        ([0.0, 1.0, 1.0], 0.1, 0.6, "passed"),  # less than half of chance's loss apart
+        ([0.0, 1.0, 1.0], 0.1, 0.8, "failed"),
+    ],
+)
+def test_the_loss_must_not_fall_nor_fgsms_be_far_below_pgds(
+    along: list[float], fgsm: float, pgd: float, outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([fgsm, pgd])
+    monkeypatch.setattr("surefoot.audit.checks.losses_along", lambda *_: torch.tensor(along)[:, None].expand(3, 96))
+    monkeypatch.setattr("surefoot.audit.checks.sample_losses", lambda *_: torch.full([96], next(losses)))
+    assert QUESTIONS["loss-rises"](bench(Matching())).outcome == outcome
+
+
+def test_a_mean_is_of_what_is_finite() -> None:
+    assert mean(torch.tensor([1.0, torch.nan, 3.0, torch.inf])) == 2
+    assert mean(torch.zeros(0)) == 0
+
+
+def test_answers_that_change_without_changing_a_class_fail_too() -> None:
+    check = QUESTIONS["answers-repeat"](bench(Averaged(Noisy(Matching(), 0.001), 2), flips=0.0))
+    assert (check.outcome, check.strength) == ("failed", 0.2)
+    assert check.samples == list(range(96))
+
+
+def test_a_model_that_is_flat_around_an_image_is_not_smooth() -> None:
+    assert QUESTIONS["no-sharp-curvature"](bench(Rounded(Matching(), 4))).outcome == "failed"
+
+
+class Single(Matching):
+    """It answers in float32 whatever it is."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).float()
+
+
+class Stubborn(Matching):
+    """It takes float32 alone."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.float())
+
+
+def test_a_model_is_attacked_in_float64_where_that_is_what_it_answers_in() -> None:
+    wide = in_double(bench(Matching()))
+    assert isinstance(wide, Matching)
+    assert wide.weight.dtype == torch.float64
+    assert in_double(bench(Single())) is in_double(bench(Stubborn())) is None
+
+
+class InRange(Matching):
+    """It insists on images in [0, 1]."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        low, high = torch.aminmax(inputs.detach())
+        assert low >= 0
+        assert high <= 1
+        return super().forward(inputs)
+
+
+def test_no_model_is_shown_pixels_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Effort, "within", lambda *_: (QUICK, 24))
+    inputs, labels = images(24)
+    found = audit(InRange(), inputs, labels, 0.7, others=inputs)
+    assert all(each.values for each in found.checks)
+    assert len(found.surfaces) == 4
+
+
+@pytest.mark.parametrize("key", ["steps-saturate", "gradients-exist"])
+def test_a_budget_that_is_over_leaves_checks_unanswered(key: str) -> None:
+    check = QUESTIONS[key](bench(Matching(), deadline=0.0))
     assert check.outcome == "unclear"
     assert "budget" in check.measured
 
@@ -242,6 +514,44 @@ def test_trials_keep_each_sample_and_the_worst_case_is_of_all() -> None:
     second = table.attack("two", brighter, "noise")
     assert (second.adv_inputs - table.inputs).abs().max() <= 0.05 + 1e-6
     assert torch.equal(table.standing(), table.right & ~first.fooled & ~second.fooled)
+
+
+def test_each_batch_and_each_seed_has_its_own_draws() -> None:
+    def drawn(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return torch.rand_like(inputs)
+
+    state = torch.get_rng_state()
+    tables = [bench(Matching(), eps=1.0, batch_size=48, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (table.attack("drawn", drawn, "noise") for table in tables)
+    bench(Noisy(Matching(), 0.1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.adv_inputs, again.adv_inputs)
+    here, there = first.adv_inputs[:48], first.adv_inputs[48:]
+    assert (here - there).abs().mean() > 0.1
+    assert (first.adv_inputs - other.adv_inputs).abs().mean() > 0.1
+
+
+def test_an_attack_of_a_larger_radius_says_nothing_of_the_worst_case() -> None:
+    def white(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return torch.full_like(inputs, 5.0)
+
+    table = bench(Matching(), eps=0.01)
+    trial = table.attack("white", white, "gradient", rows=torch.arange(96) < 48, eps=1.0)
+    assert (trial.adv_inputs[:48] == 1).all()
+    assert (trial.total, table.attack("small", white, "noise").total) == (48, 96)
+    assert trial.fooled.any()
+    assert table.standing("gradient").all()
+    table.eps = 1.0
+    assert torch.equal(table.standing("gradient"), ~trial.fooled)
+    assert table.standing("transfer").all()
+
+
+def test_an_error_of_an_attack_is_its_own() -> None:
+    def broken(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        bench(Matching()).attack("broken", broken, "gradient")
 
 
 def test_attacks_that_give_no_number_change_nothing() -> None:
@@ -294,7 +604,11 @@ def test_label_search_needs_the_class_alone_and_finds_the_corner() -> None:
 def test_a_substitute_learns_the_answers() -> None:
     inputs, _ = images()
     model = Matching()
-    substitute = train_substitute(model, inputs, 3, steps=150)
+    state = torch.get_rng_state()
+    substitute, again, other = (train_substitute(model, inputs, 3, steps=150, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(substitute(inputs), again(inputs))
+    assert not torch.equal(substitute(inputs), other(inputs))
     assert (substitute(inputs).argmax(1) == model(inputs).argmax(1)).float().mean() > 0.9
     assert train_substitute(model, inputs.flatten(1), 3, steps=2)(inputs.flatten(1)).shape == (96, 3)
 
@@ -329,6 +643,17 @@ def test_linearity_errors_are_0_of_a_linear_model_and_1_where_the_gradient_says_
     assert local_linearity_errors(two, inputs, others, labels % 2).max() < 1e-3
     blind = BadGradient(two, "zero")
     assert local_linearity_errors(blind, inputs, others, labels % 2).min() > 0.99
+    assert local_linearity_errors(Hooked(lambda g, x: -g), inputs, others, labels).allclose(torch.ones(8))
+    assert (
+        local_linearity_errors(two, inputs, [inputs, inputs, *others[:1]], labels % 2).max() < 1e-3
+    )  # two say nothing
+    largest = largest_error(two, inputs[0], int(two(inputs[:1]).argmax()), 0.1)
+    along = FGSM(0.1)(
+        two, inputs[:1], two(inputs[:1]).argmax(dim=1)
+    )  # there the convex loss is furthest from its tangent
+    losses = sample_losses(two, torch.cat([inputs[:1], along]), two(inputs[:1]).argmax(dim=1).expand(2))
+    slope = gradients(two, inputs[:1], two(inputs[:1]).argmax(dim=1)).abs().sum()
+    assert largest == pytest.approx(float(losses[1] - losses[0] - 0.1 * slope), rel=1e-3)
     flat, steep = (largest_error(Matching(scale), inputs[0], int(labels[0]), 0.1) for scale in (1.0, 20.0))
     assert flat < steep / 10
 
@@ -452,6 +777,56 @@ def test_the_sentence_names_the_two_strongest() -> None:
     assert sentence.index("of b") < sentence.index("of c")
 
 
+def test_an_attack_that_is_believed_leaves_half_and_what_is_required() -> None:
+    assert Looks("FGSM", 198, 99, 0).robust(200, 0.1)
+    assert not Looks("FGSM", 198, 98, 0).robust(200, 0.1)
+    assert Looks("FGSM", 30, 20, 0).robust(200, 0.1)
+    assert not Looks("FGSM", 30, 19, 0).robust(200, 0.1)
+    assert not Looks("FGSM", 0, 0, 0).robust(200, 0.1)
+    assert not Looks("FGSM", 0, 0, 0).false()
+
+
+@pytest.mark.parametrize(("steps", "looked", "most"), [(1, True, 80), (40, True, 40), (1, False, 100), (40, False, 50)])
+def test_a_weak_attack_may_miss_so_much(steps: int, looked: bool, most: int) -> None:
+    assert not Looks("it", 198, 100, most, steps).doubtful(looked)
+    assert most == 100 or Looks("it", 198, 100, most + 1, steps).doubtful(looked)
+
+
+def test_fewer_than_required_are_not_robust_though_chance_may_hide_some() -> None:
+    assert judged(SOUND, [], 18).name == "not robust"  # 9 %, and the interval reaches above 10 %
+
+
+def test_the_sentence_tells_the_attack_that_says_most() -> None:
+    weak, strong = Looks("FGSM", 198, 150, 60), Looks("PGD-40", 198, 120, 30, steps=40)
+    robust = judged([check("answers-repeat", "failed"), *SOUND[1:]], [weak, strong], 90).sentence
+    assert robust.endswith("PGD-40 alone leaves 60.0 %; 11 of 12 checks passed.")
+    deceiving = [Looks("FGSM", 198, 180, 180), Looks("PGD-40", 198, 150, 150, steps=40)]
+    failed = [check("answers-repeat", "failed", 0.9), check("loss-rises", "failed", 0.2)]
+    masked = judged(failed, deceiving, 0).sentence
+    assert masked.startswith("Masked at ε = 0.3: FGSM alone leaves 90.0 %, which looks robust")
+    assert masked.endswith("of loss-rises much was measured; of answers-repeat much was measured.")
+    lost = judged([check("steps-saturate", "failed"), check("loss-rises", "failed")], [Looks("FGSM", 198, 2, 2)], 0)
+    assert lost.sentence.endswith("FGSM alone leaves 1.0 %; of loss-rises much was measured.")
+
+
+def test_what_an_open_verdict_lacks_is_said() -> None:
+    misses = [Looks("FGSM", 198, 198, 168), Looks("PGD-40", 198, 150, 70, steps=40)]
+    doubt = judged(SOUND, misses, 80)
+    assert "PGD-40 alone leaves 75.0 %" in doubt.sentence
+    assert "Weak attacks miss" in doubt.warnings[0]
+    few = judged(SOUND, misses, 24)  # the interval reaches below what is required: more images come first
+    assert few.name == "inconclusive"
+    assert "too few to say" in few.sentence
+    assert "--num-examples" in few.warnings[0]
+    unclear = [check("loss-rises", "unclear"), check("steps-saturate", "unclear")]
+    assert judged([*unclear, *SOUND[2:]], [], 180).sentence.endswith("10 of 12 checks passed.")
+    told = judged([*ONE_FAILED, *unclear], [], 60).warnings
+    assert "too weak" in told[0]
+    assert told[1] == "Cannot tell: loss-rises? Of loss-rises much was measured."
+    same = [dataclasses.replace(each, measured="Nothing was.") for each in unclear]
+    assert judged([*SOUND, *same], [], 180).warnings == ("Nothing was. Without an answer: loss-rises? steps-saturate?",)
+
+
 def test_what_is_required_can_be_set() -> None:
     looks = [Looks("FGSM", 198, 150, 60)]
     assert judged(SOUND, looks, 90, required=0.3).name == "robust"
@@ -488,6 +863,41 @@ def test_masks_are_seen(name: str) -> None:
     found = examined(MASKS[name](model), sources={"a twin": Matching()})
     assert found.verdict == "masked", found.sentence
     assert found.worst_case_accuracy < 0.1
+
+
+def test_masks_change_what_they_say() -> None:
+    same, x = nn.Identity(), torch.rand(64, 1, 8, 8)
+    assert torch.equal(Scaled(same, 3.0)(x), 3 * x)
+    assert torch.equal(Rounded(same, 4)(x), (3 * x).round() / 3)
+    noise = Noisy(same, 0.1)(x) - x
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.1)
+    assert abs(float(noise.mean())) < 0.01
+    assert torch.allclose(Wrinkled(same, 100.0, 0.02)(x), x + 0.02 * (100 * x).sin())
+    assert Staircase(same, 8, 60.0)(torch.tensor([2.25, 2.75]) / 8).tolist() == pytest.approx([2 / 8, 3 / 8], abs=1e-6)
+    shown = [Resized(same, 2)(torch.ones(1, 1, 8, 8))[0, 0] for _ in range(60)]
+    assert {int(each.sum()) for each in shown} == {64, 49, 36}
+    for side in (0, 1):
+        starts = {int(each.any(dim=side).float().argmax()) for each in shown}
+        assert starts == {0, 1, 2}
+    for kind, expected in (("zero", 0.0), ("nan", torch.nan)):
+        seen = x.clone().requires_grad_()
+        BadGradient(same, kind)(seen).sum().backward()
+        assert seen.grad is not None
+        assert torch.equal(seen.grad.nan_to_num(7.0), torch.full_like(x, expected).nan_to_num(7.0))
+    assert not Detached(same)(x.requires_grad_()).requires_grad
+
+
+def test_what_is_distilled_answers_alike_with_large_logits() -> None:
+    inputs, labels = images()
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+    state = torch.get_rng_state()
+    small, large = (distilled(Matching(), make, inputs, temperature, steps=400) for temperature in (1.0, 5.0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (large(inputs).argmax(1) == labels).float().mean() > 0.9
+    assert large(inputs).std() > 1.1 * small(inputs).std()
 
 
 def test_an_audit_repeats_and_leaves_no_trace() -> None:

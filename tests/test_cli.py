@@ -756,6 +756,7 @@ class Own(nn.Module):
             "nan": lambda: logits * float("nan"),
             "detached": lambda: logits.detach(),
             "one": lambda: logits[:1],
+            "unrelated": lambda: inputs.flatten(1)[:, :10],
             "later": lambda: logits if not self.training else 1 / 0,
         }.get(self.kind, lambda: logits)()
 def factory_raises(): raise KeyError("x")
@@ -790,6 +791,7 @@ def __getattr__(kind): return lambda: Own(kind)
         ("one", "returns float32 [1, 10] for"),
         ("nan", "returns NaN or infinity for"),
         ("detached", "gives no gradient in training mode"),
+        ("unrelated", "has logits that hang on none of its weights"),
         ("later", "in training mode (ZeroDivisionError: division by zero)"),
         ("factory_raises", "fails when it is called without arguments (KeyError: 'x'); mend it first"),
         ("exits", "(SystemExit: bye)"),
@@ -809,6 +811,12 @@ def test_a_model_that_cannot_be_trained_is_refused_in_a_sentence(
     assert words in error
     assert error.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_a_model_with_an_unused_weight_and_more_logits_than_classes_can_be_trained() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
+    net.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+    try_training(net, "it", load("digits").train, 10, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "audit"])

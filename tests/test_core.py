@@ -14,8 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from surefoot.attacks import FGSM
+from surefoot.attacks.gradient_sign import random_signs
 from surefoot.core.geometry import check_batch, check_radius, l2_distance, linf_distance, project
-from surefoot.core.gradients import crafting, input_gradient, plain_module
+from surefoot.core.gradients import (
+    crafting,
+    input_gradient,
+    is_crafting,
+    kept_while_crafting,
+    plain_module,
+)
 from surefoot.core.losses import MarginLoss, cross_entropy, full_precision, kl_divergence, squared_distance
 from surefoot.core.types import Attack, LossTerms, Objective
 from surefoot.objectives import NormalTraining
@@ -190,6 +197,22 @@ def test_crafting_turns_gradients_on_and_back_off() -> None:
             assert torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
         assert torch.is_inference_mode_enabled()
+    with torch.no_grad():
+        with crafting(net):
+            assert torch.is_grad_enabled()
+        assert not torch.is_grad_enabled()
+
+
+def test_only_inside_crafting_is_anything_crafted_or_kept() -> None:
+    net = nn.Linear(2, 2)
+    assert not is_crafting()
+    with crafting(net):
+        kept: list[int] = kept_while_crafting("key", list)
+        with crafting(net):  # weights may have changed in between
+            assert kept_while_crafting("key", list) is not kept
+        assert kept_while_crafting("key", list) is kept
+    assert not is_crafting()
+    assert kept_while_crafting("key", list) is not kept_while_crafting("key", list)
 
 
 def test_a_shared_module_is_put_back_once() -> None:
@@ -242,6 +265,19 @@ def test_the_margin_pulls_the_true_logit_down_and_the_best_other_up_until_the_ga
     loss = MarginLoss(5.0)(logits, torch.tensor([0, 0]))
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     assert gradient.tolist() == [[-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_the_margin_aims_at_50_and_at_no_less_than_0() -> None:
+    assert MarginLoss() == MarginLoss(50.0)
+    for value in (-1.0, math.nan):
+        with pytest.raises(ValueError, match="confidence is"):
+            MarginLoss(value)
+
+
+def test_random_signs_are_of_both_kinds() -> None:
+    signs = random_signs(torch.zeros(1000))
+    assert set(signs.tolist()) == {-1.0, 1.0}
+    assert abs(float(signs.mean())) < 0.1
 
 
 def test_the_margin_needs_two_classes() -> None:

@@ -430,16 +430,17 @@ def test_an_interrupted_build_leaves_nothing(
 
 
 def test_what_a_killed_build_left_is_ignored_and_removed_after_a_day(own_cache: Path) -> None:
-    recent, old = own_cache / ".building-digits-1", own_cache / ".building-digits-2"
-    for folder in (recent, old):
+    recent, old, going_on = (own_cache / f".building-digits-{number}" for number in (1, 2, 3))
+    for folder in (recent, old, going_on):
         folder.mkdir(parents=True)
         (folder / "images.npy").write_bytes(b"half")
     yesterday = time.time() - 25 * 3600
-    for path in (old / "images.npy", old):
+    for path in (old / "images.npy", old, going_on):
         os.utime(path, (yesterday, yesterday))
     load("digits")
     assert recent.exists()
     assert not old.exists()
+    assert going_on.exists()  # its folder is old, but not what is in it
 
 
 @pytest.mark.parametrize("damaged", [False, True])

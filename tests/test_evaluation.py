@@ -284,6 +284,16 @@ def test_a_data_loader_works_and_its_own_draws_do_not_move_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_seed_decides_what_is_drawn_and_only_inside() -> None:
+    torch.manual_seed(3)
+    expected, after = torch.rand(2), torch.rand(2)
+    torch.manual_seed(3)
+    torch.rand(2)
+    with seeded(3):
+        assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(torch.rand(2), after)
+
+
 def test_the_generators_come_back_through_an_exception() -> None:
     before = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError), seeded(7):
@@ -643,6 +653,15 @@ def test_the_fingerprint_follows_names_types_shapes_and_values_and_nothing_else(
     buffer.get_buffer("norm.num_batches_tracked").add_(1)
     assert weights_sha256(buffer) != expected
     assert weights_sha256(nn.Sequential(random_net())) != expected
+
+
+def test_the_fingerprint_tells_types_of_the_same_bytes_apart() -> None:
+    def of(dtype: torch.dtype) -> str:
+        net = nn.Module()
+        net.register_buffer("zero", torch.zeros(2, dtype=dtype))
+        return weights_sha256(net)
+
+    assert len({of(dtype) for dtype in (torch.float32, torch.int32, torch.float16, torch.bfloat16)}) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

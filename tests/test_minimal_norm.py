@@ -465,6 +465,14 @@ BAD_FIELDS: list[tuple[Callable[[], object], str]] = [
 ]
 
 
+def test_a_slope_too_small_to_divide_by_leaves_finite_images() -> None:
+    net = nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[2e-38, 0.0], [0.0, 0.0]]))  # 10 / 2e-38 is infinite in float32
+        net.bias.copy_(torch.tensor([10.0, 0.0]))
+    assert DeepFool(steps=2)(net, torch.full((1, 2), 0.5), torch.tensor([0])).isfinite().all()
+
+
 @pytest.mark.parametrize(("build", "message"), BAD_FIELDS)
 def test_a_bad_field_is_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("+", r"\+")):

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM
 from surefoot.attacks.gradient_sign import ascend, random_signs
+from surefoot.audit.landscape import gradients
 from surefoot.cli import main
 from surefoot.cli.models import TRAINING_PLOTS, training_curves
 from surefoot.core.files import load_tensors
@@ -25,7 +27,7 @@ from surefoot.core.types import LossTerms, Objective
 from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import accuracy, read_records
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.probes import gradient_agreement, logit_distances, losses_along, sample_losses
+from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
 from surefoot.evaluation.statistics import binomial_tail
 from surefoot.evaluation.worker import predictions
 from surefoot.models import build_model
@@ -34,7 +36,7 @@ from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import Run, check_folder, recipe_monitor, recipe_repair
 from surefoot.report.plots import AXES
 from surefoot.training import FitConfig, FitResult, Look, Monitor, Phase, describe, fit, monitor_curves
-from surefoot.training.monitor import OnMasking
+from surefoot.training.monitor import Guard, OnMasking
 
 EPS = 0.3
 GREY = 128 / 255
@@ -96,6 +98,25 @@ def test_a_difference_that_is_merely_significant_is_no_masking() -> None:
     assert look_at(Planted(), masked=0.5).masked
 
 
+@pytest.mark.parametrize(("slope", "agreement"), [(0.0, 0.0), (1e-30, 1.0), (1.0, 1.0)])
+def test_a_gradient_that_is_zero_agrees_with_nothing_and_a_tiny_one_still_counts(
+    slope: float, agreement: float
+) -> None:
+    linear = nn.Linear(16, 2, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[slope], [0.0]]))
+    assert look_at(nn.Sequential(nn.Flatten(), linear)).agreement == pytest.approx(agreement)
+
+
+@pytest.mark.parametrize(("masked", "kept"), [(0.2, 1), (0.35, 0)])
+def test_a_look_above_the_bound_is_nothing_to_go_back_to(masked: float, kept: int) -> None:
+    weight = torch.zeros(1)
+    guard = Guard(Monitor(*greys(128, masked), eps=EPS, every=1), "stop", None, lambda: {"weight": weight})
+    assert not guard(Planted(), 1)
+    assert not guard.monitor.history[0].masked
+    assert guard.healthy_step == kept
+
+
 def test_a_model_that_fgsm_fools_as_well_is_not_robust_but_not_masked() -> None:
     class Weak(Planted):
         def forward(self, inputs: Tensor) -> Tensor:
@@ -126,7 +147,8 @@ def test_the_measurements_are_those_of_the_attacks_and_probes() -> None:
     assert look.rising == close((along.diff(dim=0) >= 0).all(dim=0).float().mean().item())
     assert look.rfgsm_distance == close(logit_distances(model, fgsm, rfgsm).mean().item())
     assert look.ifgsm_distance == close(logit_distances(model, fgsm, ifgsm).mean().item())
-    assert look.agreement == close(gradient_agreement(model, inputs, corner, labels).mean().item())
+    here, there = (gradients(model, each, labels).flatten(1) for each in (inputs, corner))
+    assert look.agreement == close(F.cosine_similarity(here, there).mean().item())
     stands, still = (predictions(model, each) == labels for each in (fgsm, pgd))
     assert look.lost == int((stands & ~still).sum())
     assert look.fgsm_accuracy == close(stands.float().mean().item())

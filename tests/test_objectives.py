@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from typing import Any, Literal
 
 import pytest
@@ -642,9 +642,27 @@ def test_label_smoothing_is_torchs_own(seed: int, smoothing: float) -> None:
     net, (x, y) = random_net(PlainNet, seed), random_batch(seed=seed)
     expected = F.cross_entropy(net(x), y, label_smoothing=smoothing)
     assert torch.equal(NormalTraining(smoothing)(net, x, y).loss, expected)
+    one, both = (
+        SatR3(EPS, eps_low=0.0, lam=1.0, tau=0.5, label_smoothing=smoothing, classified=kinds)(net, x, y).classification
+        for kinds in ("one", "both")
+    )
+    assert float(2 * both - one) == pytest.approx(float(expected.detach()), rel=1e-4)  # the small radius's is clean
     smooth = SatR1(EPS, lam=0.0, steps=2, label_smoothing=smoothing)(net, x, y)
     base = FgsmAT(EPS, share=1.0, label_smoothing=smoothing)(net, x, y)
     assert float(smooth.loss.detach()) == pytest.approx(float(base.loss.detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_label_smoothing_reaches_every_classification(case: ObjectiveCase) -> None:
+    net, other, (x, y) = random_net(PlainNet), random_net(PlainNet, 5), random_batch()
+
+    def classification(smoothing: float) -> float:
+        objective: Any = case.build((other,))
+        return float(terms_of(replace(objective, label_smoothing=smoothing), net, x, y).classification)
+
+    none, some, more = (classification(smoothing) for smoothing in (0.0, 0.3, 0.6))
+    assert abs(some - none) > 1e-3
+    assert more - none == pytest.approx(2 * (some - none), rel=1e-3)  # what is crafted does not hang on it
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -336,6 +336,17 @@ def test_a_worker_leaves_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> Non
     assert codes == [1]
 
 
+def test_the_first_training_of_the_figures_methods_is_watched() -> None:
+    matrix = Matrix(QUICK, 2)
+    watched = {
+        (method, seed): matrix.training(f"mnist/{method}", seed).watched
+        for method in ("fgsm-at", "pgd-at", "sat-r1")
+        for seed in (0, 1)
+    }
+    assert {key for key, points in watched.items() if points} == {("fgsm-at", 0), ("pgd-at", 0)}
+    assert watched["fgsm-at", 0] == QUICK.points
+
+
 def test_profiles_change_the_scale_and_nothing_else() -> None:
     for recipe in RECIPES.values():
         assert PAPER.recipe(recipe, recipe.training.seed) == recipe

@@ -454,6 +454,12 @@ def test_what_differs(classes: int, scale: float) -> None:
     assert not differ(large, large * (1 + 1e-4))
 
 
+def test_rows_without_a_spread_do_not_make_rounding_a_difference() -> None:
+    logits = torch.cat([torch.zeros(5, 3), torch.tensor([[1.0, 2.0, 6.0]])])
+    assert not differ(logits, logits + 5e-4)
+    assert differ(logits, logits + 0.1)
+
+
 # Writing to the images.
 
 

@@ -20,7 +20,7 @@ from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
 from surefoot.evaluation.identity import Nameless, settings_known_by
-from surefoot.evaluation.outcomes import Outcome
+from surefoot.evaluation.outcomes import Outcome, Store
 from surefoot.evaluation.worker import (
     Precision,
     Stage,
@@ -231,6 +231,20 @@ def test_fast_finishes_in_float32_what_half_precision_left(attack: Attack) -> No
     assert record.mean_l2 == pytest.approx(0.09 * 2)
     last = evaluate(BlindInHalf(), batches, [attack], precision="fast", last_iterate=True)[1]
     assert last.robust_accuracy == 1  # the last iterate is the attack's own
+
+
+class HalfSeesOnePixel(nn.Module):
+    """In half precision the first pixel alone has a gradient; in float32 class 1 begins at a mean of 0.57."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        pixels = inputs.flatten(1)
+        gap = 10 * (pixels.mean(dim=1) - 0.57) if not torch.is_autocast_enabled("cpu") else pixels[:, 0] - 2
+        return torch.stack([-gap, gap], dim=1)
+
+
+def test_fast_finishes_from_where_half_precision_ended() -> None:
+    record = evaluate(HalfSeesOnePixel(), [(grey(0.45), torch.tensor([0]))], [IFGSM(0.3, 10)], precision="fast")[1]
+    assert record.robust_accuracy == 0  # (0.75 + 3 x 0.54) / 4; all of the clean pixels would reach 0.54
 
 
 def test_an_attack_that_is_float32_only_stays_strict_under_fast() -> None:
@@ -450,6 +464,41 @@ def test_a_source_crafts_once_for_all_models_and_each_is_scored_as_alone() -> No
     calls: list[int] = []
     evaluate_transfer(source, models, batches, [Fixed(0.1, calls)])
     assert calls == [20, 20, 8]
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Every pixel by so much."""
+
+    by: float
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return inputs + self.by
+
+
+class Beyond(nn.Module):
+    """Class 1 where the mean is further than 0.1 from grey, on one side."""
+
+    def __init__(self, side: float) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gap = self.side * (inputs.flatten(1).mean(dim=1) - 0.5) - 0.1
+        return torch.stack([-gap, gap], dim=1)
+
+
+def test_what_a_part_fooled_stays_fooled_though_the_next_is_run_for_another_model() -> None:
+    parts = WorstCase((Shifted(0.2), Shifted(-0.2)))
+    batches = [(grey(0.5), torch.tensor([0]))]
+    for row in evaluate_transfer(Beyond(1.0), [Beyond(1.0), Beyond(-1.0)], batches, [parts]):
+        assert (row[1].clean_accuracy, row[1].robust_accuracy) == (1.0, 0.0)
+
+
+def test_a_batch_is_known_by_its_type_and_shape_too(tmp_path: Path) -> None:
+    inputs, labels = torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    same_bytes = (inputs, inputs.view(4, 1, 4, 1), inputs.view(torch.int32))
+    assert len({Store(tmp_path).file({}, 0, each, labels) for each in same_bytes}) == 3
 
 
 # Wrapped models.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
@@ -15,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
 from surefoot.cli.models import pick_device
-from surefoot.core.files import load_tensors, save_tensors
+from surefoot.core.files import load_metadata, load_tensors, save_tensors
 from surefoot.core.gradients import plain_module
 from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import accuracy
@@ -37,7 +38,7 @@ from surefoot.training import (
     save_weights,
 )
 from surefoot.training.averaging import MovingAverage
-from surefoot.training.fit import best_device
+from surefoot.training.fit import best_device, refuse_non_finite
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
@@ -142,6 +143,15 @@ def test_what_is_selected_has_been_through_every_phase(digits: Dataset, tmp_path
     assert fit(network(), digits, phases, config, run_dir=tmp_path / "cut", resume=True).best_epoch == whole.best_epoch
     whole_weights, cut_weights = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert equal(whole_weights, cut_weights)
+
+
+def test_the_rate_follows_the_schedule_from_step_to_step(digits: Dataset) -> None:
+    config = dataclasses.replace(QUICK, schedule="one-cycle")
+    result = fit(network(), digits, [Phase(NormalTraining(), 1), Phase(NormalTraining(), 2)], config)
+    steps = len(Batches(digits.train, config.batch_size))
+    last = [((epoch + 1) * steps - 1) / (3 * steps) for epoch in range(3)]  # of each epoch, as progress of the run
+    expected = [config.learning_rate * one_cycle(progress) for progress in last]
+    assert [line["learning_rate"] for line in result.metrics] == pytest.approx(expected)
 
 
 def test_a_resumed_run_is_bit_identical_to_one_without_a_break(digits: Dataset, tmp_path: Path) -> None:
@@ -300,6 +310,13 @@ def test_a_loss_that_is_not_finite_stops_with_where_and_the_last_good_checkpoint
         fit(network(), digits, [Phase(Exploding([], 0), 1)], QUICK)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_loss_that_is_not_finite_passes(value: float) -> None:
+    losses = torch.tensor([[1.0, 1.0, 0.0], [value, 1.0, 0.0]])
+    with pytest.raises(TrainingDiverged, match=rf"the loss is {value} in epoch 1, step 12, "):
+        refuse_non_finite(losses, 1, 10, 0.1, None)
+
+
 def test_steps_are_the_papers_quarters() -> None:
     assert [steps(epoch / 20) for epoch in (0, 4.99, 5, 10, 15, 19.99)] == [
         1,
@@ -373,9 +390,13 @@ def test_averaged_weights_have_statistics_of_their_own() -> None:
     assert model[2].running_mean.tolist() == [9.0] * 3
 
 
-def test_without_batch_norm_averaged_weights_read_no_images() -> None:
+def test_without_batch_norm_averaged_weights_read_no_images_and_take_the_buffers_as_they_are() -> None:
     model = network()
-    MovingAverage(model, decay=0.5).refresh(model, (pytest.fail("read") for _ in range(1)))
+    model.register_buffer("count", torch.zeros(1))
+    average = MovingAverage(model, decay=0.5)
+    model.get_buffer("count").fill_(3.0)
+    average.refresh(model, (pytest.fail("read") for _ in range(1)))
+    assert average.module.get_buffer("count").item() == 3
 
 
 def test_bf16_trains_to_about_the_same_accuracy(digits: Dataset) -> None:
@@ -439,6 +460,15 @@ def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path, 
     tensors, about = load_tensors(path)
     assert torch.equal(tensors["a"], torch.ones(2))
     assert about == {"note": "x" * padding}
+
+
+def test_what_another_program_wrote_beside_the_tensors_does_not_matter(tmp_path: Path) -> None:
+    saved, file = network(1), tmp_path / "weights.safetensors"
+    save_file(saved.state_dict(), file, metadata={"format": "pt", "author": "somebody"})
+    model = network(2)
+    load_weights(model, file)
+    assert equal(weights(model), weights(saved))
+    assert load_metadata(file) == {}
 
 
 @pytest.mark.parametrize("zipped", [True, False])

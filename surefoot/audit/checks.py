@@ -41,6 +41,9 @@ MISSED = 0.85
 TANGENT = 0.5
 """A local linearity error that the loss of a sound model stays below around most images."""
 
+OUTCOMES = ("passed", "unclear", "failed")
+"""From what is best to what is worst."""
+
 DIRECTIONS = 9
 """At random, that it is the median over."""
 
@@ -182,20 +185,15 @@ def survivors(trials: Sequence[Trial]) -> Tensor:
     return torch.stack([trial.robust for trial in trials]).all(dim=0)
 
 
-def worst_of(trials: Sequence[Trial], tried: Tensor) -> Tensor:
-    """Which of `tried` at least one of them fooled."""
-    return tried & ~survivors(trials)
-
-
 # --- the checks ----------------------------------------------------------------------------------------------------
 
 
 def iterative_beats_single_step(bench: Bench) -> Finding:
     single, many = fgsm(bench), pgd(bench)
-    only_single = int((~single.robust & many.robust & bench.right).sum())
+    only_single = int((~single.robust & many.robust).sum())
     only_many = int((single.robust & ~many.robust).sum())
     chance = sign_test(only_single, only_many)
-    failed = chance <= CHECK_ERROR and only_single > only_many
+    failed = chance <= CHECK_ERROR
     total = int(bench.right.sum())
     outcome: Outcome = "failed" if failed else "passed" if only_single <= only_many else "unclear"
     return Finding(
@@ -230,7 +228,7 @@ def left_after(trials: Sequence[Trial]) -> dict[str, float]:
 def white_box_beats_black_box(bench: Bench) -> Finding:
     left = survivors(white_box(bench))
     found = transfers(bench)
-    fooled = worst_of(found, left) if found else torch.zeros_like(left)
+    fooled = ~survivors(found) if found else torch.zeros_like(left)
     return by_share(
         fooled,
         left,
@@ -434,7 +432,7 @@ def steps_saturate(bench: Bench) -> Finding:
     # Its first steps cross the ball, so that it leaves the flat places that small steps stay in.
     large = bench.attack(f"APGD-CE-{steps}", APGD(bench.eps, steps), "gradient", rows=more.robust)
     return by_share(
-        plain.robust & ~large.robust,
+        ~large.robust,
         plain.robust,
         MISSED,
         f"Of {{total}} images that {plain.name} leaves, {bench.effort.restarts} runs of PGD-{steps} and one of "
@@ -473,7 +471,7 @@ def gradients_exist(bench: Bench) -> Finding:
     }
     no_gradient = by_share(gone, rows, 0.1, "", "a few dead pixels", **numbers)
     at_odds = by_share(apart & ~gone, rows & ~gone, 0.5, "", "")
-    worse = max(no_gradient, at_odds, key=lambda each: (each.outcome == "failed", each.strength))
+    worse = max(no_gradient, at_odds, key=lambda each: (OUTCOMES.index(each.outcome), each.strength))
     told = (
         f"Of {total} images {counts['zero']} have a gradient of exactly zero, {counts['non_finite']} one that is not "
         f"finite, {counts['underflow']} one below 1e-30"
@@ -513,7 +511,7 @@ def gradient_beats_search(bench: Bench) -> Finding:
     strongest = bench.standing("single step", "gradient")
     found = gradient_free(bench, left)
     return by_share(
-        worst_of(found, strongest),
+        ~survivors(found),
         strongest,
         0.4,
         "Of {total} images that every gradient attack leaves, a search without gradients fools {bad} ({share}).",
@@ -591,7 +589,7 @@ def nothing_saturates(bench: Bench) -> Finding:
     left = pgd(bench).robust
     found = unsaturated(bench)
     return by_share(
-        worst_of(found, left),
+        ~survivors(found),
         left,
         MISSED,
         f"Of {{total}} images that {pgd(bench).name} leaves, the same attack on rescaled logits, in float64 or on a "
@@ -657,7 +655,7 @@ class Question:
             measured=finding.measured,
             threshold=f"{finding.threshold} Chance alone: at most {100 * finding.error_rate:.2g} %.",
             error_rate=finding.error_rate,
-            strength=max(0.0, min(1.0, finding.strength)),
+            strength=finding.strength,
             values=finding.values,
             samples=finding.rows.nonzero().squeeze(1).tolist(),
             seconds=time.perf_counter() - started,

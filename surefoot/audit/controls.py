@@ -75,7 +75,7 @@ class Staircase(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         scaled = inputs * self.levels
-        floor = scaled.detach().floor()
+        floor = scaled.floor()
         stairs = (floor + torch.sigmoid(self.steepness * (scaled - floor - 0.5))) / self.levels
         return self.model(stairs)  # type: ignore[no-any-return]
 

@@ -38,7 +38,7 @@ def gradients(model: nn.Module, inputs: Tensor, labels: Tensor, loss: PerSampleL
 
 
 def loss_surface(
-    model: nn.Module, image: Tensor, label: int, eps: float, *, points: int = 21, reach: float = 1.0, seed: int = 0
+    model: nn.Module, image: Tensor, label: int, eps: float, *, points: int = 21, seed: int = 0
 ) -> tuple[list[float], list[float], list[list[float]]]:
     """The cross-entropy at clip(x + e1 sign(gradient) + e2 sign(noise), 0, 1) (Eq. 12).
 
@@ -46,7 +46,7 @@ def loss_surface(
         model: returns logits `[batch, classes]`.
         image: `[channels, height, width]` in [0, 1].
         label: its class.
-        eps: in pixel units; e1 and e2 go from -reach eps to reach eps.
+        eps: in pixel units; e1 and e2 go from -eps to eps.
         points: along each side, at least 2; an odd number has the image itself in the middle.
         seed: of the noise.
 
@@ -72,7 +72,7 @@ def loss_surface(
     along = gradients(model, image[None], labels).sign()
     with seeded(seed):
         across = random_signs(image[None])
-    steps = torch.linspace(-reach * eps, reach * eps, points, device=image.device)
+    steps = torch.linspace(-eps, eps, points, device=image.device)
     shape = [-1, *[1] * image.dim()]
     grid = torch.cat([(image + e2 * across + steps.view(shape) * along).clamp(0, 1) for e2 in steps]).to(image.dtype)
     losses = torch.cat([sample_losses(model, part, labels.expand(len(part))) for part in torch.split(grid, 256)])
@@ -85,14 +85,13 @@ def local_linearity_errors(
     inputs: Tensor,
     others: Sequence[Tensor],
     labels: Tensor,
-    loss: PerSampleLoss = margin,
     *,
     seed: int = 0,
 ) -> Tensor:
-    """How far the loss is from its tangent, as a share of what both of them move.
+    """How far the margin is from its tangent, as a share of what both of them move.
 
     |l(x') - l(x) - (x' - x) grad l(x)| / (|l(x') - l(x)| + |(x' - x) grad l(x)|), the median over the points x'
-    given: 0 where the loss is linear, 1 where the gradient says nothing of it, or the opposite.
+    given: 0 where the margin is linear, 1 where the gradient says nothing of it, or the opposite.
 
     Args:
         model: returns logits `[batch, classes]`.
@@ -102,18 +101,18 @@ def local_linearity_errors(
         seed: of what the model draws, the same at each point: what changes is the place alone.
 
     Returns:
-        `[batch]`, in [0, 1]; NaN where neither the loss nor its tangent moves.
+        `[batch]`, in [0, 1]; NaN where neither the margin nor its tangent moves.
 
     Source:
         After the local linearity measure of Qin et al., "Adversarial Robustness through Local Linearization", 2019;
         theirs is the largest difference in nats, which grows with the logits. This one has no unit.
     """
     with seeded(seed):
-        here = full_precision(gradients(model, inputs, labels, loss))
+        here = full_precision(gradients(model, inputs, labels, margin))
 
     def at(points: Tensor) -> Tensor:
         with seeded(seed), crafting(model) as frozen, torch.no_grad():
-            return loss(frozen(points), labels)
+            return margin(frozen(points), labels)
 
     base, shares = at(inputs), []
     for other in others:

@@ -47,7 +47,6 @@ def train_substitute(
     *,
     eps: float | None = None,
     steps: int = 600,
-    batch_size: int = 64,
     seed: int = 0,
     deadline: float = float("inf"),
 ) -> nn.Module:
@@ -57,7 +56,7 @@ def train_substitute(
         model: what is imitated; asked once for each input and for a noisy copy.
         inputs: `[images, ...]` in [0, 1], not those that are attacked later.
         eps: where given, trained on PGD samples of this radius, which transfer to robust models.
-        steps: mini-batches at most.
+        steps: mini-batches of 64 at most.
         deadline: in seconds of `time.perf_counter`; training stops there.
 
     Returns:
@@ -73,7 +72,7 @@ def train_substitute(
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         attack = None if eps is None else PGD(eps, steps=3, step_size=min(1.0, eps / 2))
         for _ in range(steps):
-            rows = torch.randint(len(pool), (batch_size,), device=inputs.device)
+            rows = torch.randint(len(pool), (64,), device=inputs.device)
             images, targets = pool[rows], labels[rows]
             if attack is not None:
                 images = attack(network, images, targets)

@@ -51,7 +51,7 @@ class Looks:
 
     def robust(self, total: int, required: float) -> bool:
         """Would its user take the model for robust?"""
-        return self.left > 0 and self.left >= LOOKS_ROBUST * self.right and self.left / total >= required
+        return self.left >= LOOKS_ROBUST * self.right and self.left / total >= required
 
     def told(self, total: int) -> str:
         """What it reports, in words."""
@@ -59,7 +59,7 @@ class Looks:
 
     def false(self, share: float = MOSTLY_LOST) -> bool:
         """Is clearly more than that share of what it left lost to other attacks?"""
-        return self.left > 0 and binomial_tail(self.lost, self.left, share) <= CHECK_ERROR
+        return binomial_tail(self.lost, self.left, share) <= CHECK_ERROR
 
     def limit(self) -> float:
         """The share of what it left that it may have missed."""

@@ -5,7 +5,7 @@ def in_one_line(error: BaseException) -> str:
     """The kind of an exception and the first line of what it says.
 
     Example:
-        >>> in_one_line(KeyError("x")), in_one_line(RuntimeError("bad\\nat 3")), in_one_line(ValueError())
+        >>> in_one_line(KeyError("x")), in_one_line(RuntimeError("\\nbad\\nat 3")), in_one_line(ValueError())
         ("KeyError: 'x'", 'RuntimeError: bad', 'ValueError')
     """
     first = next(iter(str(error).strip().splitlines()), "")

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,5 +167,9 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def metadata_of(file: Any) -> dict[str, Any]:
-    """What `save_tensors` was given beside the tensors."""
-    return {key: json.loads(value) for key, value in (file.metadata() or {}).items() if key != "format"}
+    """What `save_tensors` was given beside the tensors; another program's, which is no JSON, is left out."""
+    about: dict[str, Any] = {}
+    for key, value in (file.metadata() or {}).items():
+        with suppress(ValueError):
+            about[key] = json.loads(value)
+    return about

@@ -1,13 +1,11 @@
 """Small measurements around samples, for the audit and for the monitor of a training. All leave no trace."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.gradients import crafting
 from surefoot.core.losses import cross_entropy, squared_distance
 
 
@@ -67,29 +65,3 @@ def losses_along(model: nn.Module, inputs: Tensor, labels: Tensor, direction: Te
                 [1.3133]])
     """
     return torch.stack([sample_losses(model, (inputs + radius * direction).clamp(0, 1), labels) for radius in radii])
-
-
-def gradient_agreement(model: nn.Module, first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
-    """The cosine between the loss's input gradients at paired points; 0 where one of them is zero.
-
-    Args:
-        model: returns logits `[batch, classes]`.
-        first, second: `[batch, ...]` each, in [0, 1].
-        labels: int64 `[batch]`.
-
-    Returns:
-        `[batch]`, in [-1, 1].
-
-    Source:
-        Andriushchenko and Flammarion, "Understanding and Improving Fast Adversarial Training", NeurIPS 2020.
-
-    Example:
-        >>> inputs = torch.rand(2, 3)
-        >>> gradient_agreement(nn.Linear(3, 2), inputs, inputs, torch.tensor([0, 1])).allclose(torch.ones(2))
-        True
-    """
-    loss = partial(cross_entropy, labels=labels)
-    with crafting(model) as frozen:
-        one, other = (input_gradient(frozen, inputs, loss)[0].flatten(1).double() for inputs in (first, second))
-    # in double: the smallest float32 gradients would vanish when squared
-    return F.cosine_similarity(one, other, eps=1e-300).to(first.dtype)

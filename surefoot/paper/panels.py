@@ -1,7 +1,7 @@
 """The figures of `surefoot reproduce`: what each needs, and its panels as data, from which it is drawn."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -97,8 +97,8 @@ def watched_lines(matrix: Matrix, place: Workplace, method: str) -> list[dict[st
 
 
 def stages(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The lines of the early and the late stage."""
-    return {line["stage"]: line for line in lines if line["stage"]}
+    """The lines of the early and the late stage, by its name."""
+    return {line["stage"]: line for line in lines}
 
 
 UNWATCHED = "not run, or taken from a run that was not watched"
@@ -129,11 +129,10 @@ def during(method: str, matrix: Matrix, place: Workplace) -> list[Panel]:
     return panels
 
 
-def loss_series(losses: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
+def loss_series(losses: dict[str, Any]) -> list[dict[str, Any]]:
     """The loss on FGSM and on PGD samples."""
     return [
-        {"name": f"{prefix}{label}", "x": losses["radii"], "y": losses[key]}
-        for key, label in (("fgsm", "FGSM"), ("pgd", "PGD"))
+        {"name": label, "x": losses["radii"], "y": losses[key]} for key, label in (("fgsm", "FGSM"), ("pgd", "PGD"))
     ]
 
 
@@ -254,11 +253,6 @@ def accuracy_curve(
         if points:
             series.append({"name": name, "x": [x for x, _ in points], "y": [y for _, y in points]})
     return curve("", x_label, ACCURACY, series, log_x=log_x)
-
-
-def first_seed(matrix: Matrix) -> Matrix:
-    """Figures show one training."""
-    return replace(matrix, seeds=1)
 
 
 def watched_figure(

@@ -12,7 +12,7 @@ from surefoot.training import FitConfig
 EPS = 0.3
 
 
-def digits(method: str, description: str, objective: AnyObjective, *, learning_rate: float = 0.1) -> Recipe:
+def digits(method: str, description: str, objective: AnyObjective) -> Recipe:
     return Recipe(
         name=f"digits/{method}",
         description=description,
@@ -23,7 +23,7 @@ def digits(method: str, description: str, objective: AnyObjective, *, learning_r
         eps=EPS,
         attack_steps=40,
         attack_step_size=0.02,
-        training=FitConfig(batch_size=32, learning_rate=learning_rate, schedule="one-cycle", device="cpu"),
+        training=FitConfig(batch_size=32, learning_rate=0.1, schedule="one-cycle", device="cpu"),
     )
 
 
