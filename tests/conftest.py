@@ -18,6 +18,10 @@ CACHE = tempfile.mkdtemp(prefix="surefoot-cache-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["SUREFOOT_CACHE"] = CACHE
 
+# One thread, here and in the processes that tests start: what they compute is too small to share out, and beside
+# other work threads that wait for each other take forty times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # The same examples each time, and no clock: a busy machine must not turn a test red.
 settings.register_profile(
     "surefoot", derandomize=True, deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow]
@@ -30,8 +34,9 @@ torch.set_warn_always(True)
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """No test draws what an earlier one left."""
+    """No test draws what an earlier one left, nor has its threads."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from surefoot.cli import main
 from surefoot.cli.reproduce import TARGETS, only_one
@@ -25,14 +24,6 @@ from surefoot.paper.targets import TABLES
 from surefoot.recipes import RECIPES, train
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def smoke(*args: str, out: Path) -> int:
