@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from surefoot.attacks import APGD, APGDT, FABT, FGSM, IFGSM, PGD, AutoAttack, Square, WorstCase
 from surefoot.attacks import apgd as apgd_file
 from surefoot.attacks import square as square_file
-from surefoot.attacks.apgd import auto_pgd, checkpoints, dlr_loss, likeliest_others, margin, targeted_dlr_loss
+from surefoot.attacks.apgd import auto_pgd, checkpoints, dlr_loss, likeliest_others, targeted_dlr_loss
 from surefoot.attacks.fab import move_to_plane, nearest_adversarial
 from surefoot.attacks.square import HALVINGS
 from surefoot.core.gradients import input_gradient
+from surefoot.core.losses import margin
 from surefoot.core.types import Attack, CompoundAttack
 from surefoot.evaluation.passes import PassCounter
 from tests.tables import EPS, SHAPE, PlainNet, SmallNet, random_batch, random_net, trained

@@ -322,6 +322,13 @@ def test_wrapped_models_give_the_same_records() -> None:
     assert without_time(evaluate(wrapped, batches, attacks)) == without_time(evaluate(net, batches, attacks))
 
 
+def test_a_label_that_the_model_does_not_know_is_refused_and_not_counted_as_wrong() -> None:
+    batches = [(torch.rand(2, 4), torch.tensor([0, 3]))]
+    for measure in (lambda: evaluate(nn.Linear(4, 3), batches, []), lambda: accuracy(nn.Linear(4, 3), batches)):
+        with pytest.raises(ValueError, match="a label is 3, but the model has the classes 0 to 2"):
+            measure()
+
+
 def test_predictions_are_made_in_evaluation_mode() -> None:
     net, (inputs, _) = random_net(), random_batch()
     expected = net.eval()(inputs).argmax(1)

@@ -12,18 +12,11 @@ from surefoot.attacks.gradient_sign import check_steps, printed
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, project
 from surefoot.core.gradients import input_gradient
-from surefoot.core.losses import cross_entropy, full_precision
+from surefoot.core.losses import cross_entropy, full_precision, margin
 from surefoot.core.types import PerSampleLoss
 
 RISING = 0.75  # a step size stays where the loss rose in more than this share of the steps
 TINY = 1e-12
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """max_{i != y} z_i - z_y of each sample, `[batch]`: above 0 where it is misclassified."""
-    index = labels.unsqueeze(1)
-    others = logits.scatter(1, index, float("-inf")).amax(dim=1)
-    return others - logits.gather(1, index).squeeze(1)
 
 
 def dlr_loss(logits: Tensor, labels: Tensor) -> Tensor:

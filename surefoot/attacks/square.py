@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.apgd import margin
 from surefoot.attacks.gradient_sign import check_steps
 from surefoot.attacks.worst_case import Logits, fool_in_turn
 from surefoot.core.geometry import check_radius
+from surefoot.core.losses import margin
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the window's area is halved after so many queries
 SCHEDULED = 10_000  # queries that they are meant for

@@ -22,11 +22,12 @@ from surefoot.attacks.apgd import dlr_loss
 from surefoot.attacks.gradient_sign import ascend
 from surefoot.audit.bench import Bench, OutOfTime, Trial
 from surefoot.audit.label_search import LabelSearch
-from surefoot.audit.landscape import gradients, local_linearity_errors, margin
+from surefoot.audit.landscape import gradients, local_linearity_errors
 from surefoot.audit.record import Check, Outcome
 from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting, is_training, plain_module
+from surefoot.core.losses import margin
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses

@@ -8,20 +8,10 @@ from torch import Tensor, nn
 from surefoot.attacks.gradient_sign import random_signs
 from surefoot.audit.record import Surface
 from surefoot.core.gradients import NO_GRADIENT, crafting, input_gradient
-from surefoot.core.losses import cross_entropy, full_precision
+from surefoot.core.losses import cross_entropy, full_precision, margin
 from surefoot.core.types import PerSampleLoss
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import sample_losses
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """max_{i != y} z_i - z_y of each sample, `[batch]`: above 0 where it is misclassified.
-
-    It grows with the logits' scale and never saturates, as cross-entropy does for a confident model.
-    """
-    logits, index = full_precision(logits), labels.unsqueeze(1)
-    others = logits.scatter(1, index, float("-inf")).amax(dim=1)
-    return others - logits.gather(1, index).squeeze(1)
 
 
 def gradients(model: nn.Module, inputs: Tensor, labels: Tensor, loss: PerSampleLoss = cross_entropy) -> Tensor:

@@ -45,6 +45,27 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(full_precision(logits), labels, reduction="none")
 
 
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """max_{i != y} z_i - z_y of each sample: above 0 where it is misclassified.
+
+    It grows with the logits' scale and never saturates, as cross-entropy does for a confident model.
+
+    Args:
+        logits: `[batch, classes]`, two classes at least.
+        labels: `[batch]`, int64 in [0, classes).
+
+    Returns:
+        `[batch]`, float32 (float64 for float64 logits).
+
+    Example:
+        >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+        tensor([-1.])
+    """
+    logits, index = full_precision(logits), labels.unsqueeze(1)
+    others = logits.scatter(1, index, float("-inf")).amax(dim=1)
+    return others - logits.gather(1, index).squeeze(1)
+
+
 @dataclass(frozen=True)
 class MarginLoss:
     """The C&W margin of each sample, -max(z_y - max_{i != y} z_i + confidence, 0); PGD with it is PGD-CW.
@@ -80,10 +101,7 @@ class MarginLoss:
         logits = full_precision(logits)
         if logits.shape[1] < 2:
             raise ValueError("MarginLoss compares two classes, but the model has one logit a sample.")
-        index = labels.unsqueeze(1)
-        true = logits.gather(1, index).squeeze(1)
-        other = logits.scatter(1, index, float("-inf")).amax(dim=1)
-        return -(true - other + self.confidence).clamp(min=0)
+        return -(self.confidence - margin(logits, labels)).clamp(min=0)
 
 
 def squared_distance(logits: Tensor, others: Tensor) -> Tensor:

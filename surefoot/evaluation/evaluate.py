@@ -90,7 +90,7 @@ def accuracy(
             adv_inputs = inputs.clone() if attack is None else attack(model, inputs, labels)
             if attack is not None:
                 check_crafted(attack, adv_inputs, inputs)
-            right += int((predictions(model, adv_inputs) == labels).sum())
+            right += int((predictions(model, adv_inputs, labels) == labels).sum())
             total += len(labels)
     if total == 0:
         raise ValueError("there are no samples to measure an accuracy on.")
@@ -158,7 +158,7 @@ def evaluate(
 
     Raises:
         ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be
-            read only once; an attack of your own that leaves [0, 1] or its `eps`.
+            read only once; a label beyond the model's classes; an attack of your own that leaves [0, 1] or its `eps`.
         TypeError: what is no attack, no pair of tensors, no module, or a model that answers with no tensor.
 
     Example:

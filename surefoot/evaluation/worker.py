@@ -77,12 +77,12 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
         raise ValueError(f"{name} moved a pixel by {moved:.4g}, further than its eps, {eps:.4g}; let it project.")
 
 
-def predictions(model: nn.Module, inputs: Tensor) -> Tensor:
+def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
     """The class that `model`, in evaluation mode, gives each sample, `[batch]`.
 
     Raises:
         TypeError: the model answers with something else than a tensor.
-        ValueError: or with one of another shape than `[batch, classes]`.
+        ValueError: or with one of another shape than `[batch, classes]`; a label beyond its classes.
     """
     with crafting(model) as frozen, torch.no_grad():
         logits = check_logits(frozen(inputs))
@@ -90,6 +90,8 @@ def predictions(model: nn.Module, inputs: Tensor) -> Tensor:
         raise ValueError(
             f"the model's logits have shape {list(logits.shape)} for {len(inputs)} images; give [batch, classes]."
         )
+    if labels is not None and len(labels) and labels.max() >= logits.shape[1]:
+        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {logits.shape[1] - 1}.")
     return logits.argmax(dim=1)
 
 
@@ -212,7 +214,7 @@ class Worker:
     def score(self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int | None = None) -> tuple[Tensor, Cost]:
         """The model's predictions, and what they took."""
         with Meter(model) as meter:
-            guess = self.halving(lambda part, _: predictions(model, part), inputs, labels, seed)
+            guess = self.halving(lambda part, own: predictions(model, part, own), inputs, labels, seed)
             return meter.waited(guess), meter.cost
 
     def attacked(
