@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import check_batch
+from surefoot.core.geometry import check_batch, check_labels
 from surefoot.core.gradients import crafting
 from surefoot.core.losses import full_precision
 from surefoot.core.types import Attack, check_attacks
@@ -53,8 +53,7 @@ def fool_in_turn(model: nn.Module, inputs: Tensor, labels: Tensor, runs: Callabl
                 f"the model's logits have shape {list(logits.shape)}; give [batch, classes] with two classes or more."
             )
         classes = logits.shape[1]
-        if labels.max() >= classes:
-            raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}.")
+        check_labels(labels, classes)
         adv_inputs = clean.clone()
         rows = (logits.argmax(dim=1) == labels).nonzero().squeeze(1)
         for number, run in enumerate(runs(classes)):

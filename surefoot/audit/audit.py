@@ -15,7 +15,7 @@ from surefoot.audit.landscape import surface
 from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
 from surefoot.audit.substitute import train_substitute
 from surefoot.audit.verdict import Looks, decide
-from surefoot.core.geometry import check_batch, l2_distance, linf_distance
+from surefoot.core.geometry import check_batch, check_labels, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
 from surefoot.core.losses import check_logits
 from surefoot.evaluation.evaluate import device_name, versions
@@ -96,8 +96,7 @@ def audit(
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
     count = outputs(model, inputs)
-    if labels.max() >= count:
-        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {count - 1}.")
+    check_labels(labels, count)
     said: list[str] = []
     if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
         model, notes = Averaged(model, DRAWS), [*notes, *said]

@@ -40,6 +40,17 @@ def checked() -> Iterator[None]:
         _checked.reset(token)
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse a label beyond the model's classes.
+
+    >>> check_labels(torch.tensor([0, 3]), classes=3)
+    Traceback (most recent call last):
+    ValueError: a label is 3, but the model has the classes 0 to 2.
+    """
+    if len(labels) and labels.max() >= classes:
+        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}.")
+
+
 def check_batch(inputs: Tensor, labels: Tensor) -> None:
     """Refuse what is not a batch of images in [0, 1] with a label each; inside `checked`, shapes and types only.
 

@@ -170,12 +170,19 @@ def input_gradient(
 
 def in_float16(inputs: Tensor, logits: Tensor) -> bool:
     """Does the way from the inputs to the logits go through float16, in which less than 6e-8 is zero?"""
-    kind = inputs.device.type
-    if torch.float16 in (inputs.dtype, logits.dtype):
-        return True
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return False
-    return torch.get_autocast_dtype(kind) == torch.float16
+    return torch.float16 in (inputs.dtype, logits.dtype, autocast_dtype(inputs.device.type))
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast casts to on such a device now; None where it is off.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     autocast_dtype("cpu")
+    torch.bfloat16
+    """
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None
 
 
 def summed(losses: Tensor, logits: Tensor) -> Tensor:

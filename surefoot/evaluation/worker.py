@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import l2_distance, linf_distance
+from surefoot.core.geometry import check_labels, l2_distance, linf_distance
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
 from surefoot.core.losses import check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
@@ -90,8 +90,8 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
         raise ValueError(
             f"the model's logits have shape {list(logits.shape)} for {len(inputs)} images; give [batch, classes]."
         )
-    if labels is not None and len(labels) and labels.max() >= logits.shape[1]:
-        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {logits.shape[1] - 1}.")
+    if labels is not None:
+        check_labels(labels, logits.shape[1])
     return logits.argmax(dim=1)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surefoot.core.gradients import is_crafting, kept_while_crafting
+from surefoot.core.gradients import autocast_dtype, is_crafting, kept_while_crafting
 
 SMALL_IMAGE = 64
 """Up to this many pixels a side a network keeps the full resolution in its first layers."""
@@ -285,9 +285,7 @@ def _are_one(layer: nn.Module, following: nn.Module) -> bool:
 
 
 def _convolved(layer: Any, norm: Any, input: Tensor) -> Tensor:
-    device = input.device.type
-    half = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if half else layer.weight.dtype
+    dtype = autocast_dtype(input.device.type) or layer.weight.dtype
     weight, bias = kept_while_crafting((layer, dtype), lambda: _folded(layer, norm, dtype))
     return layer._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
 
