@@ -448,14 +448,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--plan", action="store_true", help="say what is run in which order and takes how long; run nothing"
     )
-    names = "check attacks step-cost short mnist cifar10 short-others table4 table5"
+    names = ", ".join(name for name, _ in Plan(Path(), None, seeds=1, tiny=True).pieces())
     parser.add_argument("pieces", nargs="*", help=f"{names}, or how a command's name begins, in that order; all")
     options = parser.parse_args(argv)
+    for limit in ("seconds", "minutes", "seeds"):
+        if not (value := getattr(options, limit)) > 0:
+            parser.error(f"--{limit} is {value:g}; give a number above 0.")
     plan = Plan(options.out, options.data_dir, options.seeds, options.tiny)
     for word in options.pieces:
         if not chosen(plan, [word]):
-            known = ", ".join(name for name, _ in plan.pieces())
-            parser.error(f"there is no piece {word!r}; it is one of {known}, or how a command's name begins (--plan).")
+            parser.error(f"there is no piece {word!r}; it is one of {names}, or how a command's name begins (--plan).")
     if options.plan:
         total = 0.0
         for name, commands in chosen(plan, options.pieces):

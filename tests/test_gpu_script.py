@@ -127,6 +127,17 @@ def test_an_unknown_piece_is_one_sentence(gpu: ModuleType, capsys: pytest.Captur
     assert "there is no piece 'no-such-piece'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("limit", [["--minutes", "-1"], ["--seconds", "0"], ["--seeds", "0"]])
+def test_a_limit_that_leaves_nothing_is_one_sentence(
+    gpu: ModuleType, limit: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        gpu.main([*limit, "--tiny", "--out", str(tmp_path / "out"), "check"])
+    assert stop.value.code == 2
+    assert f"{limit[0]} is {limit[1]}; give a number above 0." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("seconds", "minutes", "expected"),
     [

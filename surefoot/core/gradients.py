@@ -37,7 +37,10 @@ def plain_module(model: nn.Module) -> nn.Module:
         TypeError: it is no module, so that its mode and weights could not be kept.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is {model!r}, no torch.nn.Module; give a module, or one whose forward calls it.")
+        raise TypeError(
+            f"the model is an object of type {type(model).__name__}, no torch.nn.Module; give a module, or one whose "
+            "forward calls it."
+        )
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
             model = model._orig_mod  # type: ignore[assignment]
