@@ -144,6 +144,8 @@ def test_train_evaluate_and_list_make_a_whole(run_folder: str, capsys: pytest.Ca
     assert len(read_records(Path("all.jsonl"))) == 2
     assert main(["list", "recipes"]) == 0
     assert all(name in capsys.readouterr().out for name in ["digits/sat-r2"])
+    assert main(["list", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: surefoot list [WHAT] ")
 
 
 def test_fields_given_on_the_command_line_reach_the_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,7 @@ def run(args: list[str]) -> int:
     what, rest = split_name(args)
     things = everything()
     description = f"Show what there is: all, or one of {', '.join(things)}."
-    options = parse(Options, rest, prog="surefoot list", description=description)
+    options = parse(Options, rest, prog=f"surefoot list {what or '[WHAT]'}", description=description)
     if what is not None and what not in things:
         raise unknown("list of", what, things, "surefoot list --help")
     for kind in things if what is None else [what]:
