@@ -703,6 +703,40 @@ def test_no_forward_of_the_model_is_without_gradients(case: ObjectiveCase) -> No
     assert all(with_gradients)
 
 
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_gradients_add_up_and_are_scaled_as_in_any_other_loop(case: ObjectiveCase) -> None:
+    """Accumulation over two mini-batches, and a GradScaler: both act on `.grad`, which an objective leaves alone."""
+    batches = [random_batch(seed=seed) for seed in (0, 1)]
+    net = random_net(PlainNet).train()
+    alone = []
+    for inputs, labels in batches:
+        net.zero_grad()
+        backward(terms_of(case.build(sources()), net, inputs, labels).loss)
+        alone.append([parameter.grad for parameter in net.parameters()])
+    net.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for inputs, labels in batches:
+        backward(scaler.scale(terms_of(case.build(sources()), net, inputs, labels).loss))
+    scaler.unscale_(torch.optim.SGD(net.parameters(), lr=0.1))
+    for parameter, first, second in zip(net.parameters(), *alone, strict=True):
+        assert parameter.grad is not None
+        assert first is not None
+        assert second is not None
+        torch.testing.assert_close(parameter.grad, first + second)
+
+
+@pytest.mark.parametrize("name", ["sat-r1", "sat-r2", "sat-r3"])
+def test_a_compiled_model_is_trained_as_the_plain_one(name: str) -> None:
+    (case, *_) = (each for each in OBJECTIVE_CASES if each.name.startswith(name))
+    net = random_net(PlainNet).train()
+    expected = terms_of(case.build(sources()), deepcopy(net), *random_batch())
+    compiled: Any = torch.compile(net, backend="eager")
+    terms = terms_of(case.build(sources()), compiled, *random_batch())
+    assert torch.equal(terms.loss, expected.loss)
+    backward(terms.loss)
+    assert all(parameter.grad is not None for parameter in net.parameters())
+
+
 # The ensemble.
 
 
