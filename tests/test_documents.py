@@ -1,0 +1,156 @@
+"""The documents hold together: links and anchors lead somewhere, commands have the options that they show, and what
+sentences draw from the committed records is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from surefoot.cli import main
+from surefoot.paper.beside import Cell
+from surefoot.paper.matrix import Matrix
+from surefoot.paper.profiles import PROFILES
+from surefoot.paper.runs import Workplace
+from surefoot.paper.targets import TABLES
+from surefoot.report.benchmarks import read_lines
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+FENCED = re.compile(r"^( *)```.*?^\1```", flags=re.DOTALL | re.MULTILINE)
+
+
+def links(text: str) -> list[str]:
+    """Where a page's links and pictures lead, but for those out of the repository; brackets in code are no links."""
+    prose = re.sub(r"`[^`\n]*`", "", FENCED.sub("", text))
+    found = re.findall(r"\]\(([^)\s]+)\)", prose)
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken(page: Path) -> list[str]:
+    """The links of a page that lead nowhere."""
+    found = []
+    for link in links(page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            found.append(link)
+    return found
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each indented `surefoot` command: continued lines joined, comments left out, several split.
+
+    >>> commands("    surefoot audit A \\\\\\n        --json > a  # or B\\n    surefoot train R; surefoot list")
+    [['audit', 'A', '--json'], ['train', 'R'], ['list']]
+    """
+    lines = re.findall(r"^ {4}(surefoot .*)$", re.sub(r" *\\\n\s*", " ", text), flags=re.MULTILINE)
+    parts = [re.split(r"\s[|>]\s", part)[0].split() for line in lines for part in line.split("  #")[0].split(";")]
+    return [[word.strip("[]") for word in words[1:]] for words in parts if words[0] == "surefoot"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_anchors_lead_somewhere(page: Path) -> None:
+    assert broken(page) == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# LeNet+ at the paper's scale\n[a](#lenet-at-the-papers-scale) [b](#lenet) [c](none.md) `[d](x)`\n"
+    )
+    assert broken(page) == ["#lenet", "none.md"]
+
+
+def test_the_commands_have_the_options_that_they_show(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    used: dict[tuple[str, ...], set[str]] = {}
+    for page in PAGES:
+        for verb, *rest in commands(page.read_text(encoding="utf-8")):
+            named = rest[:1] if verb in ("train", "benchmark") else []  # a recipe's fields are its options
+            used.setdefault((verb, *named), set()).update(word for word in rest if word.startswith("--"))
+    assert {verb for verb, *_ in used} >= {"audit", "evaluate", "train", "reproduce", "benchmark"}
+    for asked, options in used.items():
+        assert main([*asked, "--help"]) == 0, asked
+        assert options <= set(re.findall(r"--[\w.-]+", capsys.readouterr().out)), asked
+
+
+def words(page: str) -> str:
+    """A page's text in one line."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def test_what_the_readme_says_of_its_table_is_what_was_measured() -> None:
+    text, folder = words("README.md"), ROOT / "results" / "reproduction"
+    paper = PROFILES["paper"].trained_in("bf16")
+    rows = dict(TABLES["table3"].table(Matrix(paper, paper.seeds), Workplace(folder)).rows)
+    masked, left = rows["FGSM-AT"][3], rows["SAT-R3"][9]
+    assert isinstance(masked, Cell)
+    assert isinstance(left, Cell)
+    assert f"PGD-100 leaves {min(masked.values):.1f} to {max(masked.values):.1f} %, by the seed" in text
+    low, middle, high = sorted(left.values)
+    assert f"AutoAttack leaves {low:.0f}, {middle:.0f} and {high:.0f} % of the three" in text
+
+
+def test_what_mnist_md_says_of_sat_r3_under_auto_attack_is_of_the_very_same_weights() -> None:
+    tables = ROOT / "results" / "mnist" / "sat-r3" / "0" / "records.jsonl"
+    weights = read_lines(tables)[0]["weights_sha256"]
+    runs = (ROOT / "results" / "reproduction" / "runs" / "mnist" / "sat-r3").glob("*/evaluations/*.jsonl")
+    attacked = {
+        line["weights_sha256"]: 100 * line["robust_accuracy"]
+        for file in runs
+        for line in read_lines(file)
+        if (line["attack"], line["num_examples"]) == ("AutoAttack", 1000)  # the quick runs have 100
+    }
+    text = words("docs/mnist.md")
+    assert f"keeps {attacked.pop(weights):.1f} under AutoAttack" in text
+    assert f"keep {min(attacked.values()):.1f} and {max(attacked.values()):.1f}" in text
+
+
+def test_what_audit_md_says_of_its_calibration_is_what_was_measured() -> None:
+    text, folder = words("docs/audit.md"), ROOT / "results" / "audit"
+    files = {name: read_lines(folder / f"{name}.jsonl") for name in ("digits", "mnist", "mnist-lenet-plus-paper")}
+    models = [line for lines in files.values() for line in lines if "truth" in line]
+    assert f"Of {len(models)} models whose truth is known" in text
+    gap = max(100 * (line["worst_case_accuracy"] - line["facts"]["left"]) for line in models)
+    assert f"the audit leaves at most {gap:.1f} points more than AutoAttack does" in text
+    examined = [line["num_examples"] for line in models if line["num_examples"] < 128]
+    assert examined == [66, 73, 89]
+    assert "66 of random resizing on the digits, 73 of noise and 89 of resizing on LeNet+" in text
+    for name, lines in files.items():
+        for truth in ("robust", "not robust", "masked"):
+            verdicts = [line["verdict"] for line in lines if line.get("truth") == truth]
+            told = f"{verdicts.count(truth)} of {len(verdicts)}" if verdicts else "none tried"
+            assert told in text, (name, truth)
+    taken = [
+        1 - line["worst_case_accuracy"] / pgd["robust_accuracy"]
+        for line in files["mnist"]
+        if line.get("truth") == "robust"
+        for pgd in line["attacks"]
+        if pgd["name"] == "PGD-40"
+    ]
+    assert f"of the robust ones others fool at most {100 * max(taken):.0f} %" in text
+
+
+def test_what_monitor_md_says_of_the_digits_and_of_the_cost_is_what_was_measured() -> None:
+    text, folder = words("docs/monitor.md"), ROOT / "results"
+    runs = read_lines(folder / "monitor" / "digits.jsonl")
+    for recipe in ("digits/fgsm-at", "digits/sat-r2", "digits/pgd-at"):
+        mine = [run for run in runs if run["recipe"] == recipe]
+        alarms = sorted(run["alarm_step"] for run in mine if run["alarm_step"] is not None)
+        shares = ([run[key] for run in mine] for key in ("largest_share", "fgsm_accuracy", "pgd_40_accuracy"))
+        cells = [f"{len(alarms)} of {len(mine)}", f"{alarms[0]} - {alarms[-1]}" if alarms else ""]
+        cells += [f"{100 * min(each):.0f} - {100 * max(each):.0f} %" for each in shares]
+        assert " ".join(f"| {recipe} | {' | '.join(cells)} |".split()) in text
+    for place in ("monitor/mnist-warn", "mnist/sat-r2/0"):
+        epochs = read_lines(folder / place / "metrics.jsonl")
+        looks = sum(look["seconds"] for epoch in epochs for look in epoch["monitor"])
+        assert f"{100 * looks / sum(epoch['seconds'] for epoch in epochs):.1f} % " in text
