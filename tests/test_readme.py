@@ -253,8 +253,17 @@ def by_attack(run: Path) -> dict[str | None, Record]:
 
 def test_what_bf16_gains_is_what_was_measured() -> None:
     gains: dict[str, list[str]] = {}
+    spans: dict[str, list[str]] = {"fp32": [], "bf16": []}
     for name in ("cpu", "two-cores", "xeon", "xeon-two-cores"):
         lines = read_lines(ROOT / "results" / "benchmark" / f"step-cost-{name}.jsonl")
+        for precision, cells in spans.items():
+            ratios = sorted(
+                line["ratio_to_floor"]
+                for line in lines
+                if line["model"] == "lenet-plus" and line["precision"] == precision
+            )
+            assert len(ratios) == 9
+            cells.append(f"{ratios[0]:.2f} to {ratios[-1]:.2f}")
         seconds = {
             (line["objective"], line["precision"]): line["seconds_per_step"]
             for line in lines
@@ -264,6 +273,12 @@ def test_what_bf16_gains_is_what_was_measured() -> None:
             gain = seconds[objective, "fp32"] / seconds[objective, "bf16"]
             gains.setdefault(objective, []).append(f"{gain:.2f}")
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    told = " ".join(text.split())
+    for precision, cells in spans.items():
+        assert f"| {precision} | {' | '.join(cells)} |" in text
+    assert f"takes {spans['fp32'][0]} of it in fp32, {spans['bf16'][0]} in bf16" in told
+    most = max(cell.split()[-1] for cells in spans.values() for cell in cells)
+    assert f"on a Xeon and on two threads up to {most}" in told
     assert len(gains) == 9
     for objective, cells in gains.items():
         assert f"| {objective} | {' | '.join(cells)} |" in text
@@ -271,8 +286,8 @@ def test_what_bf16_gains_is_what_was_measured() -> None:
         sorted(float(cell) for cells in gains.values() for cell in cells[columns])
         for columns in (slice(2), slice(2, 4))
     )
-    assert f"{xeon[0]:.1f} to {xeon[-1]:.1f} times faster on a Xeon with AMX" in text
-    assert f"{epyc[0]:.1f} to {epyc[-1]:.1f} times on an EPYC" in text
+    assert f"{xeon[0]:.1f} to {xeon[-1]:.1f} times faster on a Xeon with AMX" in told
+    assert f"{epyc[0]:.1f} to {epyc[-1]:.1f} times on an EPYC" in told
 
 
 def test_the_fast_recipe_is_what_was_measured() -> None:
@@ -293,6 +308,7 @@ def test_the_fast_recipe_is_what_was_measured() -> None:
 
 def test_what_a_gpu_does_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    told = " ".join(text.split())
     lines = read_lines(ROOT / "results" / "benchmark" / "step-cost-gpu.jsonl")
     assert {line["device"] for line in lines} == {"NVIDIA H200"}
     assert f"<!-- captured -->\n{captured_table(lines)}\n<!-- end of captured -->" in text
@@ -302,7 +318,7 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
         for line in (line for line in lines if line["model"] == model):
             pairs.setdefault((line["objective"], line["precision"]), {})[line["mode"]] = line["seconds_per_step"]
         gains = sorted(pair["eager"] / pair["captured"] for pair in pairs.values() if len(pair) == 2)
-        assert f"{gains[0]:.1f} to {gains[-1]:.1f} {words}" in text
+        assert f"{gains[0]:.1f} to {gains[-1]:.1f} {words}" in told
     captured, eager = (1000 * steps["sat-r3", "fp32", mode]["seconds_per_step"] for mode in ("captured", "eager"))
     assert f"{captured:.2f} ms in place of {eager:.2f}" in (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("short-sat-r1", "short-sat-r3", "fastat-sat-r1"):
@@ -317,10 +333,10 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
         )
         assert row in text
     looks = [look for line in epochs for look in line["monitor"]]
-    assert f"{100 * max(look['share'] for look in looks):.1f} % of its images lost at most" in text
+    assert f"{100 * max(look['share'] for look in looks):.1f} % of its images lost at most" in told
     assert min(look["agreement"] for line in epochs[2:29] for look in line["monitor"]) > 0.94
-    assert f"sinks from 0.97 to {looks[-1]['agreement']:.2f}" in text
-    assert f"FGSM's accuracy on the monitor's images rises to {100 * looks[-1]['fgsm_accuracy']:.0f} %" in text
+    assert f"sinks from 0.97 to {looks[-1]['agreement']:.2f}" in told
+    assert f"FGSM's accuracy on the monitor's images rises to {100 * looks[-1]['fgsm_accuracy']:.0f} %" in told
 
 
 def test_sat_r3_in_the_papers_batches_is_what_was_measured() -> None:
