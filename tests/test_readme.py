@@ -503,6 +503,45 @@ def test_what_the_screening_takes_is_what_was_measured() -> None:
         assert f"| {name} | {' | '.join(cells)} |" in text
 
 
+def lines_of(figure: str) -> list[list[dict[str, Any]]]:
+    """The lines of each panel of a committed figure."""
+    _, *panels = read_lines(ROOT / "results" / "reproduction" / f"{figure}.jsonl")
+    return [panel["series"] for panel in panels]
+
+
+def parting(panel: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
+    """The radius, and PGD's loss over FGSM's and less FGSM's."""
+    fgsm, pgd = panel
+    assert (fgsm["name"], pgd["name"], fgsm["x"]) == ("FGSM", "PGD", pgd["x"])
+    return [(x, high / low, high - low) for x, low, high in zip(fgsm["x"], fgsm["y"], pgd["y"], strict=True)]
+
+
+def test_what_the_figures_show_is_what_was_measured() -> None:
+    docs = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("reproduction.md", "reproduction-quick.md")]
+    paper, quick = (" ".join(text.split()) for text in docs)
+    (distances, _), early, late = lines_of("paper-bf16/fig1")
+    peak, step = max(zip(distances["y"], distances["x"], strict=True))
+    assert step < 50_000 / 32
+    assert f"Here it peaks at {peak:.0f} within the first epoch" in paper
+    ratio = max(ratio for radius, ratio, _ in parting(early) if radius < 0.3)
+    assert f"PGD's loss is already {ratio:.0f} times FGSM's at 0.29" in paper
+    both = (late, lines_of("paper-bf16/fig2")[2])
+    apart = [min(x for x, ratio, _ in parting(panel) if round(ratio, 2) >= 2) for panel in both]
+    assert f"twice FGSM's from a radius of {apart[0]:.2f} on" in paper
+    assert f"passes twice only at {apart[1]:.2f}" in paper
+    with_it, without = ([f"{y:.1f}" for y in line["y"]] for (line,) in lines_of("quick/fig6"))
+    assert f"{with_it[0]} % with k = 1, {with_it[-1]} with k = 32" in paper
+    shares = [y.removesuffix(".0") for y in without]
+    assert f"{', '.join(shares[:-1])} and {shares[-1]} % at 20 to 100 %" in paper
+    within, beyond = [], []
+    for panel in lines_of("quick/fig9"):
+        within += [difference for x, _, difference in parting(panel) if x < 0.3]
+        beyond += [ratio for x, ratio, _ in parting(panel) if x > 0.3]
+    assert f"the difference is {max(within):.2f} nats at most up to 0.29" in quick
+    assert (round(min(beyond)), round(max(beyond))) == (2, 5)
+    assert "beyond it PGD's is 2 to 5 times FGSM's" in paper
+
+
 LINKED = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 
 
