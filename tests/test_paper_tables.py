@@ -23,7 +23,7 @@ from surefoot.paper.measurements import Around
 from surefoot.paper.panels import FIGURES
 from surefoot.paper.profiles import PAPER, QUICK, SMOKE
 from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace, write_records
-from surefoot.paper.targets import TABLES
+from surefoot.paper.targets import TABLES, screened
 
 
 def record(robust: float, clean: float = 0.9, **changes: Any) -> Record:
@@ -139,6 +139,21 @@ def test_a_table_is_drawn_from_what_is_there_and_names_the_rest(tmp_path: Path) 
     other = TABLES["table7"].table(dataclasses.replace(matrix, only=("ablation-r1-1",)), place)
     assert "Not run: Ablation-R1-1." in other.markdown()
     assert "97.71" in other.grid()  # the paper's number is there all the same
+
+
+def test_a_table_tells_the_screening_and_the_attacks_that_it_outreaches() -> None:
+    def pgd(steps: int, *parts: tuple[int, float]) -> Record:
+        fields = {"eps": 0.3, "steps": steps, "step_size": 0.01}
+        own = [{"attack": "PGD", "attack_fields": {**fields, "steps": n, "step_size": size}} for n, size in parts]
+        return record(0.5, attack_fields=fields, parts=own)
+
+    auto_attack = record(0.5, attack="AutoAttack", parts=[{"attack": "APGD", "attack_fields": {"steps": 5}}])
+    assert screened([record(0.5), pgd(10), auto_attack]) == ()
+    (long,) = screened([pgd(100, (5, 0.12), (100, 0.01)), record(0.5)])
+    assert long == "Screened first by the same attack in 5 long steps, whose successes count: PGD-100."
+    (both,) = screened([pgd(100, (5, 0.12)), pgd(40, (5, 0.12)), pgd(100, (5, 0.12))])
+    assert both.startswith(long.removesuffix("."))
+    assert both.endswith("PGD-100, PGD-40. The steps of PGD-40 add up to less than those, and alone may leave more.")
 
 
 def test_figures_are_drawn_from_data_alone(tmp_path: Path) -> None:

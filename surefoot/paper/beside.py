@@ -154,7 +154,7 @@ class Table:
             ]
             lines = [[name, *(interval_text(cells[index]) for index in kept)] for name, cells in bounded]
             parts += [
-                "95 % intervals: Student's over several seeds, Wilson's over the images of one, or where all agree:",
+                "95 % intervals: Student's t over the seeds; Wilson's over the images of one seed, or where all agree:",
                 markdown_table([self.head, *(self.columns[index] for index in kept)], lines),
             ]
         parts += list(self.notes)

@@ -131,8 +131,8 @@ class Profile:
 
 PAPER = Profile(
     "paper",
-    "Profile `paper`: the paper's networks, epochs, batches and attack steps (what it leaves open is named in the "
-    "recipes); all test images, AutoAttack and DeepFool on the first 1,000, C&W on the first 200.",
+    "Profile `paper`: the paper's networks, epochs and attacks (what it leaves open, such as batches and rates, is "
+    "named in docs/reproduce.md); all test images, AutoAttack and DeepFool on the first 1,000, C&W on the first 200.",
 )
 QUICK = Profile(
     "quick",

@@ -26,6 +26,7 @@ from surefoot.paper.matrix import (
 from surefoot.paper.measurements import Passes
 from surefoot.paper.printed import Printed
 from surefoot.paper.runs import Task, Workplace
+from surefoot.report import attack_label
 
 PRINTED_AS = {"mnist": "mnist", "cifar10": "cifar10", "tiny-imagenet-100": "imagenet-subset"}
 """Our data set, and the paper's."""
@@ -103,21 +104,42 @@ def notes(matrix: Matrix, table: Table, records: Sequence[Record], extra: Sequen
     seeds = seeds_behind(records, matrix.seeds)
     found = [
         matrix.profile.note,
-        f"{seeds}; after ± the sample deviation. An image that the attack fools once counts as fooled, also where "
-        "its last step is right again: stricter than the paper's last iterate (black-box: the last).",
+        f"{seeds}; ± is the sample deviation. White-box, an image counts as fooled once any step fools it, which is "
+        "stricter than the paper's last step; black-box, the last step counts.",
+        *screened(records),
         *extra,
     ]
     if records:
         devices = ", ".join(sorted({record.device for record in records}))
         torch_versions = ", ".join(sorted({record.versions.get("torch", "?") for record in records}))
         minutes = sum(record.seconds for record in records) / 60
-        found.append(f"Measured on {devices} with torch {torch_versions}, in {minutes:.1f} minutes of attacking.")
+        found.append(f"Attacked on {devices} with torch {torch_versions}, for {minutes:.1f} minutes.")
     missing, far = table.missing(), table.far()
     if missing:
         found.append(f"Not run: {'; '.join(missing)}.")
     if far and matrix.profile.name.startswith("paper"):
         found.append(f"More than two points from the paper's: {'; '.join(far)}.")
     return tuple(found)
+
+
+def screened(records: Sequence[Record]) -> tuple[str, ...]:
+    """Which attacks were preceded by themselves in a few long steps, and which of them these outreach."""
+    outreached: dict[str, bool] = {}
+    counts = set()
+    for record in records:
+        if record.parts and record.parts[0]["attack"] == record.attack:
+            first = record.parts[0]["attack_fields"]
+            own, long = (fields["steps"] * fields.get("step_size", 0) for fields in (record.attack_fields, first))
+            label = attack_label(record.attack, record.attack_fields)
+            outreached[label] = outreached.get(label, False) or own < long - 1e-9
+            counts.add(first["steps"])
+    if not outreached:
+        return ()
+    several, short = (", ".join(sorted(outreached)), ", ".join(sorted(key for key, less in outreached.items() if less)))
+    counted = f"Screened first by the same attack in {max(counts)} long steps, whose successes count: {several}."
+    return (
+        f"{counted} The steps of {short} add up to less than those, and alone may leave more." if short else counted,
+    )
 
 
 def seeds_behind(records: Sequence[Record], planned: int) -> str:
@@ -237,8 +259,7 @@ def table_6(matrix: Matrix, results: Results) -> Table:
     extra = [
         "FR: misclassified images in %, those that were wrong to begin with among them. Mean l2: of the perturbations "
         "that fooled.",
-        f"The paper does not tell C&W's settings: here {steps} steps of Adam at {rate:g} for each of {weights} "
-        "weights.",
+        f"The paper does not give C&W's settings: here {weights} weights, {steps} steps of Adam at {rate:g} for each.",
     ]
     title = f"Table 6: {matrix.written}, DeepFool and C&W"
     bare = Table(matrix.named("table6"), title, "trained by", paper.TABLE_6_COLUMNS, tuple(lines))
@@ -280,7 +301,7 @@ def table_8(matrix: Matrix, place: Workplace) -> Table:
                     Cell(known(crafted), paper=float(paper.TABLE_8[dataset][name]), paper_digits=0),
                     Cell(known(of_pairs), paper=float(paper.TABLE_8_ITERATED[dataset]), digits=0) if pairs else "",
                     Cell(known(counted["units"] if counted else None), digits=1),
-                    Cell(known(*speeds), digits=0),
+                    Cell(known(*speeds), digits=0, limits=NOT_NEGATIVE),
                     "Yes" if name in paper.TABLE_8_PRE_TRAINED else "No",
                 ),
             )
@@ -290,8 +311,8 @@ def table_8(matrix: Matrix, place: Workplace) -> Table:
     bare = Table(matrix.named("table8"), title, "trained by", columns, tuple(lines))
     extra = (
         matrix.profile.note,
-        "FBP: backward passes of crafting by sample of the mini-batch, counted by hooks during one step; FGSM-AT and "
-        "EAT craft half of the mini-batch. Forward units: all passes of a step by sample, a forward 1, a backward to "
+        "FBP: backward passes of crafting per sample of the mini-batch, counted by hooks during one step; FGSM-AT and "
+        "EAT craft half of the mini-batch. Forward units: all passes of a step per sample, a forward 1, a backward to "
         "the inputs 1, to the weights 1 more. Images/s: of the trainings behind the other tables, where they were run; "
         "compare them only where nothing else ran beside them.",
     )
@@ -348,7 +369,7 @@ def sanity(matrix: Matrix, place: Workplace) -> Table:
         "(ii) white-box beats black-box",
         "strongest white-box",
         "strongest black-box",
-        "(iii) a large radius leaves no more than guessing",
+        "(iii) a large radius leaves at most chance",
         "at the largest radius",
         "(iv) accuracy never rises with the radius",
         "largest rise",
