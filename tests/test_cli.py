@@ -483,7 +483,7 @@ def demo_audit(verdict: str, worst: float) -> Audit:
     return dataclasses.replace(found, verdict=verdict, worst_case_accuracy=worst)  # type: ignore[arg-type]
 
 
-def test_the_demos_sentence_follows_the_audits() -> None:
+def test_the_demos_lines_follow_the_audits() -> None:
     measured = {
         "normal": demo_records(0.1, 0.0),
         "fgsm-at": demo_records(0.8, 0.1),
@@ -499,12 +499,12 @@ def test_the_demos_sentence_follows_the_audits() -> None:
             "sat-r3": demo_audit("inconclusive", 0.25),
         },
     )
-    masked, robust, not_robust, inconclusive = told.split("; ")
-    assert "only looks robust" in masked
+    _, robust, masked, not_robust, inconclusive = told.splitlines()
+    assert masked.startswith("- masked, only looks robust")
     assert masked.endswith(": FGSM-AT (80.00 -> 5.00)")
-    assert robust == "holds against everything that was tried: SAT-R2 (70.00 -> 50.00)"
-    assert not_robust == "falls: Normal (10.00 -> 0.00)"
-    assert inconclusive == "cannot be told: SAT-R3 (75.00 -> 25.00)."
+    assert robust == "- robust, holds against everything that was tried: SAT-R2 (70.00 -> 50.00)"
+    assert not_robust == "- not robust, too little is left: Normal (10.00 -> 0.00)"
+    assert inconclusive.endswith("the evidence does not decide: SAT-R3 (75.00 -> 25.00)")
     only = what_it_means({"normal": measured["normal"]}, {"normal": demo_audit("not robust", 0.0)})
     assert "looks" not in only
     assert "holds" not in only

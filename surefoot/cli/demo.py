@@ -183,8 +183,10 @@ def is_trained(recipe: Recipe, path: Path) -> bool:
 def demo_table(measured: dict[str, list[Record]], audits: dict[str, Audit]) -> Table:
     """A row a method: accuracy clean, under FGSM, under PGD, and what the audit says."""
     first = next(iter(measured.values()))
+    audited = next(iter(audits.values())).num_examples
     title = (
-        f"Accuracy in % on {first[0].num_examples} test digits, perturbed by at most {first[1].attack_fields['eps']:g}"
+        f"Accuracy in % on {first[0].num_examples} test digits (the audit: on the first {audited}), perturbed by at "
+        f"most {first[1].attack_fields['eps']:g}"
     )
     table = Table(title=title, title_justify="left")
     table.add_column("trained by")
@@ -204,21 +206,21 @@ def demo_table(measured: dict[str, list[Record]], audits: dict[str, Audit]) -> T
 
 
 def what_it_means(measured: dict[str, list[Record]], audits: dict[str, Audit]) -> str:
-    """One sentence on which models are robust: the audits' verdicts, with FGSM's number and the worst case's."""
-
-    def named(verdict: str) -> str:
-        return ", ".join(
+    """A line a verdict: what it says, and of whom, with FGSM's number and the worst case's."""
+    told = {
+        "robust": "holds against everything that was tried",
+        "masked": "only looks robust, for one-step FGSM fails where other attacks do not",
+        "not robust": "too little is left",
+        "inconclusive": "the evidence does not decide",
+    }
+    lines = ["From FGSM alone to the worst of all attacks:"]
+    for verdict, what in told.items():
+        models = [
             f"{METHODS[method]} ({percent(measured[method][1].robust_accuracy)} -> "
             f"{percent(found.worst_case_accuracy)})"
             for method, found in audits.items()
             if found.verdict == verdict
-        )
-
-    told = {
-        "masked": "only looks robust, for one-step FGSM fails where other attacks do not",
-        "robust": "holds against everything that was tried",
-        "not robust": "falls",
-        "inconclusive": "cannot be told",
-    }
-    parts = [f"{what}: {named(verdict)}" for verdict, what in told.items() if named(verdict)]
-    return f"From FGSM to the worst of all attacks: {'; '.join(parts)}."
+        ]
+        if models:
+            lines.append(f"- {verdict}, {what}: {', '.join(models)}")
+    return "\n".join(lines)
