@@ -187,6 +187,16 @@ def test_ensemble_training_trains_a_missing_source_once(
     assert objective.sources == ("digits/normal",)
 
 
+def test_several_processes_of_torchrun_train_no_source(
+    ensemble: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    assert main(ensemble) == 2
+    said = "train it before, without torchrun, in runs/digits/normal/0: surefoot train digits/normal"
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not Path("runs").exists()
+
+
 def test_ensemble_training_crafts_on_models_of_its_own_data(
     ensemble: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,7 +38,7 @@ from surefoot.training import (
     save_weights,
 )
 from surefoot.training.averaging import MovingAverage
-from surefoot.training.fit import best_device, refuse_non_finite
+from surefoot.training.fit import best_device, make_fabric, refuse_non_finite
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
@@ -541,6 +541,26 @@ def test_a_device_that_is_not_there_is_refused(digits: Dataset, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA device"):
         fit(network(), digits, [Phase(NormalTraining(), 1)], dataclasses.replace(QUICK, device="cuda"))
+
+
+def test_under_torchrun_the_processes_are_shared_out_over_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"torchrun started 2 processes on this machine.*devices is 1; give 2"):
+        make_fabric(dataclasses.replace(QUICK, devices=1))
+    seen: list[dict[str, Any]] = []
+
+    class Asked:
+        def __init__(self, **settings: Any) -> None:
+            seen.append(settings)
+
+        def launch(self) -> None: ...
+
+    monkeypatch.setattr(sys.modules["surefoot.training.fit"], "Fabric", Asked)
+    make_fabric(dataclasses.replace(QUICK, devices=2))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    make_fabric(dataclasses.replace(QUICK, devices=2))
+    assert [(settings["devices"], settings["num_nodes"]) for settings in seen] == [(2, 3), (2, 1)]
 
 
 def test_without_a_validation_split_the_last_epoch_is_kept(digits: Dataset) -> None:

@@ -87,7 +87,7 @@ class FitConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; `auto` takes an accelerator where there is one."""
     devices: int = 1
-    """Number of devices (processes on a CPU), which share each batch."""
+    """Number of devices (processes on a CPU), which share each batch; under torchrun, of each machine."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: forward and backward in bfloat16 where that is safe; weights, losses and the update stay fp32."""
     capture: Literal["auto", "off"] = "auto"
@@ -153,6 +153,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
+def started_by_torchrun() -> bool:
+    """Is this one of the processes that torchrun starts, on one machine or several?"""
+    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+
+
 def best_device() -> torch.device:
     """An accelerator that can be used, or the CPU. PyTorch built for CUDA names one on a machine without a GPU too."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -186,18 +191,28 @@ def check_devices(config: FitConfig) -> None:
 
 
 def make_fabric(config: FitConfig) -> Fabric:
-    """Fabric for these settings, launched.
+    """Fabric for these settings, launched; under torchrun on all of its machines, which have as many devices each.
 
     Raises:
-        ValueError: the device that was asked for is not there, or not as many.
+        ValueError: the device that was asked for is not there, or not as many, or torchrun started others.
     """
     check_device(config.device)
     check_devices(config)
+    machines = 1
+    if started_by_torchrun():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if here != config.devices:
+            raise ValueError(
+                f"torchrun started {here} process{'es' if here > 1 else ''} on this machine to share each batch, but "
+                f"devices is {config.devices}; give {here} (--devices {here})."
+            )
+        machines = int(os.environ["WORLD_SIZE"]) // here
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
     fabric = Fabric(
         accelerator=config.device,
         devices=config.devices,
+        num_nodes=machines,
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
     )
     fabric.launch()
