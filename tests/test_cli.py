@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -282,6 +283,59 @@ def test_anybodys_network_can_be_trained_and_evaluated(capsys: pytest.CaptureFix
     save_file({"other": torch.zeros(1)}, "own.safetensors")
     assert main(["evaluate", name, *common, *attack]) == 2
     assert "own.safetensors is of another model: it lacks 1.weight" in capsys.readouterr().err
+
+
+def test_runs_and_networks_of_ones_own_stand_side_by_side(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_networks_for_cli.py").write_text(FACTORY)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), f"{seed}.safetensors")
+    name, attack = "my_networks_for_cli:make", ["--dataset", "digits", "--eps", "0.1", "--attacks", "fgsm"]
+    both = evaluated(capsys, name, run_folder, name, *attack, "--weights", "0.safetensors", "1.safetensors")
+    first = evaluated(capsys, name, *attack, "--weights", "0.safetensors")
+    second = evaluated(capsys, name, *attack, "--weights", "1.safetensors")
+    own = evaluated(capsys, run_folder, *attack)
+    hashes = [record["weights_sha256"] for record in both]
+    assert hashes == [record["weights_sha256"] for record in (*first, *own, *second)]
+    assert len(set(hashes)) == 3
+    for weights, words in (
+        (["0.safetensors"], f"--weights names 1 of the 2 files that {name} and {name} need; give one for each"),
+        ([], f"{name} needs --weights"),
+    ):
+        assert main(["evaluate", name, run_folder, name, *attack, *(["--weights", *weights] if weights else [])]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_source_of_ones_own_may_have_its_normalisation(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_networks_for_cli.py").write_text(FACTORY)
+    save_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "own.safetensors")
+    source = ["--source", "my_networks_for_cli:make", "--source-weights", "own.safetensors"]
+    (_, plain) = evaluated(capsys, run_folder, *source, "--attacks", "fgsm")
+    assert main(["evaluate", run_folder, *source, "--attacks", "fgsm", "--std", "0", "--json"]) == 2
+    assert "std must be above 0" in capsys.readouterr().err
+    (_, scaled) = evaluated(capsys, run_folder, *source, "--attacks", "fgsm", "--mean", "0.5", "--std", "0.5")
+    assert plain["source"] == scaled["source"] == "my_networks_for_cli:make"
+
+
+def test_a_network_of_ones_own_is_measured_on_the_classes_that_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in range(6):  # each class is a shade of its own
+        folder = tmp_path / "shades" / f"class-{label}"
+        folder.mkdir(parents=True)
+        for shade in range(10):
+            Image.new("RGB", (8, 8), (40 * label, 40 * label, shade)).save(folder / f"{shade}.png")
+    folder_of = f"imagefolder:{tmp_path / 'shades'}"
+    Path("my_colour_networks.py").write_text(FACTORY.replace("64", "192"))
+    save_weights(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), "own.safetensors")
+    given = ["--dataset", folder_of, "--num-classes", "2", "--image-size", "8", "--weights", "own.safetensors"]
+    for seed in ("0", "1"):
+        attack = ["--eps", "0", "--attacks", "fgsm", "--save-samples", seed, "--data-seed", seed]
+        evaluated(capsys, "my_colour_networks:make", *given, *attack)
+        images = load_file(f"{seed}/1-FGSM.safetensors")["adv_inputs"]
+        test = load(folder_of, num_classes=2, image_size=8, seed=int(seed)).test
+        assert torch.equal((255 * images).round().to(torch.uint8), test.images)
+    assert len({load(folder_of, num_classes=2, seed=seed).class_names for seed in (0, 1)}) == 2
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, Any]]:

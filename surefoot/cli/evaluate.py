@@ -22,7 +22,7 @@ from surefoot.attacks import (
     MarginLoss,
     Square,
 )
-from surefoot.cli.models import ModelOptions, Opened, open_model, open_source, ready, split_batches
+from surefoot.cli.models import ModelOptions, Opened, open_models, open_source, ready, split_batches
 from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.files import check_can_fill
@@ -103,7 +103,7 @@ def run(args: list[str]) -> int:
         check_records(options.records, "--records")
     if options.save_samples is not None:
         check_can_fill(options.save_samples, "--save-samples")
-    opened = [open_model(name, options) for name in names]
+    opened = open_models(names, options)
     for each in opened:
         if each.folder is not None:
             check_records(each.folder / "records.jsonl", "the file of the run's records")
