@@ -18,12 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from surefoot.attacks import IFGSM
+from surefoot.attacks import ATTACKS, IFGSM
 from surefoot.audit import Audit, audit
 from surefoot.cli import audit as cli_audit
 from surefoot.cli import main, models, output
 from surefoot.cli.benchmark import ObjectiveName
 from surefoot.cli.demo import what_it_means
+from surefoot.cli.evaluate import AttackName
 from surefoot.cli.options import number
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
@@ -112,6 +113,12 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["evaluate", "a", "b", "--save-samples", "c"], "one folder for one model"),
         (["evaluate", "a", "--draws", "0"], "draws is 0"),
         (["evaluate", "a", "--attacks", "pgdd"], "pgd"),
+        (["evaluate", "a", "--attacks"], "attacks is empty"),
+        (["evaluate", "a", "--attacks", "fgsm", "--steps", "0"], "steps is 0"),
+        (["evaluate", "a", "--attacks", "fgsm", "--step-size", "2"], "step_size is 2"),
+        (["evaluate", "a", "--attacks", "fgsm", "--random-step", "-0.1"], "random_step is -0.1"),
+        (["evaluate", "a", "--attacks", "deepfool", "--eps", "8"], "write 8/255 instead of 8"),
+        (["evaluate", "a", "--attacks", "fgsm", "--cw-steps", "0"], "steps is 0"),
         (["list", "recipe"], "did you mean recipes"),
     ],
 )
@@ -345,9 +352,12 @@ def evaluated(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, 
 
 
 def test_every_attack_has_a_name_on_the_command_line(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "deepfool", "square"]
+    slow = {"auto-attack", "cw"}
+    # The worst case over the attacks is added to them, and PGD-CW is PGD with another loss.
+    assert set(get_args(AttackName)) == set(ATTACKS) - {"worst-case"} | {"pgd-cw"}
+    names = [name for name in get_args(AttackName) if name not in slow]
     records = evaluated(capsys, run_folder, "--attacks", *names, "--steps", "2", "--num-examples", "10")
-    kinds = ["FGSM", "RFGSM", "IFGSM", "MIFGSM", "PGD", "PGD", "DeepFool", "Square"]
+    kinds = ["PGD" if name == "pgd-cw" else getattr(ATTACKS[name], "__name__", "") for name in names]
     assert [record["attack"] for record in records] == [None, *kinds, "WorstCase"]
     assert all(record["precision"] == "strict" and not record["eight_bit"] for record in records)
 

@@ -11,6 +11,9 @@ from typing import Any, Literal
 import torch
 
 from surefoot.attacks import (
+    APGD,
+    APGDT,
+    FABT,
     FGSM,
     IFGSM,
     MIFGSM,
@@ -22,10 +25,12 @@ from surefoot.attacks import (
     MarginLoss,
     Square,
 )
+from surefoot.attacks.gradient_sign import check_steps
 from surefoot.cli.models import ModelOptions, Opened, open_models, open_source, ready, split_batches
 from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.files import check_can_fill
+from surefoot.core.geometry import check_radius
 from surefoot.core.types import Attack
 from surefoot.data.cache import cache_root
 from surefoot.evaluation import Record, append_records, evaluate, evaluate_transfer, read_records
@@ -39,7 +44,21 @@ seed (--precision fast: crafted in bf16). With --source the attacks are crafted 
 MODEL: the black-box setting. Records are appended to RUN/records.jsonl, each as soon as its attack is done. After a
 Ctrl-C the same command goes on where it stopped."""
 
-AttackName = Literal["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "deepfool", "cw", "square", "auto-attack"]
+AttackName = Literal[
+    "fgsm",
+    "r-fgsm",
+    "i-fgsm",
+    "mi-fgsm",
+    "pgd",
+    "pgd-cw",
+    "deepfool",
+    "cw",
+    "apgd",
+    "apgd-t",
+    "fab-t",
+    "square",
+    "auto-attack",
+]
 WHITE_BOX: tuple[AttackName, ...] = ("fgsm", "i-fgsm", "pgd", "pgd-cw")
 BLACK_BOX: tuple[AttackName, ...] = ("fgsm", "mi-fgsm")
 
@@ -77,8 +96,16 @@ class Options(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.restarts < 1:
-            raise ValueError(f"restarts is {self.restarts}; it must be at least 1.")
+        if self.attacks == ():
+            raise ValueError("attacks is empty, so there is nothing to run; name at least one, or leave it out.")
+        # Whatever is run: a setting that an attack would refuse is refused here.
+        for name in ("restarts", "steps"):
+            if getattr(self, name) is not None:
+                check_steps(name, getattr(self, name))
+        for name in ("eps", "step_size", "random_step"):
+            if getattr(self, name) is not None:
+                check_radius(name, getattr(self, name), positive=name == "step_size")
+        carlini_wagner(self)
         if self.source is not None:
             for name in ("last_iterate", "save_samples"):
                 if getattr(self, name):
@@ -206,6 +233,13 @@ def show(title: str, records: list[Record], options: Options) -> None:
         stdout.print(record_table(records, f"{title}, {records[0].num_examples} {options.split} images"))
 
 
+def carlini_wagner(options: Options) -> CarliniWagnerL2:
+    """C&W with the settings that were given."""
+    return CarliniWagnerL2(
+        learning_rate=options.cw_learning_rate, steps=options.cw_steps, search_steps=options.cw_search_steps
+    )
+
+
 def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], options: Options) -> list[Attack]:
     """The attacks that were asked for; PGD has the paper's start (Eq. 6).
 
@@ -231,9 +265,10 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
         "pgd": pgd,
         "pgd-cw": lambda: pgd(loss=MarginLoss(50.0)),
         "deepfool": DeepFool,
-        "cw": lambda: CarliniWagnerL2(
-            learning_rate=options.cw_learning_rate, steps=options.cw_steps, search_steps=options.cw_search_steps
-        ),
+        "cw": lambda: carlini_wagner(options),
+        "apgd": lambda: APGD(need("eps")),
+        "apgd-t": lambda: APGDT(need("eps")),
+        "fab-t": lambda: FABT(need("eps")),
         "square": lambda: Square(need("eps")),
         "auto-attack": lambda: AutoAttack(need("eps")),
     }
