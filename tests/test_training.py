@@ -301,13 +301,17 @@ def test_a_loss_that_is_not_finite_stops_with_where_and_the_last_good_checkpoint
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
     with pytest.raises(TrainingDiverged, match="no checkpoint yet"):
         fit(network(), digits, [Phase(Exploding([], 0), 1)], QUICK)
+    # the rate of the step itself, not that of the look at the losses some steps later
+    one_cycle_at_first = 0.05 * one_cycle(2 / per_epoch)
+    with pytest.raises(TrainingDiverged, match=rf"epoch 1, step 3, at learning rate {one_cycle_at_first:.4g};"):
+        fit(network(), digits, [Phase(Exploding([], 2), 1)], dataclasses.replace(QUICK, schedule="one-cycle"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_loss_that_is_not_finite_passes(value: float) -> None:
     losses = torch.tensor([[1.0, 1.0, 0.0], [value, 1.0, 0.0]])
     with pytest.raises(TrainingDiverged, match=rf"the loss is {value} in epoch 1, step 12, "):
-        refuse_non_finite(losses, 1, 10, 0.1, None)
+        refuse_non_finite(losses, 1, 10, lambda step: 0.1, None)
 
 
 def test_steps_are_the_papers_quarters() -> None:
@@ -509,6 +513,10 @@ def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset,
     [
         ("batch_size", 0, "batch_size is 0"),
         ("devices", 0, "devices is 0"),
+        ("devices", 1.5, "devices is 1.5; it must be a whole number of at least 1"),
+        ("batch_size", 2.5, "batch_size is 2.5; it must be a whole number of at least 1"),
+        ("seed", 0.5, "seed is 0.5; it must be a whole number of at least 0"),
+        ("monitor_every", 1.5, "monitor_every is 1.5; it must be a whole number of at least 1"),
         ("learning_rate", -1.0, "learning_rate is -1"),
         ("learning_rate", float("nan"), "learning_rate is nan"),
         ("momentum", 1.0, "momentum is 1"),
@@ -531,6 +539,9 @@ def test_no_phases_and_no_epochs_are_refused(digits: Dataset) -> None:
         fit(network(), digits, [], QUICK)
     with pytest.raises(ValueError, match="epochs is 0"):
         Phase(NormalTraining(), 0)
+    for epochs in (1.5, True, "3"):
+        with pytest.raises(ValueError, match=f"epochs is {epochs!r}; it must be a whole number of at least 1"):
+            Phase(NormalTraining(), epochs)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"objective is <class .*; give one with its settings"):
         Phase(NormalTraining, 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"phases has NormalTraining\(.*; give Phase\(objective, epochs\)"):

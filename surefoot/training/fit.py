@@ -99,12 +99,11 @@ class FitConfig:
     """Training steps between two looks of the monitor; None looks every 16,000 images: less than 3 % of the time."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        check_whole("batch_size", self.batch_size)
         check_whole("devices", self.devices)
         check_whole("seed", self.seed, least=0)
-        if self.monitor_every is not None and self.monitor_every < 1:
-            raise ValueError(f"monitor_every is {self.monitor_every}; it must be at least 1.")
+        if self.monitor_every is not None:
+            check_whole("monitor_every", self.monitor_every)
         check_learning_rate(self.learning_rate)
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -317,7 +316,10 @@ def fit(
         raise ValueError(f"a label is {int(dataset.train.labels.min())}; labels are class indices from 0.")
     step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer), config, on_note)
     schedule = [phase for phase in phases for _ in range(phase.epochs)]
-    factor = SCHEDULES[config.schedule]
+
+    def rate_of(epoch: int, number: int) -> float:
+        base = schedule[epoch - 1].learning_rate or config.learning_rate
+        return base * SCHEDULES[config.schedule]((epoch - 1 + (number - 1) / len(batches)) / len(schedule))
 
     guard = None
     if monitor is not None and config.on_masking != "off":
@@ -338,19 +340,18 @@ def fit(
         if epoch > 1 and phase is not schedule[epoch - 2]:
             best_epoch, best_score = 0, -1.0  # an epoch before it has not been through all phases
         objective = phase.objective if guard is None else guard.objective(phase.objective)
-        base_rate = phase.learning_rate or config.learning_rate
         torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + rank)  # so that resuming needs no generator state
         history = LossHistory(len(batches), device)
         epoch_started = time.perf_counter()
         checked = 0
         for number, (inputs, labels) in enumerate(batches.epoch(epoch), start=1):
-            rate = base_rate * factor((epoch - 1 + (number - 1) / len(batches)) / len(schedule))
+            rate = rate_of(epoch, number)
             history.add(step(objective, inputs[rank::world], labels[rank::world], rate))
             if average is not None:
                 average.update(module)
             if number % CHECK_EVERY == 0 or number == len(batches):
                 losses = history.arrived(wait=number == len(batches))
-                refuse_non_finite(losses[checked:], epoch, checked, rate, run)
+                refuse_non_finite(losses[checked:], epoch, checked, partial(rate_of, epoch), run)
                 if on_step is not None and len(losses) > checked:
                     loss, classification, regularizer = losses[checked:].mean(dim=0).tolist()
                     speed = len(losses) * config.batch_size / (time.perf_counter() - epoch_started)
@@ -445,8 +446,10 @@ def make_step(eager: EagerStep, config: FitConfig, on_note: Callable[[str], None
     return CapturedStep(eager, on_note or (lambda note: None))
 
 
-def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate: float, run: Path | None) -> None:
-    """Stop at the first loss in `history [steps, 3]` that is not finite.
+def refuse_non_finite(
+    history: Tensor, epoch: int, first_step: int, rate_of: Callable[[int], float], run: Path | None
+) -> None:
+    """Stop at the first loss in `history [steps, 3]` that is not finite; `rate_of` tells a step's learning rate.
 
     Raises:
         TrainingDiverged: naming the epoch, the step, the learning rate and the last good checkpoint.
@@ -461,7 +464,8 @@ def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate: float,
         back = f"the last good checkpoint is {run / 'state.ckpt'}, after epoch {epoch - 1}"
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
-        f"{rate:.4g}; {back}. Train again with a smaller learning rate or, where precision is bf16, with fp32."
+        f"{rate_of(step + 1):.4g}; {back}. Train again with a smaller learning rate or, where precision is bf16, with "
+        "fp32."
     )
 
 
