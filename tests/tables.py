@@ -241,4 +241,17 @@ OBJECTIVE_CASES = [
         lambda m: 8,
         random=True,
     ),
+    # both kinds of samples classified, as in the paper's ablations
+    ObjectiveCase(
+        "sat-r1-both",
+        lambda _: SatR1(EPS, lam=0.2, steps=3, k=3, label_smoothing=0.1, classified="both"),
+        lambda m: 5 + 3 * (2 * 3 + 1) / m,
+    ),
+    ObjectiveCase(
+        "sat-r2-both",
+        lambda _: SatR2(EPS, random_step=EPS / 4, lam=5.0, classified="both"),
+        lambda m: 10,
+        random=True,
+    ),
+    ObjectiveCase("sat-r3-both", lambda _: SatR3(EPS, EPS / 4, lam=1.0, tau=0.6, classified="both"), lambda m: 8),
 ]
