@@ -94,6 +94,16 @@ def append_records(path: str | Path, records: Iterable[Record]) -> None:
 
     Raises:
         ValueError: the file holds something else than records, and is left as it is.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> from surefoot.evaluation import evaluate
+        >>> records = evaluate(torch.nn.Linear(4, 3), [(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))], [])
+        >>> with TemporaryDirectory() as folder:
+        ...     append_records(Path(folder) / "records.jsonl", records)
+        ...     read_records(Path(folder) / "records.jsonl") == records
+        True
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +174,13 @@ def read_records(path: str | Path) -> list[Record]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line that is no record, with its number.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     append_records(Path(folder) / "records.jsonl", [])
+        ...     read_records(Path(folder) / "records.jsonl")
+        []
     """
     records = []
     with open(path, "rb") as file:  # bytes: an unfinished line may end within a character

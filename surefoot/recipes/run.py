@@ -116,6 +116,12 @@ def load_run(path: str | Path) -> Run:
 
     Raises:
         ValueError: it is no run, or its recipe.json is damaged.
+
+    Example:
+        >>> load_run("nowhere")
+        Traceback (most recent call last):
+        ...
+        ValueError: nowhere is no run (it has no recipe.json); give a folder that `surefoot train` made.
     """
     file = Path(path) / "recipe.json"
     if not file.exists():
@@ -177,6 +183,17 @@ def train(
     Raises:
         ValueError: `path` holds another or a finished run, or a bad setting.
         CheckpointError, TrainingDiverged: as in `training.fit`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from surefoot.recipes import RECIPES
+        >>> recipe = dataclasses.replace(RECIPES["digits/normal"], epochs=1)
+        >>> with TemporaryDirectory() as folder:
+        ...     result = train(recipe, folder)
+        ...     run = load_run(folder)
+        ...     model = run.load_model(run.load_data())
+        >>> result.best_epoch, model(torch.rand(2, 1, 8, 8)).shape
+        (1, torch.Size([2, 10]))
     """
     path = Path(path)
     if is_first_process():  # the others start when the first has begun to write

@@ -49,6 +49,16 @@ class Phase:
         objective: what is minimised.
         epochs: passes over the training set, at least 1.
         learning_rate: the base learning rate of this phase; None is the run's.
+
+    Raises:
+        ValueError: epochs or a learning rate out of range.
+        TypeError: what is no objective, or one without its settings.
+
+    Example:
+        >>> from surefoot.objectives import FgsmAT, SatR3
+        >>> phases = [Phase(FgsmAT(eps=0.1), epochs=2), Phase(SatR3(0.3, eps_low=0.1, lam=1.0, tau=0.4), epochs=8)]
+        >>> sum(phase.epochs for phase in phases)
+        10
     """
 
     objective: Objective
@@ -66,7 +76,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How an objective is minimised: SGD, its schedule, the batches and the machine."""
+    """How an objective is minimised: SGD, its schedule, the batches and the machine.
+
+    Raises:
+        ValueError: a field out of its range.
+
+    Example:
+        >>> FitConfig(batch_size=64, learning_rate=0.1, schedule="one-cycle", precision="bf16").momentum
+        0.9
+    """
 
     batch_size: int = 128
     """Samples a step, over all devices together."""
