@@ -630,6 +630,13 @@ BAD_FIELDS: list[tuple[Callable[[], object], str]] = [
     (lambda: FGSM(8), "eps is 8; pixels are in [0, 1], so write 8/255 instead of 8"),
     (lambda: FGSM(float("nan")), "eps is nan"),
     (lambda: FGSM(float("inf")), "eps is inf"),
+    (lambda: FGSM("8/255"), "eps is '8/255'; it must be a number, as 8 / 255 is"),  # type: ignore[arg-type]
+    (lambda: FGSM(0.1, "ce"), "loss is 'ce'; give a function (logits, labels) -> [batch], as cross_entropy is"),  # type: ignore[arg-type]
+    (lambda: RFGSM(0.1, 0.0, None), "loss is None"),  # type: ignore[arg-type]
+    (lambda: IFGSM(0.1, 4, "ce"), "loss is 'ce'"),  # type: ignore[arg-type]
+    (lambda: MIFGSM(0.1, 4, loss="ce"), "loss is 'ce'"),  # type: ignore[arg-type]
+    (lambda: PGD(0.1, 4, 0.1, loss=MarginLoss), "loss is <class"),
+    (lambda: APGD(0.1, loss="ce"), "loss is 'ce'"),  # type: ignore[arg-type]
     (lambda: RFGSM(-0.1, 0.0), "eps is -0.1"),
     (lambda: RFGSM(8, 2), "eps is 8"),
     (lambda: RFGSM(0.1, 0.2), "random_step is 0.2; it must not exceed eps, 0.1"),

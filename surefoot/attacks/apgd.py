@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps, printed
+from surefoot.attacks.gradient_sign import check_loss, check_steps, printed
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, project
 from surefoot.core.gradients import input_gradient
@@ -211,6 +211,7 @@ class APGD:
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
         check_steps("restarts", self.restarts)
+        check_loss(self.loss)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(model: Logits, inputs: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -87,6 +87,12 @@ def check_steps(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
 
 
+def check_loss(loss: Any) -> None:
+    """Refuse a loss that cannot be called, or one without its settings."""
+    if isinstance(loss, type) or not callable(loss):
+        raise ValueError(f"loss is {loss!r}; give a function (logits, labels) -> [batch], as cross_entropy is.")
+
+
 def printed(attack: Any) -> str:
     """An attack with its fields, a function among them by its name instead of its address.
 
@@ -151,6 +157,7 @@ class FGSM:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
+        check_loss(self.loss)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
@@ -190,6 +197,7 @@ class RFGSM:
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
         check_radius("random_step", self.random_step)
+        check_loss(self.loss)
         if self.random_step > self.eps:
             raise ValueError(f"random_step is {self.random_step:.4g}; it must not exceed eps, {self.eps:.4g}.")
 
@@ -232,6 +240,7 @@ class IFGSM:
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
+        check_loss(self.loss)
 
     go_on = go_on
 
@@ -287,6 +296,7 @@ class MIFGSM:
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
+        check_loss(self.loss)
         if not 0 <= self.decay < float("inf"):
             raise ValueError(f"decay is {self.decay}; it must be a finite number of at least 0.")
 
@@ -354,6 +364,7 @@ class PGD:
         check_steps("steps", self.steps)
         check_radius("step_size", self.step_size, positive=True)
         check_steps("restarts", self.restarts)
+        check_loss(self.loss)
         if self.start_radius is not None:
             check_radius("start_radius", self.start_radius)
         if self.restarts > 1 and not self.random_start:
