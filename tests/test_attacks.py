@@ -635,7 +635,7 @@ BAD_FIELDS: list[tuple[Callable[[], object], str]] = [
     (lambda: RFGSM(0.1, 0.0, None), "loss is None"),  # type: ignore[arg-type]
     (lambda: IFGSM(0.1, 4, "ce"), "loss is 'ce'"),  # type: ignore[arg-type]
     (lambda: MIFGSM(0.1, 4, loss="ce"), "loss is 'ce'"),  # type: ignore[arg-type]
-    (lambda: PGD(0.1, 4, 0.1, loss=MarginLoss), "loss is <class"),
+    (lambda: PGD(0.1, 4, 0.1, loss=MarginLoss), "loss is <class"),  # type: ignore[arg-type]
     (lambda: APGD(0.1, loss="ce"), "loss is 'ce'"),  # type: ignore[arg-type]
     (lambda: RFGSM(-0.1, 0.0), "eps is -0.1"),
     (lambda: RFGSM(8, 2), "eps is 8"),

@@ -765,10 +765,7 @@ BAD_FIELDS: list[tuple[Callable[[], Any], str]] = [
     (lambda: EnsembleAT(8, (nn.Linear(2, 2),)), "eps is 8"),
     (lambda: EnsembleAT(0.1, ()), "sources is empty"),
     (lambda: EnsembleAT(0.1, (nn.Linear,)), "sources has <class"),  # type: ignore[arg-type]
-    (
-        lambda: EnsembleAT(0.1, (nn.Linear(2, 2), 3)),
-        "sources has 3; give models, or names of the recipes that train them",
-    ),  # type: ignore[arg-type]
+    (lambda: EnsembleAT(0.1, (3,)), "sources has 3; give models, or names of the recipes"),  # type: ignore[arg-type]
     (lambda: EnsembleAT(0.1, nn.Sequential(nn.Linear(2, 2))), "sources is a single one; give a tuple"),  # type: ignore[arg-type]
     (lambda: EnsembleAT(0.1, "mnist/normal-a"), "sources is a single one; give a tuple"),  # type: ignore[arg-type]
     (lambda: EnsembleAT(0.1, (nn.Linear(2, 2),), share=2), "share is 2"),

@@ -36,5 +36,5 @@ def check_whole(name: str, value: Any, *, least: int = 1, what: str | None = Non
         raise ValueError(f"{what or name} is {value!r}; it must be a whole number of at least {least}.")
     if value < least:
         raise ValueError(f"{what or name} is {value}; it must be at least {least}.")
-    if value > MOST.get(name, value):
+    if name in MOST and int(value) > MOST[name]:
         raise ValueError(f"{what or name} is {value}; it must be at most {MOST[name]}.")
