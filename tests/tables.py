@@ -31,6 +31,7 @@ from surefoot.attacks import (
     WorstCase,
 )
 from surefoot.attacks.apgd import dlr_loss
+from surefoot.audit.label_search import LabelSearch
 from surefoot.core.types import Attack, Objective
 from surefoot.objectives import (
     EnsembleAT,
@@ -179,6 +180,7 @@ ATTACKS = [
     AttackCase("Square", lambda eps: Square(eps, queries=20), random=True, needs_gradient=False),
     AttackCase("AutoAttack", lambda eps: AutoAttack(eps, steps=2, queries=4), random=True),
     AttackCase("WorstCase", lambda eps: WorstCase((FGSM(eps), IFGSM(eps, steps=4)))),
+    AttackCase("LabelSearch", lambda eps: LabelSearch(eps, queries=20), needs_gradient=False),
     AttackCase("DeepFool", lambda _: DeepFool(steps=8), bounded=False),
     AttackCase("DeepFool-as-published", lambda _: DeepFool(steps=8, shorten=0), bounded=False),
     AttackCase(
