@@ -776,6 +776,13 @@ def test_a_file_is_no_runs_folder(capsys: pytest.CaptureFixture[str]) -> None:
         assert "is a file; give another one with --out" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a place where nobody can make a folder is not known here")
+def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits/normal", *QUICK, "--out", "/proc/run"]) == 2
+    said = "the run needs the folder /proc/run, which cannot be made (No such file or directory); give another place."
+    assert said in capsys.readouterr().err
+
+
 def test_hints_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits/normal", *QUICK, "--out", "x/i f ü"]) == 0
     assert "Measure it with: surefoot evaluate 'x/i f ü'" in capsys.readouterr().err

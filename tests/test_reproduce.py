@@ -182,6 +182,12 @@ def test_wrong_usage_is_one_sentence(
     assert "Traceback" not in err
 
 
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert smoke("fig10", out=tmp_path / "file") == 2
+    assert f"--out needs the folder {tmp_path / 'file'}, which cannot be made" in capsys.readouterr().err
+
+
 def test_a_later_command_of_fewer_seeds_shows_all_that_are_there(tmp_path: Path) -> None:
     args = ("--only", "sat-r3")
     assert smoke("table9", *args, "--seeds", "2", out=tmp_path) == 0

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surefoot.core.files import CheckpointError, load_metadata, locked, write_text
+from surefoot.core.files import CheckpointError, check_can_fill, load_metadata, locked, write_text
 from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
 from surefoot.models import build_model
@@ -212,6 +212,8 @@ def train(
     models = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
     if on_start is not None:
         on_start(model, dataset)
+    if is_first_process():
+        check_can_fill(path, "the run")
     with only_training(path) if is_first_process() else nullcontext():
         if is_first_process():
             check_run(recipe, path, resume)  # another may have trained here since the first look
