@@ -162,7 +162,7 @@ def make_matrix(options: Options) -> Matrix:
     known = [name.partition("/")[2] for name in RECIPES]
     for method in only or ():
         if method not in known:
-            raise unknown("row", method, known, "surefoot reproduce --help")
+            raise unknown("row", method, known, "surefoot list recipes")
     return Matrix(profile, profile.seeds if options.seeds is None else options.seeds, only, options.dataset)
 
 

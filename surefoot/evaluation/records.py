@@ -54,9 +54,10 @@ class Record:
     `source` names the model that crafted, None for white-box. `mean_l2` is over the samples that the
     attack fooled, None where there are none. `forwards` and `backwards` count samples through the networks,
     a black-box attack's source among them. `precision` is `strict` or `fast`, as `evaluate` has them (`fp32` in
-    records from before there were two). `eight_bit`: only what survives rounding to 8-bit pixels counts as
-    fooled. `parts` lists what was run in turn, where that is more than one attack: a screening, or the parts of
-    `AutoAttack` and `WorstCase`, each with `attack`, `attack_fields`, `precision` and the accuracy after it.
+    records from before there were two; `mixed` of a worst case over both). `eight_bit`: only what survives rounding
+    to 8-bit pixels counts as fooled. `parts` lists what was run in turn, where that is more than one attack: a
+    screening, or the parts of `AutoAttack` and `WorstCase`, each with `attack`, `attack_fields`, `precision` and the
+    accuracy after it.
     """
 
     recipe: str | None
