@@ -324,15 +324,33 @@ def test_a_source_of_ones_own_may_have_its_normalisation(run_folder: str, capsys
     assert plain["source"] == scaled["source"] == "my_networks_for_cli:make"
 
 
-def test_a_network_of_ones_own_is_measured_on_the_classes_that_it_was_trained_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for label in range(6):  # each class is a shade of its own
-        folder = tmp_path / "shades" / f"class-{label}"
+def shades(place: Path) -> str:
+    """A data set of six classes, each a shade of its own."""
+    for label in range(6):
+        folder = place / "shades" / f"class-{label}"
         folder.mkdir(parents=True)
         for shade in range(10):
             Image.new("RGB", (8, 8), (40 * label, 40 * label, shade)).save(folder / f"{shade}.png")
-    folder_of = f"imagefolder:{tmp_path / 'shades'}"
+    return f"imagefolder:{place / 'shades'}"
+
+
+def test_with_a_source_models_of_other_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--dataset", shades(tmp_path), "--num-classes", "2", "--image-size", "8"]
+    for seed in ("0", "1"):
+        assert main(["train", "digits/normal", *QUICK, *data, "--data-seed", seed, "--out", seed]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "0", "1", "--source", "0", "--attacks", "fgsm"]) == 2
+    assert "0 and 1 tell other classes of imagefolder:" in capsys.readouterr().err
+    for verb in ("evaluate", "audit"):
+        assert main([verb, "0", "--source", "1"]) == 2
+        assert "1 tells other classes of imagefolder:" in capsys.readouterr().err
+    assert main(["evaluate", "0", "--source", "0", "--attacks", "fgsm"]) == 0
+
+
+def test_a_network_of_ones_own_is_measured_on_the_classes_that_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of = shades(tmp_path)
     Path("my_colour_networks.py").write_text(FACTORY.replace("64", "192"))
     save_weights(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), "own.safetensors")
     given = ["--dataset", folder_of, "--num-classes", "2", "--image-size", "8", "--weights", "own.safetensors"]

@@ -177,10 +177,15 @@ def black_box(opened: list[Opened], source_name: str, options: Options) -> None:
     """Craft on the source, score on every model."""
     first = opened[0]
     for each in opened[1:]:
-        if (each.about["dataset"], each.dataset.num_classes) != (first.about["dataset"], first.dataset.num_classes):
+        if each.about["dataset"] != first.about["dataset"]:
             raise ValueError(
                 f"{first.name} is of {first.about['dataset']} and {each.name} of {each.about['dataset']}; "
                 "with --source give models of one data set."
+            )
+        if each.dataset.class_names != first.dataset.class_names:
+            raise ValueError(
+                f"{first.name} and {each.name} tell other classes of {first.about['dataset']} apart; with --source "
+                "give models of the same classes."
             )
     source = open_source(source_name, first, options)
     device, batches = split_batches(first.dataset, options)

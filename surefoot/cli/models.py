@@ -157,7 +157,11 @@ def open_source(name: str, scored: Opened, options: ModelOptions) -> Opened:
         if options.source_weights is not None:
             raise ValueError(f"--source-weights is for package.module:factory; {name} is a run and has its own.")
         trained = load_run(Path(name))
-        about = {"recipe": trained.recipe.name}
+        recipe, data = trained.recipe, scored.about["dataset"]
+        some = recipe.dataset == data and recipe.num_classes is not None  # of an image folder by a seed
+        if some and trained.load_data(options.data_dir).class_names != scored.dataset.class_names:
+            raise ValueError(f"{name} tells other classes of {data} apart than {scored.name}; give another source.")
+        about = {"recipe": recipe.name}
         return Opened(name, trained.load_model(scored.dataset), scored.dataset, scored.settings, about, None)
     if options.source_weights is None:
         raise ValueError(f"{name} needs --source-weights, which only a run knows by itself.")
