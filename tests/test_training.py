@@ -513,10 +513,6 @@ def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset,
     [
         ("batch_size", 0, "batch_size is 0"),
         ("devices", 0, "devices is 0"),
-        ("devices", 1.5, "devices is 1.5; it must be a whole number of at least 1"),
-        ("batch_size", 2.5, "batch_size is 2.5; it must be a whole number of at least 1"),
-        ("seed", 0.5, "seed is 0.5; it must be a whole number of at least 0"),
-        ("monitor_every", 1.5, "monitor_every is 1.5; it must be a whole number of at least 1"),
         ("learning_rate", -1.0, "learning_rate is -1"),
         ("learning_rate", float("nan"), "learning_rate is nan"),
         ("momentum", 1.0, "momentum is 1"),
@@ -539,9 +535,6 @@ def test_no_phases_and_no_epochs_are_refused(digits: Dataset) -> None:
         fit(network(), digits, [], QUICK)
     with pytest.raises(ValueError, match="epochs is 0"):
         Phase(NormalTraining(), 0)
-    for epochs in (1.5, True, "3"):
-        with pytest.raises(ValueError, match=f"epochs is {epochs!r}; it must be a whole number of at least 1"):
-            Phase(NormalTraining(), epochs)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"objective is <class .*; give one with its settings"):
         Phase(NormalTraining, 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"phases has NormalTraining\(.*; give Phase\(objective, epochs\)"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.losses import cross_entropy, full_precision
-from surefoot.core.types import PerSampleLoss
+from surefoot.core.types import PerSampleLoss, check_loss
 
 
 def random_signs(inputs: Tensor) -> Tensor:
@@ -87,12 +87,6 @@ def check_steps(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
 
 
-def check_loss(loss: Any) -> None:
-    """Refuse a loss that cannot be called, or one without its settings."""
-    if isinstance(loss, type) or not callable(loss):
-        raise ValueError(f"loss is {loss!r}; give a function (logits, labels) -> [batch], as cross_entropy is.")
-
-
 def printed(attack: Any) -> str:
     """An attack with its fields, a function among them by its name instead of its address.
 
@@ -156,8 +150,8 @@ class FGSM:
     __repr__ = printed
 
     def __post_init__(self) -> None:
-        check_radius("eps", self.eps)
         check_loss(self.loss)
+        check_radius("eps", self.eps)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
@@ -195,9 +189,9 @@ class RFGSM:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_radius("random_step", self.random_step)
-        check_loss(self.loss)
         if self.random_step > self.eps:
             raise ValueError(f"random_step is {self.random_step:.4g}; it must not exceed eps, {self.eps:.4g}.")
 
@@ -238,9 +232,9 @@ class IFGSM:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
-        check_loss(self.loss)
 
     go_on = go_on
 
@@ -294,9 +288,9 @@ class MIFGSM:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
-        check_loss(self.loss)
         if not 0 <= self.decay < float("inf"):
             raise ValueError(f"decay is {self.decay}; it must be a finite number of at least 0.")
 
@@ -360,11 +354,11 @@ class PGD:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
         check_radius("step_size", self.step_size, positive=True)
         check_steps("restarts", self.restarts)
-        check_loss(self.loss)
         if self.start_radius is not None:
             check_radius("start_radius", self.start_radius)
         if self.restarts > 1 and not self.random_start:

@@ -25,12 +25,10 @@ from surefoot.attacks import (
     MarginLoss,
     Square,
 )
-from surefoot.attacks.gradient_sign import check_steps
 from surefoot.cli.models import ModelOptions, Opened, open_models, open_source, ready, split_batches
 from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.files import check_can_fill
-from surefoot.core.geometry import check_radius
 from surefoot.core.types import Attack
 from surefoot.data.cache import cache_root
 from surefoot.evaluation import Record, append_records, evaluate, evaluate_transfer, read_records
@@ -96,16 +94,8 @@ class Options(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.attacks == ():
-            raise ValueError("attacks is empty, so there is nothing to run; name at least one, or leave it out.")
-        # Whatever is run: a setting that an attack would refuse is refused here.
-        for name in ("restarts", "steps"):
-            if getattr(self, name) is not None:
-                check_steps(name, getattr(self, name))
-        for name in ("eps", "step_size", "random_step"):
-            if getattr(self, name) is not None:
-                check_radius(name, getattr(self, name), positive=name == "step_size")
-        carlini_wagner(self)
+        if self.restarts < 1:
+            raise ValueError(f"restarts is {self.restarts}; it must be at least 1.")
         if self.source is not None:
             for name in ("last_iterate", "save_samples"):
                 if getattr(self, name):
@@ -114,6 +104,18 @@ class Options(ModelOptions):
                     )
             if self.precision == "fast":
                 raise ValueError("--precision fast is for attacks on the model itself; a --source crafts in fp32.")
+        if self.attacks == ():
+            raise ValueError("attacks is empty, so there is nothing to run; name at least one, or leave it out.")
+        # Whatever is run, a setting that an attack would refuse is refused.
+        if self.eps is not None:
+            FGSM(self.eps)
+        if self.steps is not None:
+            IFGSM(1.0, self.steps)
+        if self.step_size is not None:
+            PGD(1.0, 1, self.step_size)
+        if self.random_step is not None:
+            RFGSM(1.0, self.random_step)
+        carlini_wagner(self)
 
 
 def run(args: list[str]) -> int:

@@ -1,8 +1,5 @@
 """Bounds on whole numbers: what lies beyond is a slip of the keyboard, and would cost memory or time without end."""
 
-from numbers import Integral
-from typing import Any
-
 MOST = {
     "seed": 2**32 - 1,  # the seeds that training derives from it stay within torch's 64 bits
     "epochs": 1_000_000,
@@ -14,11 +11,11 @@ MOST = {
 }
 
 
-def check_whole(name: str, value: Any, *, least: int = 1, what: str | None = None) -> None:
-    """Refuse what is no whole number, or one below `least` or above what `MOST` has for its name.
+def check_whole(name: str, value: int, *, least: int = 1, what: str | None = None) -> None:
+    """Refuse a whole number below `least` or above what `MOST` has for its name.
 
     Args:
-        name: a key of `MOST`, or one that knows no bound.
+        name: a key of `MOST`.
         value: what was given.
         least: the smallest that makes sense.
         what: what a person knows it as; None is `name`.
@@ -32,9 +29,7 @@ def check_whole(name: str, value: Any, *, least: int = 1, what: str | None = Non
         ...
         ValueError: --threads is 0; it must be at least 1.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{what or name} is {value!r}; it must be a whole number of at least {least}.")
     if value < least:
         raise ValueError(f"{what or name} is {value}; it must be at least {least}.")
-    if name in MOST and int(value) > MOST[name]:
+    if value > MOST[name]:
         raise ValueError(f"{what or name} is {value}; it must be at most {MOST[name]}.")

@@ -9,7 +9,6 @@ import tyro
 from torch import nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, MarginLoss
-from surefoot.core.limits import check_whole
 from surefoot.core.types import Attack
 from surefoot.models import Normalize
 from surefoot.objectives import (
@@ -74,14 +73,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.attacks()
+        if self.selection_steps < 0:
+            raise ValueError(f"selection_steps is {self.selection_steps}; it must be at least 0.")
         Phase(self.objective, self.epochs)
         for phase in self.then:
             if not isinstance(phase, Phase):
                 raise TypeError(f"then has {phase!r}; give Phase(objective, epochs).")
-        check_whole("selection_steps", self.selection_steps, least=0)
         for name, least in (("validation_size", 0), ("num_classes", 2), ("image_size", 1)):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), least=least)
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}.")
         Normalize([0.0] if self.mean is None else self.mean, [1.0] if self.std is None else self.std)
 
     def phases(self) -> tuple[Phase, ...]:

@@ -118,10 +118,12 @@ def load_run(path: str | Path) -> Run:
         ValueError: it is no run, or its recipe.json is damaged.
 
     Example:
-        >>> load_run("nowhere")
-        Traceback (most recent call last):
-        ...
-        ValueError: nowhere is no run (it has no recipe.json); give a folder that `surefoot train` made.
+        >>> from tempfile import TemporaryDirectory
+        >>> from surefoot.recipes import RECIPES
+        >>> with TemporaryDirectory() as folder:
+        ...     result = train(dataclasses.replace(RECIPES["digits/normal"], epochs=1), folder)
+        ...     load_run(folder).epochs_done()
+        1
     """
     file = Path(path) / "recipe.json"
     if not file.exists():

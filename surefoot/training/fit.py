@@ -117,11 +117,12 @@ class FitConfig:
     """Training steps between two looks of the monitor; None looks every 16,000 images: less than 3 % of the time."""
 
     def __post_init__(self) -> None:
-        check_whole("batch_size", self.batch_size)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
         check_whole("devices", self.devices)
         check_whole("seed", self.seed, least=0)
-        if self.monitor_every is not None:
-            check_whole("monitor_every", self.monitor_every)
+        if self.monitor_every is not None and self.monitor_every < 1:
+            raise ValueError(f"monitor_every is {self.monitor_every}; it must be at least 1.")
         check_learning_rate(self.learning_rate)
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
