@@ -31,6 +31,7 @@ from surefoot.attacks import (
     WorstCase,
 )
 from surefoot.attacks.apgd import dlr_loss
+from surefoot.audit.label_search import LabelSearch
 from surefoot.core.types import Attack, Objective
 from surefoot.objectives import (
     EnsembleAT,
@@ -179,6 +180,7 @@ ATTACKS = [
     AttackCase("Square", lambda eps: Square(eps, queries=20), random=True, needs_gradient=False),
     AttackCase("AutoAttack", lambda eps: AutoAttack(eps, steps=2, queries=4), random=True),
     AttackCase("WorstCase", lambda eps: WorstCase((FGSM(eps), IFGSM(eps, steps=4)))),
+    AttackCase("LabelSearch", lambda eps: LabelSearch(eps, queries=20), needs_gradient=False),
     AttackCase("DeepFool", lambda _: DeepFool(steps=8), bounded=False),
     AttackCase("DeepFool-as-published", lambda _: DeepFool(steps=8, shorten=0), bounded=False),
     AttackCase(
@@ -241,4 +243,17 @@ OBJECTIVE_CASES = [
         lambda m: 8,
         random=True,
     ),
+    # both kinds of samples classified, as in the paper's ablations
+    ObjectiveCase(
+        "sat-r1-both",
+        lambda _: SatR1(EPS, lam=0.2, steps=3, k=3, label_smoothing=0.1, classified="both"),
+        lambda m: 5 + 3 * (2 * 3 + 1) / m,
+    ),
+    ObjectiveCase(
+        "sat-r2-both",
+        lambda _: SatR2(EPS, random_step=EPS / 4, lam=5.0, classified="both"),
+        lambda m: 10,
+        random=True,
+    ),
+    ObjectiveCase("sat-r3-both", lambda _: SatR3(EPS, EPS / 4, lam=1.0, tau=0.6, classified="both"), lambda m: 8),
 ]

@@ -14,15 +14,17 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from surefoot.attacks import IFGSM
+from surefoot.attacks import ATTACKS, IFGSM
 from surefoot.audit import Audit, audit
 from surefoot.cli import audit as cli_audit
 from surefoot.cli import main, models, output
 from surefoot.cli.benchmark import ObjectiveName
 from surefoot.cli.demo import what_it_means
+from surefoot.cli.evaluate import AttackName
 from surefoot.cli.options import number
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
@@ -111,6 +113,12 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["evaluate", "a", "b", "--save-samples", "c"], "one folder for one model"),
         (["evaluate", "a", "--draws", "0"], "draws is 0"),
         (["evaluate", "a", "--attacks", "pgdd"], "pgd"),
+        (["evaluate", "a", "--attacks"], "attacks is empty"),
+        (["evaluate", "a", "--attacks", "fgsm", "--steps", "0"], "steps is 0"),
+        (["evaluate", "a", "--attacks", "fgsm", "--step-size", "2"], "step_size is 2"),
+        (["evaluate", "a", "--attacks", "fgsm", "--random-step", "-0.1"], "random_step is -0.1"),
+        (["evaluate", "a", "--attacks", "deepfool", "--eps", "8"], "write 8/255 instead of 8"),
+        (["evaluate", "a", "--attacks", "fgsm", "--cw-steps", "0"], "steps is 0"),
         (["list", "recipe"], "did you mean recipes"),
     ],
 )
@@ -187,6 +195,16 @@ def test_ensemble_training_trains_a_missing_source_once(
     objective = load_run(Path("again")).recipe.objective
     assert isinstance(objective, EnsembleAT)
     assert objective.sources == ("digits/normal",)
+
+
+def test_several_processes_of_torchrun_train_no_source(
+    ensemble: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    assert main(ensemble) == 2
+    said = "train it before, without torchrun, in runs/digits/normal/0: surefoot train digits/normal"
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not Path("runs").exists()
 
 
 def test_ensemble_training_crafts_on_models_of_its_own_data(
@@ -276,6 +294,77 @@ def test_anybodys_network_can_be_trained_and_evaluated(capsys: pytest.CaptureFix
     assert "own.safetensors is of another model: it lacks 1.weight" in capsys.readouterr().err
 
 
+def test_runs_and_networks_of_ones_own_stand_side_by_side(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_networks_for_cli.py").write_text(FACTORY)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), f"{seed}.safetensors")
+    name, attack = "my_networks_for_cli:make", ["--dataset", "digits", "--eps", "0.1", "--attacks", "fgsm"]
+    both = evaluated(capsys, name, run_folder, name, *attack, "--weights", "0.safetensors", "1.safetensors")
+    first = evaluated(capsys, name, *attack, "--weights", "0.safetensors")
+    second = evaluated(capsys, name, *attack, "--weights", "1.safetensors")
+    own = evaluated(capsys, run_folder, *attack)
+    hashes = [record["weights_sha256"] for record in both]
+    assert hashes == [record["weights_sha256"] for record in (*first, *own, *second)]
+    assert len(set(hashes)) == 3
+    for weights, words in (
+        (["0.safetensors"], f"--weights names 1 of the 2 files that {name} and {name} need; give one for each"),
+        ([], f"{name} needs --weights"),
+    ):
+        assert main(["evaluate", name, run_folder, name, *attack, *(["--weights", *weights] if weights else [])]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_source_of_ones_own_may_have_its_normalisation(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my_networks_for_cli.py").write_text(FACTORY)
+    save_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "own.safetensors")
+    source = ["--source", "my_networks_for_cli:make", "--source-weights", "own.safetensors"]
+    (_, plain) = evaluated(capsys, run_folder, *source, "--attacks", "fgsm")
+    assert main(["evaluate", run_folder, *source, "--attacks", "fgsm", "--std", "0", "--json"]) == 2
+    assert "std must be above 0" in capsys.readouterr().err
+    (_, scaled) = evaluated(capsys, run_folder, *source, "--attacks", "fgsm", "--mean", "0.5", "--std", "0.5")
+    assert plain["source"] == scaled["source"] == "my_networks_for_cli:make"
+
+
+def shades(place: Path) -> str:
+    """A data set of six classes, each a shade of its own."""
+    for label in range(6):
+        folder = place / "shades" / f"class-{label}"
+        folder.mkdir(parents=True)
+        for shade in range(10):
+            Image.new("RGB", (8, 8), (40 * label, 40 * label, shade)).save(folder / f"{shade}.png")
+    return f"imagefolder:{place / 'shades'}"
+
+
+def test_with_a_source_models_of_other_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--dataset", shades(tmp_path), "--num-classes", "2", "--image-size", "8"]
+    for seed in ("0", "1"):
+        assert main(["train", "digits/normal", *QUICK, *data, "--data-seed", seed, "--out", seed]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "0", "1", "--source", "0", "--attacks", "fgsm"]) == 2
+    assert "0 and 1 tell other classes of imagefolder:" in capsys.readouterr().err
+    for verb in ("evaluate", "audit"):
+        assert main([verb, "0", "--source", "1"]) == 2
+        assert "1 tells other classes of imagefolder:" in capsys.readouterr().err
+    assert main(["evaluate", "0", "--source", "0", "--attacks", "fgsm"]) == 0
+
+
+def test_a_network_of_ones_own_is_measured_on_the_classes_that_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of = shades(tmp_path)
+    Path("my_colour_networks.py").write_text(FACTORY.replace("64", "192"))
+    save_weights(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), "own.safetensors")
+    given = ["--dataset", folder_of, "--num-classes", "2", "--image-size", "8", "--weights", "own.safetensors"]
+    for seed in ("0", "1"):
+        attack = ["--eps", "0", "--attacks", "fgsm", "--save-samples", seed, "--data-seed", seed]
+        evaluated(capsys, "my_colour_networks:make", *given, *attack)
+        images = load_file(f"{seed}/1-FGSM.safetensors")["adv_inputs"]
+        test = load(folder_of, num_classes=2, image_size=8, seed=int(seed)).test
+        assert torch.equal((255 * images).round().to(torch.uint8), test.images)
+    assert len({load(folder_of, num_classes=2, seed=seed).class_names for seed in (0, 1)}) == 2
+
+
 def evaluated(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, Any]]:
     capsys.readouterr()
     assert main(["evaluate", *args, "--json"]) == 0
@@ -283,9 +372,12 @@ def evaluated(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, 
 
 
 def test_every_attack_has_a_name_on_the_command_line(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "deepfool", "square"]
+    slow = {"auto-attack", "cw"}
+    # The worst case over the attacks is added to them, and PGD-CW is PGD with another loss.
+    assert set(get_args(AttackName)) == set(ATTACKS) - {"worst-case"} | {"pgd-cw"}
+    names = [name for name in get_args(AttackName) if name not in slow]
     records = evaluated(capsys, run_folder, "--attacks", *names, "--steps", "2", "--num-examples", "10")
-    kinds = ["FGSM", "RFGSM", "IFGSM", "MIFGSM", "PGD", "PGD", "DeepFool", "Square"]
+    kinds = ["PGD" if name == "pgd-cw" else getattr(ATTACKS[name], "__name__", "") for name in names]
     assert [record["attack"] for record in records] == [None, *kinds, "WorstCase"]
     assert all(record["precision"] == "strict" and not record["eight_bit"] for record in records)
 
@@ -702,6 +794,13 @@ def test_a_file_is_no_runs_folder(capsys: pytest.CaptureFixture[str]) -> None:
     for out in ("file", "file/run"):
         assert main(["train", "digits/normal", *QUICK, "--out", out]) == 2
         assert "is a file; give another one with --out" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a place where nobody can make a folder is not known here")
+def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits/normal", *QUICK, "--out", "/proc/run"]) == 2
+    said = "the run needs the folder /proc/run, which cannot be made (No such file or directory); give another place."
+    assert said in capsys.readouterr().err
 
 
 def test_hints_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:

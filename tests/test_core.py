@@ -185,6 +185,23 @@ def test_crafting_lends_evaluation_mode_and_puts_every_flag_back() -> None:
     assert [part.training for part in net.modules()] == before
 
 
+def test_crafting_puts_back_a_flag_that_the_models_own_forward_changes() -> None:
+    class MonteCarlo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.drop.train()
+            return torch.as_tensor(self.drop(inputs))
+
+    net = MonteCarlo().eval()
+    with crafting(net) as lent:
+        lent(torch.rand(2, 2))
+        assert net.drop.training
+    assert not net.drop.training
+
+
 def test_crafting_puts_the_flags_back_through_an_exception() -> None:
     net = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
     with pytest.raises(KeyError), crafting(net):

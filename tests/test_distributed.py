@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,17 +19,45 @@ from tests import two_processes
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def start(folder: Path, devices: int) -> None:
+def start(folder: Path, *launchers: Sequence[str], devices: int) -> None:
+    """Run `two_processes.py`, once with each launcher in front of it, at the same time."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(ROOT / "tests" / "two_processes.py"), str(folder), str(devices)]
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    words = [str(ROOT / "tests" / "two_processes.py"), str(folder), str(devices)]
+    started = [
+        subprocess.Popen(
+            [sys.executable, *launcher, *words],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for launcher in launchers
+    ]
+    for process in started:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+
+
+def machine(number: int, port: int) -> list[str]:
+    """torchrun's own launcher on the first or the second of two machines with a process each."""
+    where = ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    return ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(number), *where, "--nproc-per-node", "1"]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 @pytest.mark.slow
-def test_two_processes_reach_the_weights_of_one(tmp_path: Path) -> None:
-    start(tmp_path / "two", 2)
+@pytest.mark.parametrize("machines", [1, 2])
+def test_two_processes_reach_the_weights_of_one(machines: int, tmp_path: Path) -> None:
+    if machines == 1:
+        start(tmp_path / "two", [], devices=2)
+    else:
+        port = free_port()
+        start(tmp_path / "two", machine(0, port), machine(1, port), devices=1)
     two_processes.main(tmp_path / "one", 1)
     one, two = (load_tensors(tmp_path / name / "plain" / "last.safetensors")[0] for name in ("one", "two"))
     start_weights = two_processes.networks()["plain"].state_dict()

@@ -798,6 +798,8 @@ BAD_FIELDS: list[tuple[Callable[[], Any], str]] = [
     (lambda: RFgsmAT(0.1, 0.02, label_smoothing=1.0), "label_smoothing is 1.0"),
     (lambda: EnsembleAT(8, (nn.Linear(2, 2),)), "eps is 8"),
     (lambda: EnsembleAT(0.1, ()), "sources is empty"),
+    (lambda: EnsembleAT(0.1, (nn.Linear,)), "sources has <class"),  # type: ignore[arg-type]
+    (lambda: EnsembleAT(0.1, (3,)), "sources has 3; give models, or names of the recipes"),  # type: ignore[arg-type]
     (lambda: EnsembleAT(0.1, nn.Sequential(nn.Linear(2, 2))), "sources is a single one; give a tuple"),  # type: ignore[arg-type]
     (lambda: EnsembleAT(0.1, "mnist/normal-a"), "sources is a single one; give a tuple"),  # type: ignore[arg-type]
     (lambda: EnsembleAT(0.1, (nn.Linear(2, 2),), share=2), "share is 2"),

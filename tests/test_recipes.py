@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +33,27 @@ def test_a_recipe_is_complete(name: str) -> None:
         assert RECIPES[source].dataset == recipe.dataset
         assert source_names(RECIPES[source]) == ()
     assert recipe.attack_step_size <= recipe.eps
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("selection_steps", -1, "selection_steps is -1; it must be"),
+        ("validation_size", -1, "validation_size is -1; it must be at least 0"),
+        ("num_classes", 1, "num_classes is 1; it must be at least 2"),
+        ("image_size", 0, "image_size is 0; it must be at least 1"),
+        ("mean", (math.nan,), "mean must hold finite numbers"),
+        ("std", (0.0,), "std must be above 0"),
+        ("then", (NormalTraining(),), r"then has NormalTraining\(.*; give Phase\(objective, epochs\)"),
+        ("eps", 8, "eps is 8"),
+        ("attack_steps", 0, "steps is 0"),
+        ("attack_step_size", 0.0, "step_size is 0.0"),
+        ("epochs", 0, "epochs is 0"),
+    ],
+)
+def test_a_bad_field_is_refused_at_once(field: str, value: object, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        replace(RECIPES["digits/normal"], **{field: value})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ def test_an_interruption_says_how_to_go_on(
             "--only normal leaves nothing of table9, whose rows are sat-r3, sat-r1-r3,",
         ),
         (("table9", "--only", ","), "names no row; give for example --only sat-r1,sat-r3"),
+        (("table3", "--only", "zzz"), "there is no row 'zzz'; `surefoot list recipes` shows them all"),
         (("table3", "--seeds", "0"), "seeds is 0; it must be at least 1"),
         (("table3", "--workers", "-1"), "workers is -1"),
         (("fig10", "--only", "sat-r1", "--data-dir", "nowhere", "--dataset", "mnist"), "nowhere"),
@@ -181,6 +182,12 @@ def test_wrong_usage_is_one_sentence(
     err = capsys.readouterr().err
     assert says in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert smoke("fig10", out=tmp_path / "file") == 2
+    assert f"--out needs the folder {tmp_path / 'file'}, which cannot be made" in capsys.readouterr().err
 
 
 def test_a_later_command_of_fewer_seeds_shows_all_that_are_there(tmp_path: Path) -> None:

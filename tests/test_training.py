@@ -38,7 +38,7 @@ from surefoot.training import (
     save_weights,
 )
 from surefoot.training.averaging import MovingAverage
-from surefoot.training.fit import best_device, refuse_non_finite
+from surefoot.training.fit import best_device, make_fabric, refuse_non_finite
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
@@ -301,13 +301,17 @@ def test_a_loss_that_is_not_finite_stops_with_where_and_the_last_good_checkpoint
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "model.safetensors").values())
     with pytest.raises(TrainingDiverged, match="no checkpoint yet"):
         fit(network(), digits, [Phase(Exploding([], 0), 1)], QUICK)
+    # the rate of the step itself, not that of the look at the losses some steps later
+    one_cycle_at_first = 0.05 * one_cycle(2 / per_epoch)
+    with pytest.raises(TrainingDiverged, match=rf"epoch 1, step 3, at learning rate {one_cycle_at_first:.4g};"):
+        fit(network(), digits, [Phase(Exploding([], 2), 1)], dataclasses.replace(QUICK, schedule="one-cycle"))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_loss_that_is_not_finite_passes(value: float) -> None:
     losses = torch.tensor([[1.0, 1.0, 0.0], [value, 1.0, 0.0]])
     with pytest.raises(TrainingDiverged, match=rf"the loss is {value} in epoch 1, step 12, "):
-        refuse_non_finite(losses, 1, 10, 0.1, None)
+        refuse_non_finite(losses, 1, 10, lambda step: 0.1, None)
 
 
 def test_steps_are_the_papers_quarters() -> None:
@@ -541,6 +545,26 @@ def test_a_device_that_is_not_there_is_refused(digits: Dataset, monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="no CUDA device"):
         fit(network(), digits, [Phase(NormalTraining(), 1)], dataclasses.replace(QUICK, device="cuda"))
+
+
+def test_under_torchrun_the_processes_are_shared_out_over_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"torchrun started 2 processes on this machine.*devices is 1; give 2"):
+        make_fabric(dataclasses.replace(QUICK, devices=1))
+    seen: list[dict[str, Any]] = []
+
+    class Asked:
+        def __init__(self, **settings: Any) -> None:
+            seen.append(settings)
+
+        def launch(self) -> None: ...
+
+    monkeypatch.setattr(sys.modules["surefoot.training.fit"], "Fabric", Asked)
+    make_fabric(dataclasses.replace(QUICK, devices=2))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    make_fabric(dataclasses.replace(QUICK, devices=2))
+    assert [(settings["devices"], settings["num_nodes"]) for settings in seen] == [(2, 3), (2, 1)]
 
 
 def test_without_a_validation_split_the_last_epoch_is_kept(digits: Dataset) -> None:

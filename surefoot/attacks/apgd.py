@@ -13,7 +13,7 @@ from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, project
 from surefoot.core.gradients import input_gradient
 from surefoot.core.losses import cross_entropy, full_precision, margin
-from surefoot.core.types import PerSampleLoss
+from surefoot.core.types import PerSampleLoss, check_loss
 
 RISING = 0.75  # a step size stays where the loss rose in more than this share of the steps
 TINY = 1e-12
@@ -208,6 +208,7 @@ class APGD:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
         check_steps("restarts", self.restarts)

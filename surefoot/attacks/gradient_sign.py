@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.losses import cross_entropy, full_precision
-from surefoot.core.types import PerSampleLoss
+from surefoot.core.types import PerSampleLoss, check_loss
 
 
 def random_signs(inputs: Tensor) -> Tensor:
@@ -150,6 +150,7 @@ class FGSM:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -188,6 +189,7 @@ class RFGSM:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_radius("random_step", self.random_step)
         if self.random_step > self.eps:
@@ -230,6 +232,7 @@ class IFGSM:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
 
@@ -285,6 +288,7 @@ class MIFGSM:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
         if not 0 <= self.decay < float("inf"):
@@ -350,6 +354,7 @@ class PGD:
     __repr__ = printed
 
     def __post_init__(self) -> None:
+        check_loss(self.loss)
         check_radius("eps", self.eps)
         check_steps("steps", self.steps)
         check_radius("step_size", self.step_size, positive=True)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from surefoot.attacks.gradient_sign import check_steps
 from surefoot.core.geometry import check_batch, check_radius
 from surefoot.core.gradients import crafting
+from surefoot.core.losses import check_logits
 
 HALVINGS = 8  # of the interval that a radius is searched in
 
@@ -30,7 +31,7 @@ class LabelSearch:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1].
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating, labels that are not int64, or a model that answers with no tensor.
 
     Example:
         >>> x, y = torch.full((1, 4), 0.5), torch.tensor([0])
@@ -57,8 +58,8 @@ class LabelSearch:
 
             def wrong(rows: Tensor, radii: Tensor, signs: Tensor) -> Tensor:
                 images = (flat[rows] + radii[:, None] * signs).clamp(0, 1)
-                answers: Tensor = frozen(images.view(len(rows), *inputs.shape[1:]).to(inputs.dtype)).argmax(dim=1)
-                return answers != labels[rows]
+                logits = check_logits(frozen(images.view(len(rows), *inputs.shape[1:]).to(inputs.dtype)))
+                return logits.argmax(dim=1) != labels[rows]
 
             def shrink(rows: Tensor, high: Tensor, signs: Tensor) -> Tensor:
                 """The smallest radius found below `high`, at which each row is wrong."""

@@ -20,7 +20,8 @@ from surefoot.cli.calibration import Confusion, Facts, Truth, controls
 from surefoot.cli.models import (
     ModelOptions,
     Opened,
-    open_model,
+    check_factories,
+    open_models,
     open_source,
     pick_device,
     recognised,
@@ -80,12 +81,13 @@ def run(args: list[str]) -> int:
         torch.set_num_threads(options.threads)
     command = shlex.join(["surefoot", "audit", *args])
     if options.calibrate:
+        check_factories(names, options)
         try:
             return calibrate(names, options)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Trained models are kept; start again with: {command}") from None
     stdout.lasting = True
-    opened = [open_model(name, options) for name in names]
+    opened = open_models(names, options)
     page = page_path(opened, options)
     check_can_write(page, "--out" if options.out is not None else "the page (--out)")
     audits: list[Audit] = []

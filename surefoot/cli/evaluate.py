@@ -11,6 +11,9 @@ from typing import Any, Literal
 import torch
 
 from surefoot.attacks import (
+    APGD,
+    APGDT,
+    FABT,
     FGSM,
     IFGSM,
     MIFGSM,
@@ -22,7 +25,7 @@ from surefoot.attacks import (
     MarginLoss,
     Square,
 )
-from surefoot.cli.models import ModelOptions, Opened, open_model, open_source, ready, split_batches
+from surefoot.cli.models import ModelOptions, Opened, open_models, open_source, ready, split_batches
 from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.files import check_can_fill
@@ -39,7 +42,21 @@ seed (--precision fast: crafted in bf16). With --source the attacks are crafted 
 MODEL: the black-box setting. Records are appended to RUN/records.jsonl, each as soon as its attack is done. After a
 Ctrl-C the same command goes on where it stopped."""
 
-AttackName = Literal["fgsm", "r-fgsm", "i-fgsm", "mi-fgsm", "pgd", "pgd-cw", "deepfool", "cw", "square", "auto-attack"]
+AttackName = Literal[
+    "fgsm",
+    "r-fgsm",
+    "i-fgsm",
+    "mi-fgsm",
+    "pgd",
+    "pgd-cw",
+    "deepfool",
+    "cw",
+    "apgd",
+    "apgd-t",
+    "fab-t",
+    "square",
+    "auto-attack",
+]
 WHITE_BOX: tuple[AttackName, ...] = ("fgsm", "i-fgsm", "pgd", "pgd-cw")
 BLACK_BOX: tuple[AttackName, ...] = ("fgsm", "mi-fgsm")
 
@@ -87,6 +104,18 @@ class Options(ModelOptions):
                     )
             if self.precision == "fast":
                 raise ValueError("--precision fast is for attacks on the model itself; a --source crafts in fp32.")
+        if self.attacks == ():
+            raise ValueError("attacks is empty, so there is nothing to run; name at least one, or leave it out.")
+        # Whatever is run, a setting that an attack would refuse is refused.
+        if self.eps is not None:
+            FGSM(self.eps)
+        if self.steps is not None:
+            IFGSM(1.0, self.steps)
+        if self.step_size is not None:
+            PGD(1.0, 1, self.step_size)
+        if self.random_step is not None:
+            RFGSM(1.0, self.random_step)
+        carlini_wagner(self)
 
 
 def run(args: list[str]) -> int:
@@ -103,7 +132,7 @@ def run(args: list[str]) -> int:
         check_records(options.records, "--records")
     if options.save_samples is not None:
         check_can_fill(options.save_samples, "--save-samples")
-    opened = [open_model(name, options) for name in names]
+    opened = open_models(names, options)
     for each in opened:
         if each.folder is not None:
             check_records(each.folder / "records.jsonl", "the file of the run's records")
@@ -150,10 +179,15 @@ def black_box(opened: list[Opened], source_name: str, options: Options) -> None:
     """Craft on the source, score on every model."""
     first = opened[0]
     for each in opened[1:]:
-        if (each.about["dataset"], each.dataset.num_classes) != (first.about["dataset"], first.dataset.num_classes):
+        if each.about["dataset"] != first.about["dataset"]:
             raise ValueError(
                 f"{first.name} is of {first.about['dataset']} and {each.name} of {each.about['dataset']}; "
                 "with --source give models of one data set."
+            )
+        if each.dataset.class_names != first.dataset.class_names:
+            raise ValueError(
+                f"{first.name} and {each.name} tell other classes of {first.about['dataset']} apart; with --source "
+                "give models of the same classes."
             )
     source = open_source(source_name, first, options)
     device, batches = split_batches(first.dataset, options)
@@ -206,6 +240,13 @@ def show(title: str, records: list[Record], options: Options) -> None:
         stdout.print(record_table(records, f"{title}, {records[0].num_examples} {options.split} images"))
 
 
+def carlini_wagner(options: Options) -> CarliniWagnerL2:
+    """C&W with the settings that were given."""
+    return CarliniWagnerL2(
+        learning_rate=options.cw_learning_rate, steps=options.cw_steps, search_steps=options.cw_search_steps
+    )
+
+
 def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], options: Options) -> list[Attack]:
     """The attacks that were asked for; PGD has the paper's start (Eq. 6).
 
@@ -231,9 +272,10 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
         "pgd": pgd,
         "pgd-cw": lambda: pgd(loss=MarginLoss(50.0)),
         "deepfool": DeepFool,
-        "cw": lambda: CarliniWagnerL2(
-            learning_rate=options.cw_learning_rate, steps=options.cw_steps, search_steps=options.cw_search_steps
-        ),
+        "cw": lambda: carlini_wagner(options),
+        "apgd": lambda: APGD(need("eps")),
+        "apgd-t": lambda: APGDT(need("eps")),
+        "fab-t": lambda: FABT(need("eps")),
         "square": lambda: Square(need("eps")),
         "auto-attack": lambda: AutoAttack(need("eps")),
     }

@@ -1,6 +1,7 @@
 """How a MODEL of the command line is opened: a run's folder, or package.module:factory with its weights."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,8 +49,9 @@ class ModelOptions(Common):
     """For a model that answers differently each time: calls to average over."""
     last: bool = False
     """Of a run, take the last epoch instead of the selected one."""
-    weights: Path | None = None
-    """Weights for package.module:factory: safetensors, or a state_dict of torch.save, read without running code."""
+    weights: tuple[Path, ...] = ()
+    """Weights for package.module:factory, of several in their order: safetensors, or a state_dict of torch.save, read
+    without running code."""
     dataset: str | None = None
     """digits, mnist, cifar10, tiny-imagenet-100 or imagefolder:PATH; None is the recipe's."""
     data_dir: Path | None = None
@@ -62,6 +64,8 @@ class ModelOptions(Common):
     """For package.module:factory: keep that many classes of the data set, chosen at random; None is all."""
     image_size: int | None = None
     """For package.module:factory: pixels a side that images are resized to; None is the data set's own."""
+    data_seed: int | None = None
+    """For package.module:factory: of the choice of classes and the split of an imagefolder; None is 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,16 +90,41 @@ class Opened:
     folder: Path | None
 
 
-def open_model(name: str, options: ModelOptions) -> Opened:
-    """A run, or package.module:factory."""
-    return (open_factory if ":" in name else open_run)(name, options)
+OF_A_FACTORY = ("weights", "mean", "std", "num_classes", "image_size", "data_seed")
+"""Options that say of package.module:factory what a run knows by itself."""
+
+
+def check_factories(names: Sequence[str], options: ModelOptions) -> None:
+    """Refuse what is for package.module:factory where no model is one, and too many or too few weights.
+
+    Raises:
+        ValueError: with what to give.
+    """
+    factories = [name for name in names if ":" in name]
+    crafts = options.source is not None and ":" in options.source
+    for field in OF_A_FACTORY:
+        used = factories or (crafts and field in ("mean", "std"))
+        if not used and getattr(options, field) not in (None, ()):
+            raise ValueError(f"--{field.replace('_', '-')} is for package.module:factory; a run has its own.")
+    for field in ("weights", "dataset"):
+        if factories and getattr(options, field) in (None, ()):
+            raise ValueError(f"{factories[0]} needs --{field}, which only a run knows by itself.")
+    if len(options.weights) != len(factories):
+        raise ValueError(
+            f"--weights names {len(options.weights)} of the {len(factories)} files that {' and '.join(factories)} "
+            "need; give one for each, in their order."
+        )
+
+
+def open_models(names: Sequence[str], options: ModelOptions) -> list[Opened]:
+    """Runs and package.module:factory, side by side."""
+    check_factories(names, options)
+    weights = iter(options.weights)
+    return [open_factory(name, next(weights), options) if ":" in name else open_run(name, options) for name in names]
 
 
 def open_run(name: str, options: ModelOptions) -> Opened:
     """A run."""
-    for field in ("weights", "mean", "std", "num_classes", "image_size"):
-        if getattr(options, field) is not None:
-            raise ValueError(f"--{field.replace('_', '-')} is for package.module:factory; a run has its own.")
     trained = load_run(Path(name))
     recipe = trained.recipe
     if options.dataset is not None:
@@ -107,15 +136,17 @@ def open_run(name: str, options: ModelOptions) -> Opened:
     return Opened(name, model, dataset, given_settings(settings, options), about, Path(name))
 
 
-def open_factory(name: str, options: ModelOptions) -> Opened:
+def open_factory(name: str, weights: Path, options: ModelOptions) -> Opened:
     """package.module:factory."""
-    for field in ("weights", "dataset"):
-        if getattr(options, field) is None:
-            raise ValueError(f"{name} needs --{field.replace('_', '-')}, which only a run knows by itself.")
-    assert options.weights is not None
     assert options.dataset is not None
-    dataset = load(options.dataset, options.data_dir, num_classes=options.num_classes, image_size=options.image_size)
-    model = build_factory(name, options.weights, dataset, options)
+    dataset = load(
+        options.dataset,
+        options.data_dir,
+        num_classes=options.num_classes,
+        image_size=options.image_size,
+        seed=options.data_seed or 0,
+    )
+    model = build_factory(name, weights, dataset, options)
     about = {"recipe": name, "dataset": options.dataset}
     return Opened(name, model, dataset, given_settings({}, options), about, None)
 
@@ -126,7 +157,11 @@ def open_source(name: str, scored: Opened, options: ModelOptions) -> Opened:
         if options.source_weights is not None:
             raise ValueError(f"--source-weights is for package.module:factory; {name} is a run and has its own.")
         trained = load_run(Path(name))
-        about = {"recipe": trained.recipe.name}
+        recipe, data = trained.recipe, scored.about["dataset"]
+        some = recipe.dataset == data and recipe.num_classes is not None  # of an image folder by a seed
+        if some and trained.load_data(options.data_dir).class_names != scored.dataset.class_names:
+            raise ValueError(f"{name} tells other classes of {data} apart than {scored.name}; give another source.")
+        about = {"recipe": recipe.name}
         return Opened(name, trained.load_model(scored.dataset), scored.dataset, scored.settings, about, None)
     if options.source_weights is None:
         raise ValueError(f"{name} needs --source-weights, which only a run knows by itself.")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from surefoot.cli.options import Common, parse, split_names, unknown
 from surefoot.cli.output import commit, duration, print_json, say, stdout
-from surefoot.core.files import locked, write_text
+from surefoot.core.files import check_can_fill, locked, write_text
 from surefoot.core.limits import check_whole
 from surefoot.paper.cluster import Cluster
 from surefoot.paper.estimate import Costs
@@ -162,7 +162,7 @@ def make_matrix(options: Options) -> Matrix:
     known = [name.partition("/")[2] for name in RECIPES]
     for method in only or ():
         if method not in known:
-            raise unknown("row", method, known, "surefoot reproduce --help")
+            raise unknown("row", method, known, "surefoot list recipes")
     return Matrix(profile, profile.seeds if options.seeds is None else options.seeds, only, options.dataset)
 
 
@@ -297,7 +297,7 @@ def write_page(matrix: Matrix, place: Workplace) -> None:
 
 def prepare(out: Path) -> None:
     """Make the folder, in which git leaves out what is no evidence."""
-    out.mkdir(parents=True, exist_ok=True)
+    check_can_fill(out, "--out")
     if not (out / ".gitignore").exists():
         write_text(out / ".gitignore", "\n".join(NOT_EVIDENCE) + "\n")
 

@@ -14,6 +14,7 @@ from surefoot.cli.output import TrainingProgress, print_json, say, stdout
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import source_names
 from surefoot.recipes.run import check_folder
+from surefoot.training.fit import started_by_torchrun
 
 RUNS = Path("runs")
 
@@ -105,6 +106,10 @@ def trained_source(name: str, recipe: Recipe, options: Options, command: str) ->
     folder = default_path(source)
     started = (folder / "recipe.json").exists()
     if not started or not load_run(folder).is_finished():
+        if started_by_torchrun():
+            raise ValueError(
+                f"{recipe.name} crafts on {name}; train it before, without torchrun, in {folder}: surefoot train {name}"
+            )
         say(f"{recipe.name} crafts on {name}, which is trained first, in {folder}")
         train_with_progress(source, folder, options, {}, resume=started, again=command)
     return folder

@@ -1,6 +1,6 @@
 """Input gradients that leave no trace on the model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -57,6 +57,13 @@ def is_training(module: nn.Module) -> bool:
     return bool(getattr(module, "training", False))
 
 
+def put_in_mode(flags: Iterable[tuple[nn.Module, bool]]) -> None:
+    """Give each module its own training flag; one that has it is not touched, as frozen TorchScript must not be."""
+    for part, training in flags:
+        if is_training(part) != training:
+            part.training = training
+
+
 @contextmanager
 def crafting(model: nn.Module) -> Iterator[nn.Module]:
     """Lend the plain module in evaluation mode with gradients on, and put everything back after.
@@ -79,17 +86,15 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
         True
     """
     module = plain_module(model)
-    was_training = [part for part in module.modules() if is_training(part)]
-    for part in was_training:
-        part.training = False
+    before = [(part, is_training(part)) for part in module.modules()]
+    put_in_mode((part, False) for part, _ in before)
     token = _crafting.set({})
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield module
     finally:
         _crafting.reset(token)
-        for part in was_training:
-            part.training = True
+        put_in_mode(before)
 
 
 def is_crafting() -> bool:

@@ -51,6 +51,16 @@ def check_attacks(attacks: object) -> tuple[Attack, ...]:
     return found
 
 
+def check_loss(loss: object) -> None:
+    """Refuse a loss that cannot be called, or one without its settings.
+
+    Raises:
+        ValueError: with what to give.
+    """
+    if isinstance(loss, type) or not callable(loss):
+        raise ValueError(f"loss is {loss!r}; give a function (logits, labels) -> [batch], as cross_entropy is.")
+
+
 class LossTerms(NamedTuple):
     """What an objective returns: the scalar to minimise and its two parts.
 

@@ -54,9 +54,10 @@ class Record:
     `source` names the model that crafted, None for white-box. `mean_l2` is over the samples that the
     attack fooled, None where there are none. `forwards` and `backwards` count samples through the networks,
     a black-box attack's source among them. `precision` is `strict` or `fast`, as `evaluate` has them (`fp32` in
-    records from before there were two). `eight_bit`: only what survives rounding to 8-bit pixels counts as
-    fooled. `parts` lists what was run in turn, where that is more than one attack: a screening, or the parts of
-    `AutoAttack` and `WorstCase`, each with `attack`, `attack_fields`, `precision` and the accuracy after it.
+    records from before there were two; `mixed` of a worst case over both). `eight_bit`: only what survives rounding
+    to 8-bit pixels counts as fooled. `parts` lists what was run in turn, where that is more than one attack: a
+    screening, or the parts of `AutoAttack` and `WorstCase`, each with `attack`, `attack_fields`, `precision` and the
+    accuracy after it.
     """
 
     recipe: str | None
@@ -94,6 +95,16 @@ def append_records(path: str | Path, records: Iterable[Record]) -> None:
 
     Raises:
         ValueError: the file holds something else than records, and is left as it is.
+
+    Example:
+        >>> import torch
+        >>> from tempfile import TemporaryDirectory
+        >>> from surefoot.evaluation import evaluate
+        >>> records = evaluate(torch.nn.Linear(4, 3), [(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))], [])
+        >>> with TemporaryDirectory() as folder:
+        ...     append_records(Path(folder) / "records.jsonl", records)
+        ...     read_records(Path(folder) / "records.jsonl") == records
+        True
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +175,13 @@ def read_records(path: str | Path) -> list[Record]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a line that is no record, with its number.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     append_records(Path(folder) / "records.jsonl", [])
+        ...     read_records(Path(folder) / "records.jsonl")
+        []
     """
     records = []
     with open(path, "rb") as file:  # bytes: an unfinished line may end within a character

@@ -138,6 +138,9 @@ class EnsembleAT:
             raise ValueError("sources is a single one; give a tuple of them, as (model,).")
         if len(self.sources) == 0:
             raise ValueError("sources is empty; give at least one fixed model, or use FgsmAT.")
+        for source in self.sources:
+            if not isinstance(source, nn.Module | str):
+                raise ValueError(f"sources has {source!r}; give models, or names of the recipes that train them.")
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)

@@ -10,6 +10,7 @@ from torch import nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, MarginLoss
 from surefoot.core.types import Attack
+from surefoot.models import Normalize
 from surefoot.objectives import (
     OBJECTIVES,
     EnsembleAT,
@@ -75,6 +76,14 @@ class Recipe:
         if self.selection_steps < 0:
             raise ValueError(f"selection_steps is {self.selection_steps}; it must be at least 0.")
         Phase(self.objective, self.epochs)
+        for phase in self.then:
+            if not isinstance(phase, Phase):
+                raise TypeError(f"then has {phase!r}; give Phase(objective, epochs).")
+        for name, least in (("validation_size", 0), ("num_classes", 2), ("image_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}.")
+        Normalize([0.0] if self.mean is None else self.mean, [1.0] if self.std is None else self.std)
 
     def phases(self) -> tuple[Phase, ...]:
         """The first objective and what comes after it."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surefoot.core.files import CheckpointError, load_metadata, locked, write_text
+from surefoot.core.files import CheckpointError, check_can_fill, load_metadata, locked, write_text
 from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
 from surefoot.models import build_model
@@ -116,6 +116,14 @@ def load_run(path: str | Path) -> Run:
 
     Raises:
         ValueError: it is no run, or its recipe.json is damaged.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from surefoot.recipes import RECIPES
+        >>> with TemporaryDirectory() as folder:
+        ...     result = train(dataclasses.replace(RECIPES["digits/normal"], epochs=1), folder)
+        ...     load_run(folder).epochs_done()
+        1
     """
     file = Path(path) / "recipe.json"
     if not file.exists():
@@ -177,6 +185,17 @@ def train(
     Raises:
         ValueError: `path` holds another or a finished run, or a bad setting.
         CheckpointError, TrainingDiverged: as in `training.fit`.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from surefoot.recipes import RECIPES
+        >>> recipe = dataclasses.replace(RECIPES["digits/normal"], epochs=1)
+        >>> with TemporaryDirectory() as folder:
+        ...     result = train(recipe, folder)
+        ...     run = load_run(folder)
+        ...     model = run.load_model(run.load_data())
+        >>> result.best_epoch, model(torch.rand(2, 1, 8, 8)).shape
+        (1, torch.Size([2, 10]))
     """
     path = Path(path)
     if is_first_process():  # the others start when the first has begun to write
@@ -195,6 +214,8 @@ def train(
     models = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
     if on_start is not None:
         on_start(model, dataset)
+    if is_first_process():
+        check_can_fill(path, "the run")
     with only_training(path) if is_first_process() else nullcontext():
         if is_first_process():
             check_run(recipe, path, resume)  # another may have trained here since the first look

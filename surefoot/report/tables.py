@@ -52,6 +52,14 @@ def record_table(records: Sequence[Record], title: str) -> Table:
 
     Below an attack of several parts there is a row a part, with the accuracy after it. `mean l2` is over the samples
     that were fooled.
+
+    Example:
+        >>> import torch
+        >>> from surefoot.attacks import FGSM
+        >>> from surefoot.evaluation import evaluate
+        >>> batches = [(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))]
+        >>> record_table(evaluate(torch.nn.Linear(4, 3), batches, [FGSM(eps=0.1)]), "a linear model").row_count
+        2
     """
     table = Table(title=title, title_justify="left")
     for name in ("attack", "accuracy %", "95 % interval", "mean l2", "seconds"):

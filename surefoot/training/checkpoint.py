@@ -29,7 +29,15 @@ def check_fits(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, T
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write a model's weights and buffers as safetensors, atomically."""
+    """Write a model's weights and buffers as safetensors, atomically.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save_weights(nn.Linear(2, 2), Path(folder) / "model.safetensors")
+        ...     sorted(read_weights(Path(folder) / "model.safetensors"))
+        ['bias', 'weight']
+    """
     save_tensors(Path(path), model.state_dict(), {})
 
 
@@ -62,6 +70,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         CheckpointError: those of `read_weights`, or weights of another model.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> with TemporaryDirectory() as folder:
+        ...     save_weights(one, Path(folder) / "model.safetensors")
+        ...     load_weights(other, Path(folder) / "model.safetensors")
+        >>> torch.equal(one.weight, other.weight)
+        True
     """
     tensors = read_weights(Path(path))
     wanted = model.state_dict()

@@ -49,6 +49,16 @@ class Phase:
         objective: what is minimised.
         epochs: passes over the training set, at least 1.
         learning_rate: the base learning rate of this phase; None is the run's.
+
+    Raises:
+        ValueError: epochs or a learning rate out of range.
+        TypeError: what is no objective, or one without its settings.
+
+    Example:
+        >>> from surefoot.objectives import FgsmAT, SatR3
+        >>> phases = [Phase(FgsmAT(eps=0.1), epochs=2), Phase(SatR3(0.3, eps_low=0.1, lam=1.0, tau=0.4), epochs=8)]
+        >>> sum(phase.epochs for phase in phases)
+        10
     """
 
     objective: Objective
@@ -66,7 +76,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How an objective is minimised: SGD, its schedule, the batches and the machine."""
+    """How an objective is minimised: SGD, its schedule, the batches and the machine.
+
+    Raises:
+        ValueError: a field out of its range.
+
+    Example:
+        >>> FitConfig(batch_size=64, learning_rate=0.1, schedule="one-cycle", precision="bf16").momentum
+        0.9
+    """
 
     batch_size: int = 128
     """Samples a step, over all devices together."""
@@ -87,7 +105,7 @@ class FitConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; `auto` takes an accelerator where there is one."""
     devices: int = 1
-    """Number of devices (processes on a CPU), which share each batch."""
+    """Number of devices (processes on a CPU), which share each batch; under torchrun, of each machine."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: forward and backward in bfloat16 where that is safe; weights, losses and the update stay fp32."""
     capture: Literal["auto", "off"] = "auto"
@@ -153,6 +171,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
+def started_by_torchrun() -> bool:
+    """Is this one of the processes that torchrun starts, on one machine or several?"""
+    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+
+
 def best_device() -> torch.device:
     """An accelerator that can be used, or the CPU. PyTorch built for CUDA names one on a machine without a GPU too."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -186,18 +209,28 @@ def check_devices(config: FitConfig) -> None:
 
 
 def make_fabric(config: FitConfig) -> Fabric:
-    """Fabric for these settings, launched.
+    """Fabric for these settings, launched; under torchrun on all of its machines, which have as many devices each.
 
     Raises:
-        ValueError: the device that was asked for is not there, or not as many.
+        ValueError: the device that was asked for is not there, or not as many, or torchrun started others.
     """
     check_device(config.device)
     check_devices(config)
+    machines = 1
+    if started_by_torchrun():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if here != config.devices:
+            raise ValueError(
+                f"torchrun started {here} process{'es' if here > 1 else ''} on this machine to share each batch, but "
+                f"devices is {config.devices}; give {here} (--devices {here})."
+            )
+        machines = int(os.environ["WORLD_SIZE"]) // here
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
     fabric = Fabric(
         accelerator=config.device,
         devices=config.devices,
+        num_nodes=machines,
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
     )
     fabric.launch()
@@ -302,7 +335,10 @@ def fit(
         raise ValueError(f"a label is {int(dataset.train.labels.min())}; labels are class indices from 0.")
     step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer), config, on_note)
     schedule = [phase for phase in phases for _ in range(phase.epochs)]
-    factor = SCHEDULES[config.schedule]
+
+    def rate_of(epoch: int, number: int) -> float:
+        base = schedule[epoch - 1].learning_rate or config.learning_rate
+        return base * SCHEDULES[config.schedule]((epoch - 1 + (number - 1) / len(batches)) / len(schedule))
 
     guard = None
     if monitor is not None and config.on_masking != "off":
@@ -323,19 +359,18 @@ def fit(
         if epoch > 1 and phase is not schedule[epoch - 2]:
             best_epoch, best_score = 0, -1.0  # an epoch before it has not been through all phases
         objective = phase.objective if guard is None else guard.objective(phase.objective)
-        base_rate = phase.learning_rate or config.learning_rate
         torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + rank)  # so that resuming needs no generator state
         history = LossHistory(len(batches), device)
         epoch_started = time.perf_counter()
         checked = 0
         for number, (inputs, labels) in enumerate(batches.epoch(epoch), start=1):
-            rate = base_rate * factor((epoch - 1 + (number - 1) / len(batches)) / len(schedule))
+            rate = rate_of(epoch, number)
             history.add(step(objective, inputs[rank::world], labels[rank::world], rate))
             if average is not None:
                 average.update(module)
             if number % CHECK_EVERY == 0 or number == len(batches):
                 losses = history.arrived(wait=number == len(batches))
-                refuse_non_finite(losses[checked:], epoch, checked, rate, run)
+                refuse_non_finite(losses[checked:], epoch, checked, partial(rate_of, epoch), run)
                 if on_step is not None and len(losses) > checked:
                     loss, classification, regularizer = losses[checked:].mean(dim=0).tolist()
                     speed = len(losses) * config.batch_size / (time.perf_counter() - epoch_started)
@@ -430,8 +465,10 @@ def make_step(eager: EagerStep, config: FitConfig, on_note: Callable[[str], None
     return CapturedStep(eager, on_note or (lambda note: None))
 
 
-def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate: float, run: Path | None) -> None:
-    """Stop at the first loss in `history [steps, 3]` that is not finite.
+def refuse_non_finite(
+    history: Tensor, epoch: int, first_step: int, rate_of: Callable[[int], float], run: Path | None
+) -> None:
+    """Stop at the first loss in `history [steps, 3]` that is not finite; `rate_of` tells a step's learning rate.
 
     Raises:
         TrainingDiverged: naming the epoch, the step, the learning rate and the last good checkpoint.
@@ -446,7 +483,8 @@ def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate: float,
         back = f"the last good checkpoint is {run / 'state.ckpt'}, after epoch {epoch - 1}"
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
-        f"{rate:.4g}; {back}. Train again with a smaller learning rate or, where precision is bf16, with fp32."
+        f"{rate_of(step + 1):.4g}; {back}. Train again with a smaller learning rate or, where precision is bf16, with "
+        "fp32."
     )
 
 

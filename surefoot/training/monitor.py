@@ -304,7 +304,14 @@ class _Around:
 
 
 def describe(look: Look) -> str:
-    """A look's finding in one sentence."""
+    """A look's finding in one sentence.
+
+    Example:
+        >>> monitor = Monitor(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64), eps=0.1, every=1)
+        >>> look = monitor(nn.Linear(4, 3), step=1)
+        >>> describe(look).partition(":")[0]
+        'gradients are masked at step 1'
+    """
     return (
         f"gradients are masked at step {look.step}: FGSM's loss is {look.fgsm_loss:.3g}, PGD's {look.pgd_loss:.3g}, "
         f"and {100 * look.share:.0f} % of the held-out images withstand FGSM but fall to PGD (p = {look.p_value:.1g})"
