@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from surefoot.audit import Curve
 from surefoot.cli.options import Common
 from surefoot.cli.output import say
+from surefoot.core.devices import image_format
 from surefoot.core.failures import in_one_line
 from surefoot.core.limits import check_whole
 from surefoot.data import Batches, Dataset, Split, images_at_once, load
@@ -171,7 +172,7 @@ def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device
 
 def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: ModelOptions) -> nn.Module:
     """The model on its device, wrapped where it answers with something else than logits, or refused."""
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device, memory_format=image_format(device))  # type: ignore[call-overload]
     inputs, labels = next(iter(batches))
     model, said = recognised(model, name, inputs, labels, options, options.draws)
     for sentence in said:

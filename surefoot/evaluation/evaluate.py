@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import surefoot
+from surefoot.core.devices import in_float64
 from surefoot.core.files import save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.types import Attack, CompoundAttack, check_attacks
@@ -374,7 +375,7 @@ def make_record(
         clean_accuracy=survivors(clean) / total,
         robust_accuracy=left / total,
         robust_interval=wilson_interval(left, total),
-        mean_l2=float(lengths.double().mean()) if len(lengths) else None,
+        mean_l2=float(in_float64(lengths).mean()) if len(lengths) else None,
         seconds=cost.seconds,
         forwards=cost.forwards,
         backwards=cost.backwards,
@@ -400,7 +401,7 @@ def worst_case_record(
         clean_accuracy=survivors(clean) / total,
         robust_accuracy=left / total,
         robust_interval=wilson_interval(left, total),
-        mean_l2=float(lengths.double().mean()) if len(lengths) else None,
+        mean_l2=float(in_float64(lengths).mean()) if len(lengths) else None,
         seconds=sum(record.seconds for record in own),
         forwards=sum(record.forwards for record in own),
         backwards=sum(record.backwards for record in own),
