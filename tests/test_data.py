@@ -24,6 +24,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from surefoot.data import DATASETS, Dataset, Split, load
+from tests.as_windows import CAN_TELL, as_windows
 
 # The package's name "load" is the function.
 load_module = importlib.import_module("surefoot.data.load")
@@ -392,6 +393,18 @@ def test_a_damaged_cache_is_built_again(damage: str, own_cache: Path, caplog: py
     caplog.clear()
     assert same(load("digits"), kept)
     assert caplog.text == ""
+    assert list(own_cache.iterdir()) == [entry]
+
+
+@pytest.mark.skipif(not CAN_TELL, reason="what is mapped is seen in /proc")
+def test_nothing_is_moved_or_removed_that_is_still_mapped(
+    own_cache: Path, mnist_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_windows(monkeypatch)
+    load_tiny_mnist(mnist_shards)
+    (entry,) = entries(own_cache)
+    truncate(entry / "labels.npy")
+    assert len(load_tiny_mnist(mnist_shards).test.labels) == 30
     assert list(own_cache.iterdir()) == [entry]
 
 

@@ -455,6 +455,16 @@ def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path, 
     assert about == {"note": "x" * padding}
 
 
+def test_what_was_loaded_no_longer_hangs_on_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.ckpt"
+    save_tensors(path, {"a": torch.ones(2)}, {})
+    tensors, _ = load_tensors(path)
+    content = path.read_bytes()
+    with open(path, "r+b") as file:  # in place: a mapping of the file would show it
+        file.write(content[:-4] + bytes(4))
+    assert torch.equal(tensors["a"], torch.ones(2))
+
+
 def test_what_another_program_wrote_beside_the_tensors_does_not_matter(tmp_path: Path) -> None:
     saved, file = network(1), tmp_path / "weights.safetensors"
     save_file(saved.state_dict(), file, metadata={"format": "pt", "author": "somebody"})

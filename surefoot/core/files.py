@@ -142,7 +142,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: no such file, pickled code instead of safetensors, or a truncated or damaged file.
     """
     with opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata_of(file)  # noqa: SIM118
+        # Copied: what safetensors gives maps the file, and Windows replaces or removes no file that is mapped.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata_of(file)  # noqa: SIM118
 
 
 def load_metadata(path: Path) -> dict[str, Any]:

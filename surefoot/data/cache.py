@@ -62,7 +62,7 @@ def open_or_build(root: Path, entry: str, build: Callable[[Path], dict[str, Any]
         try:
             return _read(final)
         except _Damaged as damage:
-            logger.warning("the cached data set %s is damaged (%s): building it again", final, damage)
+            logger.warning("the cached data set %s is damaged (%s): building it again", final, str(damage))
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
@@ -152,18 +152,17 @@ def _install(staging: Path, final: Path) -> None:
         else:
             _fsync(final.parent)
             return
-        try:
+        with suppress(_Damaged):
             _read(final)
-        except _Damaged:
-            # Aside by a rename too: a process that has the old one mapped keeps it.
-            aside = final.with_name(f".building-{final.name}-{secrets.token_hex(6)}")
-            with suppress(FileNotFoundError):  # another process did
-                os.rename(final, aside)
-            if aside.is_file():
-                aside.unlink()
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
             return  # another process was faster
+        # Aside by a rename too: a process that has the old one mapped keeps it. (Windows moves nothing that is mapped:
+        # what _read had mapped when it failed is let go by now.)
+        aside = final.with_name(f".building-{final.name}-{secrets.token_hex(6)}")
+        with suppress(FileNotFoundError):  # another process did
+            os.rename(final, aside)
+        if aside.is_file():
+            aside.unlink()
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_abandoned(root: Path) -> None:

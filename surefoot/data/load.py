@@ -474,6 +474,7 @@ def _build(plan: _Plan, staging: Path) -> dict[str, Any]:
     rows, sizes = _arrange(plan, labels, source.parts)
     _write(plan, source, rows, staging / "images.npy")
     np.save(staging / "labels.npy", labels[rows])
+    del source  # it maps what lies in scratch, and Windows removes no file that is mapped
     shutil.rmtree(scratch)
     return {"sizes": list(sizes), "class_names": list(class_names)}
 
