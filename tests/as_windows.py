@@ -14,7 +14,9 @@ CAN_TELL = Path("/proc/self/maps").exists() and Path("/proc/self/fd").exists()
 def in_use(path: str | os.PathLike[str]) -> bool:
     """Does this process have the file, or one below the folder, mapped or open?"""
     whole = os.path.realpath(path)
-    used = [line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines()]
+    used = [
+        line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    ]
     for handle in Path("/proc/self/fd").iterdir():
         if os.path.lexists(handle):  # that of the folder itself is gone by now
             used.append(os.readlink(handle))

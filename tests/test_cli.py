@@ -104,6 +104,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "mnist/sat-r3", "--data-dir", "nowhere"], "nowhere"),
         (["evaluate"], "evaluate needs a model"),
         (["evaluate", "nowhere"], "no run"),
+        (["evaluate", r"C:\runs\nowhere"], "no run"),
         (["evaluate", "surefoot.models:build_model"], "needs --weights"),
         (["evaluate", "a", "--source-weights", "w"], "--source-weights is for a --source"),
         (["evaluate", "a", "--source", "b", "--last-iterate"], "leave it out with --source"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 import torch
@@ -89,7 +89,16 @@ class Opened:
 
 def open_model(name: str, options: ModelOptions) -> Opened:
     """A run, or package.module:factory."""
-    return (open_factory if ":" in name else open_run)(name, options)
+    return (open_factory if is_factory(name) else open_run)(name, options)
+
+
+def is_factory(name: str) -> bool:
+    """Is it package.module:factory, and no folder on a drive of Windows?
+
+    >>> [is_factory(name) for name in ("runs/demo/sat-r2/0", "my_package.nets:wide", "C:\\\\runs\\\\0", "C:/runs/0")]
+    [False, True, False, False]
+    """
+    return ":" in name and not PureWindowsPath(name).is_absolute()
 
 
 def open_run(name: str, options: ModelOptions) -> Opened:
@@ -123,7 +132,7 @@ def open_factory(name: str, options: ModelOptions) -> Opened:
 
 def open_source(name: str, scored: Opened, options: ModelOptions) -> Opened:
     """The model that crafts; its data are those of the models that are scored."""
-    if ":" not in name:
+    if not is_factory(name):
         if options.source_weights is not None:
             raise ValueError(f"--source-weights is for package.module:factory; {name} is a run and has its own.")
         trained = load_run(Path(name))
@@ -189,7 +198,7 @@ def recognised(
         ValueError: it is refused, or its own code fails.
     """
     inputs, labels = inputs[:RECOGNISED_BY], labels[:RECOGNISED_BY]
-    known_range = ":" not in name or options.mean is not None or options.std is not None
+    known_range = not is_factory(name) or options.mean is not None or options.std is not None
     try:
         return recognise(model, inputs, labels, draws=draws, check_range=not known_range)
     except ValueError as error:
