@@ -396,6 +396,23 @@ def test_a_damaged_cache_is_built_again(damage: str, own_cache: Path, caplog: py
     assert list(own_cache.iterdir()) == [entry]
 
 
+def test_paths_are_short_enough_for_windows(
+    own_cache: Path, mnist_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    choose = load_module._choose_classes
+
+    def looking(*args: Any) -> Any:
+        (staging,) = own_cache.iterdir()
+        # datasets repeats the path of its folder, root and all, in the name of a file
+        lengths.extend(len(str(path)) - len(str(own_cache)) * str(path).count("cache") for path in staging.rglob("*"))
+        return choose(*args)
+
+    monkeypatch.setattr(load_module, "_choose_classes", looking)
+    load_tiny_mnist(mnist_shards)
+    assert max(lengths) + 2 * len(r"C:\Users\firstname.last\AppData\Local\surefoot\Cache") < 260
+
+
 @pytest.mark.skipif(not CAN_TELL, reason="what is mapped is seen in /proc")
 def test_nothing_is_moved_or_removed_that_is_still_mapped(
     own_cache: Path, mnist_shards: Path, monkeypatch: pytest.MonkeyPatch

@@ -46,7 +46,7 @@ class _Damaged(Exception):
 
 def cache_root(cache_dir: Path | None) -> Path:
     """The given folder, else ``$SUREFOOT_CACHE``, else the user's cache folder."""
-    chosen = cache_dir or os.environ.get("SUREFOOT_CACHE") or platformdirs.user_cache_dir("surefoot")
+    chosen = cache_dir or os.environ.get("SUREFOOT_CACHE") or platformdirs.user_cache_dir("surefoot", appauthor=False)
     return Path(chosen).expanduser()
 
 
@@ -66,7 +66,8 @@ def open_or_build(root: Path, entry: str, build: Callable[[Path], dict[str, Any]
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
-        staging = root / f".building-{entry}-{secrets.token_hex(6)}"
+        # Short names, here and below: datasets writes the whole path twice, and Windows has 260 characters.
+        staging = root / f".building-{secrets.token_hex(4)}"
         staging.mkdir()
     except OSError as error:
         raise OSError(
@@ -157,7 +158,7 @@ def _install(staging: Path, final: Path) -> None:
             return  # another process was faster
         # Aside by a rename too: a process that has the old one mapped keeps it. (Windows moves nothing that is mapped:
         # what _read had mapped when it failed is let go by now.)
-        aside = final.with_name(f".building-{final.name}-{secrets.token_hex(6)}")
+        aside = final.with_name(f".building-{secrets.token_hex(4)}")
         with suppress(FileNotFoundError):  # another process did
             os.rename(final, aside)
         if aside.is_file():

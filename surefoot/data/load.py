@@ -467,7 +467,7 @@ def _reason(error: BaseException) -> str:
 
 def _build(plan: _Plan, staging: Path) -> dict[str, Any]:
     logger.info("decoding %s into the cache, once", plan.name)
-    scratch = staging / "scratch"
+    scratch = staging / "in"
     scratch.mkdir()
     source = plan.open_source(scratch)
     labels, class_names = _choose_classes(plan, source)
