@@ -25,7 +25,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        os.chmod(temporary, mode)  # safetensors lets nobody else read what it writes, whatever the umask
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -107,7 +110,11 @@ def read_lines(file: Path | None) -> list[dict[str, Any]]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata to one safetensors file, atomically; tied ones each for itself."""
+    """Write tensors and JSON metadata to one safetensors file, atomically; tied ones each for itself.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     apart: dict[str, Tensor] = {}
     memories: set[int] = set()
     for name, tensor in tensors.items():
@@ -117,7 +124,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         memories.add(whole.untyped_storage().data_ptr())
         apart[name] = whole
     with atomic_path(path) as temporary:
-        save_file(apart, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+        try:
+            save_file(apart, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}); make room, or give another place.") from error
 
 
 def is_pickled(path: Path) -> bool:

@@ -151,7 +151,7 @@ def evaluate(
         on_note: told in a sentence what a user should know, as that a batch was halved.
         unfinished: a folder that keeps finished batches until all is done: the same call goes on from there. A model
             is known by its weights, its modules, their settings and how it answers; of an attack that is or holds
-            something without an importable name, as a lambda, nothing is kept.
+            something without an importable name, as a lambda, nothing is kept, nor where the folder cannot be written.
         samples: a folder to write each attack's per-sample outcomes to, as safetensors.
 
     Returns:
@@ -259,7 +259,7 @@ def _evaluate(
         }
         for model, about in zip(models, abouts, strict=True)
     ]
-    store = Store(None if unfinished is None else Path(unfinished))
+    store = Store(None if unfinished is None else Path(unfinished), tell.on_note)
     identity: dict[str, Any] = {}
     if unfinished is not None:
         crafts = None if source is None else weights_sha256(source)
