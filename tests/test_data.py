@@ -396,6 +396,14 @@ def test_a_damaged_cache_is_built_again(damage: str, own_cache: Path, caplog: py
     assert list(own_cache.iterdir()) == [entry]
 
 
+def test_without_a_home_the_cache_needs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SUREFOOT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", dict[int, Any]().__getitem__)  # a user that the system does not know
+    with pytest.raises(OSError, match=r"cache folder is not to be found \(.*\): name one with cache_dir or \$SUREFOOT"):
+        load("digits")
+
+
 def test_paths_are_short_enough_for_windows(
     own_cache: Path, mnist_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

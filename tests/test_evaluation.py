@@ -593,6 +593,13 @@ def test_who_appends_waits_for_another_who_does(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["records.jsonl"]
 
 
+def test_records_are_appended_without_a_home_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", dict[int, Any]().__getitem__)  # a user that the system does not know
+    append_records(tmp_path / "records.jsonl", [])
+    assert (tmp_path / "records.jsonl").exists()
+
+
 def test_a_file_of_nothing_but_a_cut_line_is_empty(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(b'{"recipe": "\xce')

@@ -45,9 +45,21 @@ class _Damaged(Exception):
 
 
 def cache_root(cache_dir: Path | None) -> Path:
-    """The given folder, else ``$SUREFOOT_CACHE``, else the user's cache folder."""
-    chosen = cache_dir or os.environ.get("SUREFOOT_CACHE") or platformdirs.user_cache_dir("surefoot", appauthor=False)
-    return Path(chosen).expanduser()
+    """The given folder, else ``$SUREFOOT_CACHE``, else the user's cache folder.
+
+    Raises:
+        OSError: the user has no home, as in some containers.
+    """
+    try:
+        chosen = (
+            cache_dir or os.environ.get("SUREFOOT_CACHE") or platformdirs.user_cache_dir("surefoot", appauthor=False)
+        )
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        reason = str(error).rstrip(".")
+        raise OSError(
+            f"the user's cache folder is not to be found ({reason}): name one with cache_dir or $SUREFOOT_CACHE"
+        ) from error
 
 
 def open_or_build(root: Path, entry: str, build: Callable[[Path], dict[str, Any]]) -> Contents:
