@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 import numpy as np
@@ -394,6 +394,18 @@ def test_a_damaged_cache_is_built_again(damage: str, own_cache: Path, caplog: py
     assert same(load("digits"), kept)
     assert caplog.text == ""
     assert list(own_cache.iterdir()) == [entry]
+
+
+def test_classes_and_images_are_in_the_same_order_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "set", {"Zebra": 12, "ant": 12})
+    (tmp_path / "set" / "ant" / "003.png").rename(tmp_path / "set" / "ant" / "B.png")
+    (tmp_path / "set" / "ant" / "004.png").rename(tmp_path / "set" / "ant" / "a1.png")
+    here = load(f"imagefolder:{tmp_path / 'set'}", image_size=8)
+    monkeypatch.setattr(PurePath, "__lt__", lambda one, other: str(one).lower() < str(other).lower())  # as paths there
+    monkeypatch.setenv("SUREFOOT_CACHE", str(tmp_path / "there"))
+    there = load(f"imagefolder:{tmp_path / 'set'}", image_size=8)
+    assert there.class_names == ("Zebra", "ant")
+    assert same(here, there)
 
 
 def test_without_a_home_the_cache_needs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -339,13 +339,19 @@ def _images_below(folder: Path) -> list[Path]:
         images += [
             Path(place, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
-    return sorted(images)
+    return sorted(images, key=_spelling)
 
 
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    there = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(there, key=_spelling)
+
+
+def _spelling(path: Path) -> tuple[str, ...]:
+    # Paths themselves are sorted without regard to case on Windows: the classes would have other numbers there.
+    return path.parts
 
 
 # Sources: the only places that import scikit-learn and datasets, which takes seconds
