@@ -15,6 +15,7 @@ FACTORIES = {getattr(torch, name) for name in NAMES.split()}
 TO_HOST = ("cpu", "tolist")
 ANY_PLACE = ("copy_", "to", "type_as")  # they may move what they are given
 NOT_OF_A_DEVICE = ("numpy", "__array__")
+NOT_OF_APPLE = ("cummax", "nanmedian")  # of what surefoot uses, what PyTorch 2.6 has not for its GPUs
 
 
 class WrongDevice(AssertionError):
@@ -27,7 +28,14 @@ class OtherDevice(TorchFunctionMode):
     A tensor lies there if it was put there (`put`), was made with a `device` that was read from one that does, or came
     out of one; on the host, if it was made without a `device`. Of a tensor that no torch function gave (from a custom
     autograd function, say) nothing is known. A call that mixes both, other than scalars and indices, is refused.
+
+    Args:
+        apple: it is one of Apple's GPUs: what these have not, or get wrong, is refused too.
     """
+
+    def __init__(self, *, apple: bool = False) -> None:
+        super().__init__()
+        self.apple = apple
 
     def put(self, *things: Tensor | nn.Module) -> None:
         """Count tensors, or a model's, as lying on the device."""
@@ -51,6 +59,10 @@ class OtherDevice(TorchFunctionMode):
             for tensor in given:
                 if place_of(tensor) == "host" and tensor.dim() and id(tensor) not in indices:
                     raise WrongDevice(f"{resolve_name(func) or name}: {list(tensor.shape)} on the host, the rest not")
+        if self.apple and name in NOT_OF_APPLE and "device" in places:
+            raise WrongDevice(f"{name}, which Apple's GPUs have not")
+        if self.apple and named.get("memory_format") is torch.channels_last:
+            raise WrongDevice("channels last, in which Apple's GPUs go back through a batch-norm wrongly")
         out = func(*args, **named)
         place: Place | None = None
         moved = named.get("device", args[1] if name == "to" and len(args) > 1 else None)
@@ -73,6 +85,8 @@ class OtherDevice(TorchFunctionMode):
         for tensor in tensors_in(out):
             if place is not None:
                 mark(tensor, place)
+            if self.apple and place == "device" and tensor.dtype == torch.float64:
+                raise WrongDevice(f"{name}: float64, which Apple's GPUs have not")
         return out
 
 

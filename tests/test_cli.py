@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "mnist/sat-r3", "--data-dir", "nowhere"], "nowhere"),
         (["evaluate"], "evaluate needs a model"),
         (["evaluate", "nowhere"], "no run"),
+        (["evaluate", r"C:\runs\nowhere"], "no run"),
         (["evaluate", "surefoot.models:build_model"], "needs --weights"),
         (["evaluate", "a", "--source-weights", "w"], "--source-weights is for a --source"),
         (["evaluate", "a", "--source", "b", "--last-iterate"], "leave it out with --source"),
@@ -755,6 +757,13 @@ def test_others_end_quietly_when_nobody_reads(
         assert main([*args, *json_too]) == 141
     assert capsys.readouterr().err == ""
     assert read_records(Path(run_folder) / "records.jsonl")  # what was measured is kept
+
+
+@pytest.mark.parametrize("args", [["--help"], ["list", "recipes"], ["list", "recipes", "--json"]])
+def test_standard_output_that_is_closed_is_no_error(args: list[str]) -> None:
+    command = shlex.join([sys.executable, "-m", "surefoot", *args]) + " >&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_ends_quietly_when_nobody_reads() -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +24,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from surefoot.data import DATASETS, Dataset, Split, load
+from tests.as_windows import CAN_TELL, as_windows
 
 # The package's name "load" is the function.
 load_module = importlib.import_module("surefoot.data.load")
@@ -392,6 +393,55 @@ def test_a_damaged_cache_is_built_again(damage: str, own_cache: Path, caplog: py
     caplog.clear()
     assert same(load("digits"), kept)
     assert caplog.text == ""
+    assert list(own_cache.iterdir()) == [entry]
+
+
+def test_classes_and_images_are_in_the_same_order_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "set", {"Zebra": 12, "ant": 12})
+    (tmp_path / "set" / "ant" / "003.png").rename(tmp_path / "set" / "ant" / "B.png")
+    (tmp_path / "set" / "ant" / "004.png").rename(tmp_path / "set" / "ant" / "a1.png")
+    here = load(f"imagefolder:{tmp_path / 'set'}", image_size=8)
+    monkeypatch.setattr(PurePath, "__lt__", lambda one, other: str(one).lower() < str(other).lower())  # as paths there
+    monkeypatch.setenv("SUREFOOT_CACHE", str(tmp_path / "there"))
+    there = load(f"imagefolder:{tmp_path / 'set'}", image_size=8)
+    assert there.class_names == ("Zebra", "ant")
+    assert same(here, there)
+
+
+def test_without_a_home_the_cache_needs_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SUREFOOT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", dict[int, Any]().__getitem__)  # a user that the system does not know
+    with pytest.raises(OSError, match=r"cache folder is not to be found \(.*\): name one with cache_dir or \$SUREFOOT"):
+        load("digits")
+
+
+def test_paths_are_short_enough_for_windows(
+    own_cache: Path, mnist_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    choose = load_module._choose_classes
+
+    def looking(*args: Any) -> Any:
+        (staging,) = own_cache.iterdir()
+        # datasets repeats the path of its folder, root and all, in the name of a file
+        lengths.extend(len(str(path)) - len(str(own_cache)) * str(path).count("cache") for path in staging.rglob("*"))
+        return choose(*args)
+
+    monkeypatch.setattr(load_module, "_choose_classes", looking)
+    load_tiny_mnist(mnist_shards)
+    assert max(lengths) + 2 * len(r"C:\Users\firstname.last\AppData\Local\surefoot\Cache") < 260
+
+
+@pytest.mark.skipif(not CAN_TELL, reason="what is mapped is seen in /proc")
+def test_nothing_is_moved_or_removed_that_is_still_mapped(
+    own_cache: Path, mnist_shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_windows(monkeypatch)
+    load_tiny_mnist(mnist_shards)
+    (entry,) = entries(own_cache)
+    truncate(entry / "labels.npy")
+    assert len(load_tiny_mnist(mnist_shards).test.labels) == 30
     assert list(own_cache.iterdir()) == [entry]
 
 

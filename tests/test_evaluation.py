@@ -294,6 +294,18 @@ def test_a_seed_decides_what_is_drawn_and_only_inside() -> None:
     assert torch.equal(torch.rand(2), after)
 
 
+def test_the_generator_of_an_apple_gpu_comes_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)  # stands for it; torch.manual_seed reaches it as it does there
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "manual_seed", generator.manual_seed)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: generator.get_state())
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda state, device: generator.set_state(state))
+    before = generator.get_state()
+    with seeded(7):
+        assert generator.initial_seed() == 7
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_the_generators_come_back_through_an_exception() -> None:
     before = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError), seeded(7):
@@ -579,6 +591,13 @@ def test_who_appends_waits_for_another_who_does(tmp_path: Path) -> None:
         waiting.result(timeout=10)
     assert len(read_records(path)) == 1
     assert [each.name for each in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+def test_records_are_appended_without_a_home_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", dict[int, Any]().__getitem__)  # a user that the system does not know
+    append_records(tmp_path / "records.jsonl", [])
+    assert (tmp_path / "records.jsonl").exists()
 
 
 def test_a_file_of_nothing_but_a_cut_line_is_empty(tmp_path: Path) -> None:

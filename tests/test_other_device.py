@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from surefoot.attacks import FGSM, AutoAttack, DeepFool
 from surefoot.audit import audit
 from surefoot.core.gradients import input_gradient
 from surefoot.core.losses import cross_entropy
-from surefoot.data import Batches, Split
+from surefoot.core.types import Attack
+from surefoot.data import Batches, Dataset, Split
 from surefoot.evaluation import evaluate, evaluate_transfer
+from surefoot.objectives import SatR1
+from surefoot.training import FitConfig, Phase, fit
 from surefoot.training.monitor import Monitor
 from tests.other_device import OtherDevice, WrongDevice, place_of
 from tests.tables import ATTACKS, EPS, OBJECTIVE_CASES, AttackCase, ObjectiveCase, random_net, trained
@@ -38,11 +43,11 @@ def test_an_objective_stays_there_too(case: ObjectiveCase) -> None:
     assert {place_of(each) for each in (terms.loss, terms.classification)} == {"device"}
 
 
-def moved_batches() -> Batches:
+def moved_batches(*, channels_last: bool = False) -> Batches:
     """A few batches of what `trained` is given, moved to the device as they are."""
     _, inputs, labels = trained()
     images = (inputs * 255).round().to(torch.uint8)
-    return Batches(Split(images, labels), 20, device=torch.device("cpu"))
+    return Batches(Split(images, labels), 20, device=torch.device("cpu"), channels_last=channels_last)
 
 
 @pytest.mark.parametrize("precision", ["strict", "fast"])
@@ -74,6 +79,68 @@ def test_a_monitor_stays_there_too() -> None:
         device.put(net, inputs, labels)
         look = Monitor(inputs, labels, EPS, every=1)(net, 1)
     assert look is not None
+
+
+@pytest.fixture
+def apple(monkeypatch: pytest.MonkeyPatch) -> OtherDevice:
+    """One of Apple's GPUs, which surefoot takes every device for."""
+    monkeypatch.setattr("surefoot.core.devices.is_apple", lambda device: True)
+    return OtherDevice(apple=True)
+
+
+def test_attacks_and_objectives_need_nothing_that_apple_gpus_lack(apple: OtherDevice) -> None:
+    net, inputs, labels = trained()
+    source = random_net(seed=1).eval()
+    with apple as device:
+        device.put(net, source, inputs, labels)
+        for attack in ATTACKS:
+            assert place_of(attack.build(EPS)(net, inputs, labels)) == "device"
+        for objective in OBJECTIVE_CASES:
+            assert place_of(objective.build((source,))(net, inputs, labels).loss) == "device"
+
+
+@pytest.mark.parametrize("precision", ["strict", "fast"])
+def test_an_evaluation_needs_nothing_that_they_lack(apple: OtherDevice, precision: Literal["strict", "fast"]) -> None:
+    net, _, _ = trained()
+    with apple as device:
+        device.put(net)
+        attacks: list[Attack] = [FGSM(EPS), DeepFool(steps=8), AutoAttack(EPS, steps=2, queries=4)]
+        records = evaluate(net, moved_batches(channels_last=True), attacks, precision=precision, worst_case=True)
+    assert records[1].mean_l2 is not None
+
+
+def test_a_training_with_its_monitor_needs_nothing_that_they_lack(apple: OtherDevice) -> None:
+    _, inputs, labels = trained()
+    split = Split((inputs * 255).round().to(torch.uint8), labels)
+    dataset = Dataset("made", split, split, split, num_classes=3, class_names=("a", "b", "c"))
+    phases = [Phase(SatR1(EPS, lam=0.2, steps=2), epochs=1)]
+    config = FitConfig(batch_size=20, device="cpu", augment="crop-flip", ema_decay=0.9)
+    with apple:
+        result = fit(random_net(), dataset, phases, config, monitor=Monitor(inputs, labels, EPS, every=1))
+    assert result.metrics[0]["monitor"]
+
+
+@pytest.mark.slow
+def test_an_audit_needs_nothing_that_they_lack(apple: OtherDevice) -> None:
+    net, inputs, labels = trained()
+    with apple as device:
+        device.put(net, inputs, labels)
+        found = audit(net, inputs[:8], labels[:8], EPS, others=inputs[8:24])
+    assert len(found.checks) == 12
+
+
+def test_what_apple_gpus_lack_is_caught(apple: OtherDevice) -> None:
+    _, inputs, _ = trained()
+    with apple as device:
+        device.put(inputs)
+        for planted in (
+            inputs.double,
+            lambda: inputs.flatten(1).cummax(dim=1),
+            lambda: inputs.contiguous(memory_format=torch.channels_last),
+        ):
+            with pytest.raises(WrongDevice):
+                planted()
+        assert inputs.cpu().double().dtype == torch.float64
 
 
 def planted_zeros(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

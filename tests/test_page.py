@@ -478,6 +478,11 @@ def test_a_line_keeps_its_look_from_plot_to_plot() -> None:
     assert styles["training-loss"] == {"noise": 2, "other": 0, "new": 1}  # `noise` and `other` never met before
 
 
+def test_a_name_that_is_no_utf_8_costs_no_page(tmp_path: Path) -> None:
+    write_page([audit(model="runs/na\udcefve/0")], tmp_path / "page.html")
+    assert "runs/na\\udcefve/0" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 # In a browser: Debian's Chromium, headless, with its software renderer.
 
 

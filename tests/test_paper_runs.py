@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import signal
-import threading
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,13 +320,33 @@ def test_a_task_whose_workers_all_die_is_given_up(tmp_path: Path, monkeypatch: p
     assert [failure.error for failure in failures] == ["its process died 3 times, last with -9"]
 
 
-def test_a_worker_leaves_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    thread = threading.Thread(target=schedule.leave_with, args=(os.getppid() + 1,))
-    thread.start()
-    thread.join(timeout=5)
-    assert codes == [1]
+ORPHAN = """
+import multiprocessing, threading, time
+from surefoot.paper.schedule import leave_with
+
+def work(pipe):
+    threading.Thread(target=leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    pipe.send("at work")
+    time.sleep(30)
+    print("still there")
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs,))
+    process.start()
+    print(ours.recv(), flush=True)
+    time.sleep(30)
+"""
+
+
+def test_a_worker_leaves_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN, encoding="utf-8")
+    with subprocess.Popen([sys.executable, tmp_path / "orphan.py"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "at work\n"
+        parent.kill()
+        assert parent.stdout.read() == ""  # ends when nobody can write any more, the worker either
 
 
 def test_the_first_training_of_the_figures_methods_is_watched() -> None:

@@ -829,6 +829,17 @@ def test_a_random_model_has_the_same_clean_draws_alone_and_with_others() -> None
     assert 0 < alone.robust_accuracy < 1
 
 
+def test_where_batches_cannot_be_kept_the_evaluation_goes_on_and_says_so(tmp_path: Path) -> None:
+    net, batches = trained_batches()
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    said: list[str] = []
+    records = evaluate(net, batches, [IFGSM(EPS, 3)], unfinished=tmp_path / "file", on_note=said.append)
+    assert without_time(records) == without_time(evaluate(net, batches, [IFGSM(EPS, 3)]))
+    assert len(said) == 1
+    assert "finished batches are not kept (" in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("harm", ["cut short", "of another version"])
 def test_a_file_that_cannot_be_used_is_run_again(tmp_path: Path, harm: str) -> None:
     net, batches = trained_batches()

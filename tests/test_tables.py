@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from surefoot.evaluation import Record, evaluate
 from surefoot.paper.printed import TABLE_6, TABLE_6_COLUMNS
 from surefoot.paper.tables import auto_attack, table_3_black_box, table_6
+from surefoot.report import record_table
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper" / "regularizers-for-single-step-adversarial-training.md"
 
@@ -30,6 +33,16 @@ def record(attack: str | None, accuracy: float, **changes: Any) -> Record:
         "robust_interval": (0.8, 0.9),
     }
     return Record(**{**vars(clean), **fields, **changes})
+
+
+def test_in_a_narrow_terminal_nothing_of_a_table_is_left_out() -> None:
+    kinds = [("PGD", {"steps": 40}), ("PGD", {"steps": 40, "loss": {"name": "MarginLoss"}}), (None, {})]
+    records = [record(attack, 0.875, attack_fields=fields) for attack, fields in kinds]
+    console = Console(width=40, file=io.StringIO())
+    console.print(record_table(records, "a model"))
+    assert isinstance(console.file, io.StringIO)
+    assert "…" not in console.file.getvalue()
+    assert console.file.getvalue().count("87.50") == 3
 
 
 def test_black_box_records_are_told_apart_by_their_source() -> None:

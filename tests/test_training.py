@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric import Fabric
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -457,6 +458,32 @@ def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path, 
     tensors, about = load_tensors(path)
     assert torch.equal(tensors["a"], torch.ones(2))
     assert about == {"note": "x" * padding}
+
+
+def test_whom_the_umask_lets_read_may_read_weights_too(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "weights.safetensors", {"a": torch.ones(2)}, {})
+    (tmp_path / "other").write_text("", encoding="utf-8")
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("surefoot.core.files.save_file", full)
+    with pytest.raises(OSError, match=r"state.ckpt cannot be written \(No space left on device"):
+        save_tensors(tmp_path / "state.ckpt", {"a": torch.ones(2)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_loaded_no_longer_hangs_on_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.ckpt"
+    save_tensors(path, {"a": torch.ones(2)}, {})
+    tensors, _ = load_tensors(path)
+    content = path.read_bytes()
+    with open(path, "r+b") as file:  # in place: a mapping of the file would show it
+        file.write(content[:-4] + bytes(4))
+    assert torch.equal(tensors["a"], torch.ones(2))
 
 
 def test_what_another_program_wrote_beside_the_tensors_does_not_matter(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surefoot.attacks import APGD, APGDT, FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss, Square
@@ -25,6 +24,7 @@ from surefoot.audit.label_search import LabelSearch
 from surefoot.audit.landscape import gradients, local_linearity_errors
 from surefoot.audit.record import Check, Outcome
 from surefoot.audit.statistics import CHECK_ERROR
+from surefoot.core.devices import cosines, has_float64
 from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting, is_training, plain_module
 from surefoot.core.losses import margin
@@ -353,7 +353,8 @@ def loss_rises(bench: Bench) -> Finding:
         bench,
         lambda x, y: losses_along(bench.model, x, y, torch.randn_like(x).sign(), radii).T,
     )
-    fall = (along.cummax(dim=1).values - along).amax(dim=1)
+    highest = along.cpu().cummax(dim=1).values.to(along.device)  # PyTorch 2.6 has none for Apple's GPUs
+    fall = (highest - along).amax(dim=1)
     falls = fall > torch.clamp(along.amax(dim=1) / 4, min=0.1)
     one = batched(bench, lambda x, y, adv: sample_losses(bench.model, adv, y), single.adv_inputs)
     other = batched(bench, lambda x, y, adv: sample_losses(bench.model, adv, y), many.adv_inputs)
@@ -457,8 +458,8 @@ def gradients_exist(bench: Bench) -> Finding:
     largest = both.nan_to_num(0, 0, 0).abs().amax(dim=2).amin(dim=0)
     zero = (largest == 0) & ~spoiled
     under = (largest < 1e-30) & ~zero & ~spoiled
-    agreement = F.cosine_similarity(here.double(), beside.double(), eps=1e-300)
-    apart = ~(agreement >= 0.2)
+    agreement = cosines(here, beside)
+    apart = ~(agreement >= 0.2).to(here.device)
     gone = spoiled | zero | under
     rows = bench.right
     total = max(int(rows.sum()), 1)
@@ -468,7 +469,7 @@ def gradients_exist(bench: Bench) -> Finding:
     numbers = {
         **counts,
         "disagree": int((apart & ~gone & rows).sum()),
-        "agreement": mean(agreement[rows & ~gone]),
+        "agreement": mean(agreement[(rows & ~gone).cpu()]),
     }
     no_gradient = by_share(gone, rows, 0.1, "", "a few dead pixels", **numbers)
     at_odds = by_share(apart & ~gone, rows & ~gone, 0.5, "", "")
@@ -552,7 +553,8 @@ def unsaturated(bench: Bench) -> list[Trial]:
     """The plain attack where nothing can saturate: logits of unit margin, float64, margin losses."""
     left = pgd(bench).robust
     with crafting(bench.model) as frozen, torch.no_grad():
-        logits = torch.cat([frozen(part) for part in torch.split(bench.inputs, bench.batch_size)]).double()
+        logits = torch.cat([frozen(part) for part in torch.split(bench.inputs, bench.batch_size)])
+    logits = logits.double() if has_float64(logits.device) else logits
     scale = float((-margin(logits, bench.labels))[bench.right].abs().median()) if bench.right.any() else 1.0
     scale = scale if scale > 0 and math.isfinite(scale) else 1.0
     steps, name = bench.effort.steps, plain_name(bench)
@@ -575,7 +577,7 @@ def unsaturated(bench: Bench) -> list[Trial]:
 
 def in_double(bench: Bench) -> nn.Module | None:
     """A copy of the model in float64, where it can be made and agrees."""
-    if bench.inputs.device.type == "mps":
+    if not has_float64(bench.inputs.device):
         return None
     try:
         wide = copy.deepcopy(plain_module(bench.model)).double()

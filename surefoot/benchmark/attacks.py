@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surefoot.attacks import PGD, CarliniWagnerL2, DeepFool
 from surefoot.benchmark.peers import PEERS, Craft
 from surefoot.benchmark.timing import Clock, Timing, race
+from surefoot.core.devices import image_format
 from surefoot.core.geometry import l2_distance
 from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.losses import cross_entropy, full_precision
@@ -192,10 +193,11 @@ class AttackBenchmark:
         if clock is None:
             clock = time.process_time if self.cpu_seconds else time.perf_counter
         model = copy.deepcopy(subject.model).eval().requires_grad_(not self.freeze_weights)
+        form = image_format(subject.inputs.device)
         subject = dataclasses.replace(
             subject,
-            model=model.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-            inputs=subject.inputs.contiguous(memory_format=torch.channels_last),
+            model=model.to(memory_format=form),  # type: ignore[call-overload]
+            inputs=subject.inputs.contiguous(memory_format=form),
         )
         for name, contestants in self.races():
             timings = race(

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from surefoot.benchmark.timing import Clock, Timing, race
+from surefoot.core.devices import image_format
 from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.core.types import Objective
 from surefoot.evaluation.evaluate import device_name, versions
@@ -318,10 +319,10 @@ class _Bench:
     def __post_init__(self) -> None:
         device = self.subject.inputs.device
         self.fabric = make_fabric(FitConfig(device=device.type, precision=self.precision))  # type: ignore[arg-type]
-        self.model = copy.deepcopy(self.subject.model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = copy.deepcopy(self.subject.model).train().to(memory_format=image_format(device))  # type: ignore[call-overload]
         self.inputs = self.subject.inputs
         if self.inputs.dim() == 4:
-            self.inputs = self.inputs.contiguous(memory_format=torch.channels_last)
+            self.inputs = self.inputs.contiguous(memory_format=image_format(device))
         size = self.settings.peak_size or (8192 if device.type == "cuda" else 2048)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.factors = torch.rand(2, size, size, device=device).to(dtype)
@@ -357,7 +358,7 @@ class _Bench:
         repeats = -(-max(each.samples for each in passes) // len(self.inputs))
         many = torch.cat([self.inputs] * repeats)
         if many.dim() == 4:
-            many = many.contiguous(memory_format=torch.channels_last)
+            many = many.contiguous(memory_format=image_format(many.device))
 
         # An ensemble crafts on one of its networks at a time: here on each in turn.
         crafted_on = itertools.cycle([self.model, *sources_of(self.subject.objectives[name])])

@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
         0 done (audit: robust), 1 failed, 2 wrong usage or input, 130 interrupted, 141 nobody reads what is printed;
         audit: 3 masked, 4 inconclusive, 5 not robust.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed, or this is a Windows program without a console
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from surefoot.audit import Curve
 from surefoot.cli.options import Common
 from surefoot.cli.output import say
+from surefoot.core.devices import image_format
 from surefoot.core.failures import in_one_line
 from surefoot.core.limits import check_whole
 from surefoot.data import Batches, Dataset, Split, images_at_once, load
@@ -100,8 +101,8 @@ def check_factories(names: Sequence[str], options: ModelOptions) -> None:
     Raises:
         ValueError: with what to give.
     """
-    factories = [name for name in names if ":" in name]
-    crafts = options.source is not None and ":" in options.source
+    factories = [name for name in names if is_factory(name)]
+    crafts = options.source is not None and is_factory(options.source)
     for field in OF_A_FACTORY:
         used = factories or (crafts and field in ("mean", "std"))
         if not used and getattr(options, field) not in (None, ()):
@@ -120,7 +121,18 @@ def open_models(names: Sequence[str], options: ModelOptions) -> list[Opened]:
     """Runs and package.module:factory, side by side."""
     check_factories(names, options)
     weights = iter(options.weights)
-    return [open_factory(name, next(weights), options) if ":" in name else open_run(name, options) for name in names]
+    return [
+        open_factory(name, next(weights), options) if is_factory(name) else open_run(name, options) for name in names
+    ]
+
+
+def is_factory(name: str) -> bool:
+    """Is it package.module:factory, and no folder on a drive of Windows?
+
+    >>> [is_factory(name) for name in ("runs/demo/sat-r2/0", "my_package.nets:wide", "C:\\\\runs\\\\0", "C:/runs/0")]
+    [False, True, False, False]
+    """
+    return ":" in name and not PureWindowsPath(name).is_absolute()
 
 
 def open_run(name: str, options: ModelOptions) -> Opened:
@@ -153,7 +165,7 @@ def open_factory(name: str, weights: Path, options: ModelOptions) -> Opened:
 
 def open_source(name: str, scored: Opened, options: ModelOptions) -> Opened:
     """The model that crafts; its data are those of the models that are scored."""
-    if ":" not in name:
+    if not is_factory(name):
         if options.source_weights is not None:
             raise ValueError(f"--source-weights is for package.module:factory; {name} is a run and has its own.")
         trained = load_run(Path(name))
@@ -206,7 +218,7 @@ def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device
 
 def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: ModelOptions) -> nn.Module:
     """The model on its device, wrapped where it answers with something else than logits, or refused."""
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device, memory_format=image_format(device))  # type: ignore[call-overload]
     inputs, labels = next(iter(batches))
     model, said = recognised(model, name, inputs, labels, options, options.draws)
     for sentence in said:
@@ -223,7 +235,7 @@ def recognised(
         ValueError: it is refused, or its own code fails.
     """
     inputs, labels = inputs[:RECOGNISED_BY], labels[:RECOGNISED_BY]
-    known_range = ":" not in name or options.mean is not None or options.std is not None
+    known_range = not is_factory(name) or options.mean is not None or options.std is not None
     try:
         return recognise(model, inputs, labels, draws=draws, check_range=not known_range)
     except ValueError as error:

@@ -25,7 +25,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        os.chmod(temporary, mode)  # safetensors lets nobody else read what it writes, whatever the umask
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -56,7 +59,7 @@ def locked(lock: Path, *, wait: bool = False) -> Iterator[bool]:
 
 def lock_of(path: Path) -> Path:
     """Where who appends to a file locks it: in the temporary folder, so that nothing is left beside the file."""
-    about = json.dumps([str(Path.home()), str(path.resolve())])
+    about = json.dumps([os.path.expanduser("~"), str(path.resolve())])
     return Path(tempfile.gettempdir()) / f"surefoot-{hashlib.sha256(about.encode()).hexdigest()[:16]}.lock"
 
 
@@ -107,7 +110,11 @@ def read_lines(file: Path | None) -> list[dict[str, Any]]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata to one safetensors file, atomically; tied ones each for itself."""
+    """Write tensors and JSON metadata to one safetensors file, atomically; tied ones each for itself.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     apart: dict[str, Tensor] = {}
     memories: set[int] = set()
     for name, tensor in tensors.items():
@@ -117,7 +124,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         memories.add(whole.untyped_storage().data_ptr())
         apart[name] = whole
     with atomic_path(path) as temporary:
-        save_file(apart, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+        try:
+            save_file(apart, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written ({error}); make room, or give another place.") from error
 
 
 def is_pickled(path: Path) -> bool:
@@ -142,7 +152,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: no such file, pickled code instead of safetensors, or a truncated or damaged file.
     """
     with opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata_of(file)  # noqa: SIM118
+        # Copied: what safetensors gives maps the file, and Windows replaces or removes no file that is mapped.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata_of(file)  # noqa: SIM118
 
 
 def load_metadata(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from surefoot.core.devices import image_format
+
 from .augment import horizontal_flip, pad_crop
 from .load import Split
 
@@ -47,7 +49,7 @@ class Batches:
         seed: of the order and the augmentation.
         augment: ``"crop-flip"`` shifts by up to 4 pixels (zeros move in) and flips half of the images.
         drop_last: leave out a smaller last batch.
-        channels_last: inputs in the channels-last memory format.
+        channels_last: inputs in the channels-last memory format, where `core.devices.image_format` gives it.
 
     Raises:
         ValueError: shapes or dtypes are not those above, images and labels differ in number,
@@ -88,7 +90,7 @@ class Batches:
         self.seed = seed
         self.augment = augment
         self.drop_last = drop_last
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = image_format(self.device) if channels_last else torch.contiguous_format
         self._images = images.to(self.device)
         self._labels = labels.to(self.device)
 

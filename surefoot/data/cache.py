@@ -45,9 +45,21 @@ class _Damaged(Exception):
 
 
 def cache_root(cache_dir: Path | None) -> Path:
-    """The given folder, else ``$SUREFOOT_CACHE``, else the user's cache folder."""
-    chosen = cache_dir or os.environ.get("SUREFOOT_CACHE") or platformdirs.user_cache_dir("surefoot")
-    return Path(chosen).expanduser()
+    """The given folder, else ``$SUREFOOT_CACHE``, else the user's cache folder.
+
+    Raises:
+        OSError: the user has no home, as in some containers.
+    """
+    try:
+        chosen = (
+            cache_dir or os.environ.get("SUREFOOT_CACHE") or platformdirs.user_cache_dir("surefoot", appauthor=False)
+        )
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        reason = str(error).rstrip(".")
+        raise OSError(
+            f"the user's cache folder is not to be found ({reason}): name one with cache_dir or $SUREFOOT_CACHE"
+        ) from error
 
 
 def open_or_build(root: Path, entry: str, build: Callable[[Path], dict[str, Any]]) -> Contents:
@@ -62,11 +74,12 @@ def open_or_build(root: Path, entry: str, build: Callable[[Path], dict[str, Any]
         try:
             return _read(final)
         except _Damaged as damage:
-            logger.warning("the cached data set %s is damaged (%s): building it again", final, damage)
+            logger.warning("the cached data set %s is damaged (%s): building it again", final, str(damage))
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
-        staging = root / f".building-{entry}-{secrets.token_hex(6)}"
+        # Short names, here and below: datasets writes the whole path twice, and Windows has 260 characters.
+        staging = root / f".building-{secrets.token_hex(4)}"
         staging.mkdir()
     except OSError as error:
         raise OSError(
@@ -152,18 +165,17 @@ def _install(staging: Path, final: Path) -> None:
         else:
             _fsync(final.parent)
             return
-        try:
+        with suppress(_Damaged):
             _read(final)
-        except _Damaged:
-            # Aside by a rename too: a process that has the old one mapped keeps it.
-            aside = final.with_name(f".building-{final.name}-{secrets.token_hex(6)}")
-            with suppress(FileNotFoundError):  # another process did
-                os.rename(final, aside)
-            if aside.is_file():
-                aside.unlink()
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
             return  # another process was faster
+        # Aside by a rename too: a process that has the old one mapped keeps it. (Windows moves nothing that is mapped:
+        # what _read had mapped when it failed is let go by now.)
+        aside = final.with_name(f".building-{secrets.token_hex(4)}")
+        with suppress(FileNotFoundError):  # another process did
+            os.rename(final, aside)
+        if aside.is_file():
+            aside.unlink()
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _remove_abandoned(root: Path) -> None:

@@ -339,13 +339,19 @@ def _images_below(folder: Path) -> list[Path]:
         images += [
             Path(place, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
-    return sorted(images)
+    return sorted(images, key=_spelling)
 
 
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    there = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(there, key=_spelling)
+
+
+def _spelling(path: Path) -> tuple[str, ...]:
+    # Paths themselves are sorted without regard to case on Windows: the classes would have other numbers there.
+    return path.parts
 
 
 # Sources: the only places that import scikit-learn and datasets, which takes seconds
@@ -467,13 +473,14 @@ def _reason(error: BaseException) -> str:
 
 def _build(plan: _Plan, staging: Path) -> dict[str, Any]:
     logger.info("decoding %s into the cache, once", plan.name)
-    scratch = staging / "scratch"
+    scratch = staging / "in"
     scratch.mkdir()
     source = plan.open_source(scratch)
     labels, class_names = _choose_classes(plan, source)
     rows, sizes = _arrange(plan, labels, source.parts)
     _write(plan, source, rows, staging / "images.npy")
     np.save(staging / "labels.npy", labels[rows])
+    del source  # it maps what lies in scratch, and Windows removes no file that is mapped
     shutil.rmtree(scratch)
     return {"sizes": list(sizes), "class_names": list(class_names)}
 

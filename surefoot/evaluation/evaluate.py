@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import surefoot
+from surefoot.core.devices import in_float64
 from surefoot.core.files import save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.types import Attack, CompoundAttack, check_attacks
@@ -150,7 +151,7 @@ def evaluate(
         on_note: told in a sentence what a user should know, as that a batch was halved.
         unfinished: a folder that keeps finished batches until all is done: the same call goes on from there. A model
             is known by its weights, its modules, their settings and how it answers; of an attack that is or holds
-            something without an importable name, as a lambda, nothing is kept.
+            something without an importable name, as a lambda, nothing is kept, nor where the folder cannot be written.
         samples: a folder to write each attack's per-sample outcomes to, as safetensors.
 
     Returns:
@@ -258,7 +259,7 @@ def _evaluate(
         }
         for model, about in zip(models, abouts, strict=True)
     ]
-    store = Store(None if unfinished is None else Path(unfinished))
+    store = Store(None if unfinished is None else Path(unfinished), tell.on_note)
     identity: dict[str, Any] = {}
     if unfinished is not None:
         crafts = None if source is None else weights_sha256(source)
@@ -374,7 +375,7 @@ def make_record(
         clean_accuracy=survivors(clean) / total,
         robust_accuracy=left / total,
         robust_interval=wilson_interval(left, total),
-        mean_l2=float(lengths.double().mean()) if len(lengths) else None,
+        mean_l2=float(in_float64(lengths).mean()) if len(lengths) else None,
         seconds=cost.seconds,
         forwards=cost.forwards,
         backwards=cost.backwards,
@@ -400,7 +401,7 @@ def worst_case_record(
         clean_accuracy=survivors(clean) / total,
         robust_accuracy=left / total,
         robust_interval=wilson_interval(left, total),
-        mean_l2=float(lengths.double().mean()) if len(lengths) else None,
+        mean_l2=float(in_float64(lengths).mean()) if len(lengths) else None,
         seconds=sum(record.seconds for record in own),
         forwards=sum(record.forwards for record in own),
         backwards=sum(record.backwards for record in own),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,12 @@ class Store:
 
     Args:
         root: the folder of all evaluations; None keeps nothing.
+        on_note: told in a sentence that batches cannot be kept there.
     """
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Path | None, on_note: Callable[[str], None] | None = None) -> None:
         self.root = root
+        self.on_note = on_note
         self.used: set[Path] = set()
 
     def file(self, what: Mapping[str, Any], number: int, inputs: Tensor, labels: Tensor) -> Path | None:
@@ -91,13 +93,18 @@ class Store:
             return None
 
     def save(self, file: Path | None, outcomes: Sequence[Outcome]) -> None:
-        """Keep a finished batch, atomically."""
+        """Keep a finished batch, atomically; where that fails, neither it nor those after it."""
         if file is None:
             return
         named = [outcome.tensors() for outcome in outcomes]
         tensors = {f"{index}.{name}": tensor for index, each in enumerate(named) for name, tensor in each.items()}
         about = [{"names": list(outcome.tensors()), "cost": vars(outcome.cost)} for outcome in outcomes]
-        save_tensors(file, tensors, {"outcomes": about})
+        try:
+            save_tensors(file, tensors, {"outcomes": about})
+        except OSError as error:  # a full disk, or a folder to read alone: no reason to end an evaluation
+            self.root = None
+            if self.on_note is not None:
+                self.on_note(f"From here on finished batches are not kept ({error}); a stop costs them.")
 
     def clear(self) -> None:
         """Forget what this evaluation kept; it is done."""

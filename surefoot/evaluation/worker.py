@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from surefoot.core.devices import image_format
 from surefoot.core.geometry import check_labels, l2_distance, linf_distance
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
 from surefoot.core.losses import check_logits
@@ -290,7 +291,7 @@ class Worker:
 
     def call(self, attack: Attack, arithmetic: Arithmetic, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
         if arithmetic != "fp32" and inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+            inputs = inputs.contiguous(memory_format=image_format(inputs.device))
 
         def seeded_call(part: Tensor, targets: Tensor) -> Tensor:
             with computed_in(arithmetic, inputs.device):

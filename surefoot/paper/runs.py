@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
+from surefoot.core.devices import image_format
 from surefoot.core.files import read_lines, write_text
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split, images_at_once
@@ -146,7 +146,8 @@ class Training:
     def model(self, place: Workplace, dataset: Dataset) -> nn.Module:
         """The trained model, on the device where it is measured."""
         model = load_run(self.folder(place)).load_model(dataset).requires_grad_(False)
-        return model.to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        device = best_device()
+        return model.to(device, memory_format=image_format(device))  # type: ignore[call-overload, no-any-return]
 
     def __call__(self, place: Workplace) -> None:
         folder = self.folder(place)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -219,9 +220,7 @@ class Processes:
         ours, theirs = self.context.Pipe()
         gpus = visible_gpus()
         gpu = gpus[index % len(gpus)] if gpus else None
-        process = self.context.Process(
-            target=work, args=(theirs, self.place, self.threads, gpu, os.getpid()), daemon=True
-        )
+        process = self.context.Process(target=work, args=(theirs, self.place, self.threads, gpu), daemon=True)
         process.start()
         theirs.close()
         worker = Worker(process, ours)
@@ -264,21 +263,20 @@ def visible_gpus() -> list[str]:
     return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
 
 
-def work(pipe: Connection, place: Workplace, threads: int, gpu: str | None, parent: int) -> None:
+def work(pipe: Connection, place: Workplace, threads: int, gpu: str | None) -> None:
     """A worker process: runs what comes through the pipe until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used here
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore")
-    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=leave_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         while True:
             pipe.send(attempt(pipe.recv(), place))
 
 
-def leave_with(parent: int) -> None:
+def leave_with(parent: BaseProcess) -> None:
     """End this process when the parent is gone: nobody would hear of what it does."""
-    while os.getppid() == parent:
-        time.sleep(1)
+    parent.join()  # not by os.getppid(), which on Windows stays the same
     os._exit(1)

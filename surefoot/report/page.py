@@ -71,7 +71,7 @@ def page(audits: Sequence[Audit], largest: int = LARGEST) -> str:
         for place, (audit, name) in enumerate(zip(audits, names, strict=True), 1)
     ]
     bare = render([replace(model, surfaces=[], pictures=[]) for model in models])
-    return render(fitting(models, largest - len(bare.encode())))
+    return render(fitting(models, largest - len(bare.encode(errors="backslashreplace"))))
 
 
 @dataclass(frozen=True, kw_only=True)

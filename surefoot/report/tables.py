@@ -63,7 +63,7 @@ def record_table(records: Sequence[Record], title: str) -> Table:
     """
     table = Table(title=title, title_justify="left")
     for name in ("attack", "accuracy %", "95 % interval", "mean l2", "seconds"):
-        table.add_column(name, justify="left" if name == "attack" else "right")
+        table.add_column(name, justify="left" if name == "attack" else "right", overflow="fold")
     for record in records:
         low, high = record.robust_interval
         table.add_row(

@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from surefoot.core.devices import image_format
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.limits import check_whole
@@ -306,7 +307,7 @@ def fit(
 
     channels_last = any(parameter.dim() == 4 for parameter in model.parameters())
     if channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=image_format(device))  # type: ignore[call-overload]
     module = plain_module(model)
     optimizer = torch.optim.SGD(
         module.parameters(),

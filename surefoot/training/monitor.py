@@ -9,10 +9,10 @@ from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surefoot.attacks.gradient_sign import ascend, check_steps, random_signs
+from surefoot.core.devices import cosines, in_float64
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.losses import cross_entropy, squared_distance
@@ -99,7 +99,7 @@ class Monitor:
         >>> images, labels = torch.rand(64, 1, 4, 4), torch.randint(3, (64,))
         >>> monitor = Monitor(images[:32], labels[:32], eps=0.1, every=2)
         >>> for step in range(1, 5):
-        ...     loss = F.cross_entropy(net(images[32:]), labels[32:])
+        ...     loss = nn.functional.cross_entropy(net(images[32:]), labels[32:])
         ...     optimizer.zero_grad(); loss.backward(); optimizer.step()
         ...     look = monitor(net, step)
         ...     if look is not None and look.masked:
@@ -217,7 +217,7 @@ class Monitor:
         losses, stands = (torch.cat(parts, dim=1) for parts in zip(*results, strict=True))
         lost = (stands[0] & ~stands[1]).sum()
         parts = [*losses.mean(dim=1), *stands.float().mean(dim=1), lost, *curves]
-        return torch.stack([part.double() for part in parts])
+        return torch.stack([in_float64(part) for part in parts])
 
     def _fgsm_and_pgd(self, around: "_Around") -> tuple[Tensor, Tensor]:
         """Losses `[2, batch]` under FGSM and PGD, and whether the model still answers rightly."""
@@ -287,9 +287,7 @@ class _Around:
 
     @property
     def agreement(self) -> Tensor:
-        # in double: the smallest float32 gradients would vanish when squared
-        one, other = self.gradient.flatten(1).double(), self.corner_gradient.flatten(1).double()
-        return F.cosine_similarity(one, other, eps=1e-300)
+        return cosines(self.gradient, self.corner_gradient)
 
     def beside(self, start: Tensor, direction: Tensor, radius: float) -> Tensor:
         return project(start + radius * direction, self.inputs, self.eps)

@@ -1,0 +1,47 @@
+"""What Apple's GPUs lack or get wrong, said once."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def is_apple(device: torch.device) -> bool:
+    """Is it an Apple GPU?"""
+    return device.type == "mps"
+
+
+def has_float64(device: torch.device) -> bool:
+    """Can it compute in float64?
+
+    >>> has_float64(torch.device("cpu")), has_float64(torch.device("mps"))
+    (True, False)
+    """
+    return not is_apple(device)
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """`values` in float64, where they are, or on the CPU where that cannot be."""
+    return values.double() if has_float64(values.device) else values.cpu().double()
+
+
+def cosines(one: Tensor, other: Tensor) -> Tensor:
+    """The cosine of each sample's two vectors, `[batch]`, as `in_float64` gives it.
+
+    In float32 the smallest gradients would vanish when squared.
+
+    >>> cosines(torch.tensor([[1e-30, 0.0]]), torch.tensor([[1e-30, 1e-30]]))
+    tensor([0.7071], dtype=torch.float64)
+    """
+    return F.cosine_similarity(in_float64(one.flatten(1)), in_float64(other.flatten(1)), eps=1e-300)
+
+
+def image_format(device: torch.device) -> torch.memory_format:
+    """The order of the numbers in a batch of images: channels last, in which convolutions are fastest.
+
+    Not so on Apple's GPUs: in that order PyTorch's way back through a batch-norm fails there or, worse, is wrong (its
+    issue 175189), and to an attack by a wrong gradient a model looks robust.
+
+    >>> image_format(torch.device("cpu")), image_format(torch.device("mps"))
+    (torch.channels_last, torch.contiguous_format)
+    """
+    return torch.contiguous_format if is_apple(device) else torch.channels_last
