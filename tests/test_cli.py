@@ -72,6 +72,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     [
         (["trian", "digits/normal"], "did you mean train?"),
         (["train"], "train needs a recipe"),
+        (["train", "--epochs", "1", "digits/sat-r3"], "train needs a recipe, before any option"),
         (["train", "digits/sat-r4"], "did you mean digits/sat-r"),
         (["train", "mnist/satr3"], "mnist/sat-r3"),
         (["train", "digits/sat-r3", "--epochs", "0"], "epochs is 0"),
@@ -105,7 +106,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "digits/sat-r3", "--model", "no_such_module:factory"], "no_such_module"),
         (["train", "digits/sat-r3", "--dataset", "digit"], "digits"),
         (["train", "mnist/sat-r3", "--data-dir", "nowhere"], "nowhere"),
-        (["evaluate"], "evaluate needs a model"),
+        (["evaluate"], "evaluate needs a model, before any option"),
         (["evaluate", "nowhere"], "no run"),
         (["evaluate", r"C:\runs\nowhere"], "no run"),
         (["evaluate", "surefoot.models:build_model"], "needs --weights"),
@@ -759,7 +760,7 @@ def test_others_end_quietly_when_nobody_reads(
     assert read_records(Path(run_folder) / "records.jsonl")  # what was measured is kept
 
 
-@pytest.mark.parametrize("args", [["--help"], ["list", "recipes"], ["list", "recipes", "--json"]])
+@pytest.mark.parametrize("args", [["--help"], ["list", "recipes"], ["list", "--json", "recipes"]])
 def test_standard_output_that_is_closed_is_no_error(args: list[str]) -> None:
     command = shlex.join([sys.executable, "-m", "surefoot", *args]) + " >&-"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

@@ -75,7 +75,7 @@ def run(args: list[str]) -> int:
     """Audit each model; the exit code is the verdict."""
     names, rest = split_names(args)
     if not names and not {"-h", "--help", "--calibrate"} & set(rest):
-        raise ValueError("audit needs a model, for example `surefoot audit runs/demo/sat-r2/0`.")
+        raise ValueError("audit needs a model, before any option: for example `surefoot audit runs/demo/sat-r2/0`.")
     options = parse(Options, rest, prog=f"surefoot audit {' '.join(names) or 'MODEL'}", description=DESCRIPTION)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

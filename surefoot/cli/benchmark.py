@@ -123,7 +123,9 @@ def run(args: list[str]) -> int:
         return 0
     what, rest = split_name(args)
     if what is None:
-        raise ValueError(f"benchmark needs what to measure, for example `surefoot benchmark {next(iter(WHAT))}`.")
+        raise ValueError(
+            f"benchmark needs what to measure, before any option: for example `surefoot benchmark {next(iter(WHAT))}`."
+        )
     if what not in WHAT:
         raise unknown("benchmark of", what, WHAT, "surefoot benchmark --help")
     return WHAT[what](rest)

@@ -122,7 +122,9 @@ def run(args: list[str]) -> int:
     """Evaluate; exit code 0."""
     names, rest = split_names(args)
     if not names and not {"-h", "--help"} & set(rest):
-        raise ValueError("evaluate needs a model, for example `surefoot evaluate runs/mnist/sat-r3/0`.")
+        raise ValueError(
+            "evaluate needs a model, before any option: for example `surefoot evaluate runs/mnist/sat-r3/0`."
+        )
     options = parse(Options, rest, prog=f"surefoot evaluate {' '.join(names) or 'MODEL'}", description=DESCRIPTION)
     if len(names) > 1 and options.save_samples is not None:
         raise ValueError(f"--save-samples is one folder for one model, and {len(names)} are given; evaluate one.")

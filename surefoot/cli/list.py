@@ -41,8 +41,9 @@ class Options(Common):
 
 def run(args: list[str]) -> int:
     """List; exit code 0."""
-    what, rest = split_name(args)
     things = everything()
+    later = next((arg for arg in args if arg in things), None)  # as in `surefoot list --json recipes`
+    what, rest = (later, [arg for arg in args if arg != later]) if later else split_name(args)
     description = f"Show what there is: all, or one of {', '.join(things)}."
     options = parse(Options, rest, prog=f"surefoot list {what or '[WHAT]'}", description=description)
     if what is not None and what not in things:

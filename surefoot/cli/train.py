@@ -58,7 +58,8 @@ def run(args: list[str]) -> int:
             print("\n`surefoot train RECIPE --help` shows a recipe's fields and their values.")
             return 0
         raise ValueError(
-            "train needs a recipe, for example `surefoot train mnist/sat-r3`; `surefoot list recipes` shows them."
+            "train needs a recipe, before any option: for example `surefoot train mnist/sat-r3`; `surefoot list "
+            "recipes` shows them."
         )
     recipe = recipe_named(name)
     options = parse(
