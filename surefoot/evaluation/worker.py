@@ -378,13 +378,46 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def allowing_tf32(allowed: bool) -> Iterator[None]:
-    """Whether products on CUDA may round their factors to TF32; nothing changes elsewhere."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    """Whether products on CUDA may round their factors to TF32; what the caller chose is put back after.
+
+    Without TF32 a CPU, too, multiplies in float32 proper, whatever `torch.set_float32_matmul_precision` allows it.
+    """
+    try:
+        before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has set `fp32_precision`, beside which PyTorch refuses to read these two
+        with fp32_precision("tf32" if allowed else "ieee"):
+            yield
+        return
+    wanted = allowed, "high" if allowed else "highest"
+    set_tf32(wanted, before)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        set_tf32(before, wanted)
+
+
+def set_tf32(wanted: tuple[bool, str], now: tuple[bool, str]) -> None:
+    """cuDNN's flag and the precision of matrix products, where they differ: to set is to override what is inherited."""
+    if wanted[0] != now[0]:
+        torch.backends.cudnn.allow_tf32 = wanted[0]
+    if wanted[1] != now[1]:
+        torch.set_float32_matmul_precision(wanted[1])
+
+
+@contextlib.contextmanager
+def fp32_precision(wanted: str) -> Iterator[None]:
+    """PyTorch's own settings, since 2.9, of what float32 products are computed in: `ieee`, `tf32` or `bf16`."""
+    backends: Any = torch.backends
+    places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    places += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
 
 
 @contextlib.contextmanager
