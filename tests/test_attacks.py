@@ -28,6 +28,7 @@ from tests.tables import (
     AttackCase,
     PlainNet,
     SmallNet,
+    forwards_that_spoil_autocast,
     random_batch,
     random_net,
     trained,
@@ -559,6 +560,18 @@ def test_autocast_crafts_in_range_and_still_fools() -> None:
         adv_inputs = PGD(EPS, 5, EPS / 3, random_start=False)(net, inputs, labels)
     assert_valid(adv_inputs, inputs, EPS)
     assert float((net(adv_inputs).argmax(1) == labels).float().mean()) < 0.5
+
+
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_no_attack_spoils_the_autocast_that_it_is_called_in(case: AttackCase) -> None:
+    """The training step behind it would have no gradient for weights that were cast without one."""
+    net = random_net(PlainNet)
+    found = forwards_that_spoil_autocast(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        case.build(EPS)(net, *random_batch())
+        assert torch.is_autocast_cache_enabled()
+    assert found
+    assert not any(found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

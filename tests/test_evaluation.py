@@ -28,7 +28,7 @@ from surefoot.core.types import Attack
 from surefoot.evaluation import Record, accuracy, append_records, evaluate, read_records, wilson_interval
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
 from surefoot.evaluation.worker import fields_of, predictions
-from tests.tables import ATTACKS, EPS, AttackCase, random_batch, random_net, trained
+from tests.tables import ATTACKS, EPS, AttackCase, forwards_that_spoil_autocast, random_batch, random_net, trained
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -345,6 +345,15 @@ def test_no_samples_is_an_error_not_a_nan() -> None:
             evaluate(Threshold(), nothing, [])
         with pytest.raises(ValueError, match="no samples"):
             accuracy(Threshold(), nothing)
+
+
+def test_an_accuracy_does_not_spoil_the_autocast_of_a_training_step_around_it() -> None:
+    net = random_net()
+    found = forwards_that_spoil_autocast(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        accuracy(net, [random_batch()], FGSM(EPS))
+    assert found
+    assert not any(found)
 
 
 @pytest.mark.parametrize("attacks", [[], [FGSM(0.1)]], ids=["clean", "attacked"])

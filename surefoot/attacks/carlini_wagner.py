@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks.gradient_sign import check_steps
 from surefoot.core.geometry import check_batch
-from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.losses import full_precision
 
 EDGE = 1e-3
@@ -85,7 +85,7 @@ class CarliniWagnerL2:
         check_batch(inputs, labels)
         with crafting(model) as frozen:
             result = inputs.detach().clone()
-            with torch.no_grad():
+            with without_gradients():
                 rows = (~self._succeeds(self._gap(frozen(result), labels))).nonzero().squeeze(1)
             inputs, labels = result[rows], labels[rows]
             c = full_precision(inputs).new_full((len(rows),), self.initial_c)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks.gradient_sign import check_steps
 from surefoot.core.geometry import check_batch
-from surefoot.core.gradients import NO_GRADIENT, crafting
+from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
 from surefoot.core.losses import full_precision
 
 PAST_BOUNDARY = 1e-4  # l2 added to every step: a boundary that is merely reached is not crossed
@@ -143,7 +143,7 @@ class DeepFool:
         moved: Tensor = full_precision(points).flatten(1) - (1 + self.overshoot) * length * (slope / norm)
         return moved.clamp(0, 1).view_as(points).to(points.dtype)
 
-    @torch.no_grad()
+    @without_gradients()
     def _shorten(self, model: nn.Module, inputs: Tensor, adv_inputs: Tensor, labels: Tensor) -> Tensor:
         shape = (-1, *[1] * (inputs.dim() - 1))
         high = torch.ones(len(inputs), dtype=inputs.dtype, device=inputs.device)

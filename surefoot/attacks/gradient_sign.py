@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_radius, project
-from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss
 
@@ -408,6 +408,6 @@ class PGD:
         )
 
     def _score(self, model: nn.Module, adv_inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
+        with without_gradients():
             logits = model(adv_inputs)
             return logits.argmax(dim=1) != labels, self.loss(logits, labels)

@@ -92,6 +92,27 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
             part.training = True
 
 
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """`torch.no_grad`, where autocast keeps none of the weights that it casts.
+
+    An older PyTorch (2.6 among them) hands them out again inside the same autocast, without their gradients: a
+    training step that crafts by such a forward would learn nothing.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), without_gradients():
+        ...     torch.is_grad_enabled(), torch.is_autocast_cache_enabled()
+        (False, False)
+    """
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+
+
 def is_crafting() -> bool:
     """Is this thread inside `crafting`? There gradients are of inputs alone, and a layer may leave the others out.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import check_labels, l2_distance, linf_distance
-from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
+from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module, without_gradients
 from surefoot.core.losses import check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
 from surefoot.evaluation.outcomes import Cost, Outcome
@@ -84,7 +84,7 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
         TypeError: the model answers with something else than a tensor.
         ValueError: or with one of another shape than `[batch, classes]`; a label beyond its classes.
     """
-    with crafting(model) as frozen, torch.no_grad():
+    with crafting(model) as frozen, without_gradients():
         logits = check_logits(frozen(inputs))
     if logits.dim() != 2 or len(logits) != len(inputs):
         raise ValueError(

@@ -97,8 +97,7 @@ class Trades:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
         with crafting(model) as frozen:
-            # not under no_grad: autocast of an older PyTorch keeps the weights that it casts there, and the loss's
-            # forward would find them without a gradient
+            # with gradients, so that autocast casts the weights once for all of the step's forwards
             reference = check_logits(frozen(inputs)).detach()
             adv_inputs = ascend(
                 frozen,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks.gradient_sign import ascend, check_steps, random_signs
 from surefoot.core.geometry import check_batch, check_radius, project
-from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
@@ -298,7 +298,7 @@ class _Around:
         return ascend(self.model, self.inputs, self.labels, start, eps=self.eps, steps=steps, step_size=step_size)
 
     def logits(self, crafted: list[Tensor]) -> tuple[Tensor, ...]:
-        with torch.no_grad():
+        with without_gradients():
             logits: Tensor = self.model(torch.cat(crafted))
         return logits.chunk(len(crafted))
 
