@@ -586,6 +586,37 @@ def test_every_attack_runs_in_half_precision(case: AttackCase, dtype: torch.dtyp
         assert float((adv_inputs.double() - inputs.double()).abs().max()) <= EPS + 1 / 256  # a rounding step
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_weights_and_images_of_two_types_are_refused_in_a_sentence(case: AttackCase, dtype: torch.dtype) -> None:
+    net = random_net(PlainNet).to(dtype)
+    told = f"weights are {str(dtype).removeprefix('torch.')}, the images float32, .* model.to\\(inputs.dtype\\)"
+    with pytest.raises(TypeError, match=told):
+        case.build(EPS)(net, *random_batch())
+
+
+class ConvertsItsInputs(PlainNet):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.to(self.head.weight.dtype))
+
+
+def test_weights_of_another_type_are_no_fault_where_the_model_converts_its_inputs() -> None:
+    inputs, labels = random_batch()
+    adv_inputs = PGD(EPS, 3, EPS / 2, restarts=2)(random_net(ConvertsItsInputs).double(), inputs, labels)
+    assert adv_inputs.dtype == inputs.dtype
+    assert_valid(adv_inputs, inputs, EPS)
+
+
+def test_another_error_of_a_model_of_another_type_is_its_own() -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    net = random_net(PlainNet).double()
+    net.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        FGSM(EPS)(net, *random_batch())
+
+
 def test_momentum_moves_half_precision_images_whose_gradients_l1_norm_overflows() -> None:
     pixels = 20_000
     slope = torch.where(torch.arange(pixels) % 3 == 0, -8.0, 8.0)  # l1 norm 160,000; float16 ends at 65,504

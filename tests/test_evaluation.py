@@ -347,6 +347,11 @@ def test_no_samples_is_an_error_not_a_nan() -> None:
             accuracy(Threshold(), nothing)
 
 
+def test_weights_of_another_type_than_the_images_are_refused_in_a_sentence() -> None:
+    with pytest.raises(TypeError, match="weights are float64, the images float32, and it does not take them"):
+        evaluate(random_net().double(), [random_batch()], [FGSM(EPS)])
+
+
 def test_an_accuracy_does_not_spoil_the_autocast_of_a_training_step_around_it() -> None:
     net = random_net()
     found = forwards_that_spoil_autocast(net)

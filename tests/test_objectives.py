@@ -694,6 +694,12 @@ def test_a_model_that_answers_with_a_tuple_is_refused_with_what_wraps_it(case: O
 
 
 @pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_weights_of_another_type_than_the_images_are_refused_in_a_sentence(case: ObjectiveCase) -> None:
+    with pytest.raises(TypeError, match=r"weights are float64, the images float32, .* model.to\(inputs.dtype\)"):
+        terms_of(case.build((random_net(PlainNet),)), random_net(PlainNet).double(), *random_batch())
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
 def test_crafting_does_not_spoil_the_autocast_of_the_step(case: ObjectiveCase) -> None:
     """The loss's forward would have no gradient for weights that were cast without one."""
     net = random_net(PlainNet)

@@ -185,7 +185,7 @@ class APGD:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1], one class, or logits without a gradient.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])

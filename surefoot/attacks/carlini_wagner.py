@@ -47,7 +47,7 @@ class CarliniWagnerL2:
 
     Raises:
         ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -83,7 +83,7 @@ class CarliniWagnerL2:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             result = inputs.detach().clone()
             with without_gradients():
                 rows = (~self._succeeds(self._gap(frozen(result), labels))).nonzero().squeeze(1)

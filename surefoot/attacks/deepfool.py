@@ -42,7 +42,7 @@ class DeepFool:
 
     Raises:
         ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -75,7 +75,7 @@ class DeepFool:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             inputs, labels = inputs.detach().clone(), labels.clone()  # autograd refuses tensors of inference_mode
             return self._shorten(frozen, inputs, self._cross(frozen, inputs, labels), labels)
 

@@ -105,7 +105,7 @@ def go_on(attack: "IFGSM | MIFGSM | PGD", model: nn.Module, inputs: Tensor, labe
     """
     check_batch(inputs, labels)
     step_size = attack.step_size if isinstance(attack, PGD) else attack.eps / attack.steps
-    with crafting(model) as frozen:
+    with crafting(model, inputs) as frozen:
         return ascend(
             frozen,
             inputs,
@@ -132,7 +132,7 @@ class FGSM:
 
     Raises:
         ValueError: a radius outside [0, 1], or inputs outside [0, 1].
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])
@@ -154,7 +154,7 @@ class FGSM:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             return ascend(frozen, inputs, labels, inputs, eps=self.eps, steps=1, step_size=self.eps, loss=self.loss)
 
 
@@ -197,7 +197,7 @@ class RFGSM:
         check_batch(inputs, labels)
         start = project(inputs + self.random_step * random_signs(inputs), inputs, self.eps)
         left = self.eps - self.random_step
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             return ascend(frozen, inputs, labels, start, eps=self.eps, steps=1, step_size=left, loss=self.loss)
 
 
@@ -237,7 +237,7 @@ class IFGSM:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             return ascend(
                 frozen,
                 inputs,
@@ -294,7 +294,7 @@ class MIFGSM:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             return ascend(
                 frozen,
                 inputs,
@@ -366,7 +366,7 @@ class PGD:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             best = self._run(frozen, inputs, labels)
             if self.restarts == 1:
                 return best

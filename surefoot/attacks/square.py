@@ -100,7 +100,7 @@ class Square:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1], p_init outside (0, 1], or one class.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> x, y = torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])

@@ -30,7 +30,7 @@ class LabelSearch:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1].
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> x, y = torch.full((1, 4), 0.5), torch.tensor([0])
@@ -51,7 +51,7 @@ class LabelSearch:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen, torch.no_grad():
+        with crafting(model, inputs) as frozen, torch.no_grad():
             flat = inputs.flatten(1)
             size = flat.shape[1]
 

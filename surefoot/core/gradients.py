@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from surefoot.core.failures import explain_types
 from surefoot.core.losses import check_logits
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ def is_training(module: nn.Module) -> bool:
 
 
 @contextmanager
-def crafting(model: nn.Module) -> Iterator[nn.Module]:
+def crafting(model: nn.Module, inputs: Tensor | None = None) -> Iterator[nn.Module]:
     """Lend the plain module in evaluation mode with gradients on, and put everything back after.
 
     Inside, dropout is off and batch-norm uses its running statistics without changing them. On the way
@@ -66,9 +67,13 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
 
     Args:
         model: any module, wrapped by Fabric, DDP or torch.compile or not.
+        inputs: what it is given; where it fails on their type, that is said.
 
     Yields:
         The unwrapped module in evaluation mode.
+
+    Raises:
+        TypeError: no module, or one that failed because its weights are of another type than `inputs`.
 
     Example:
         >>> net = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
@@ -86,6 +91,10 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield module
+    except RuntimeError as error:
+        if inputs is not None:
+            explain_types(module, inputs, error)
+        raise
     finally:
         _crafting.reset(token)
         for part in was_training:

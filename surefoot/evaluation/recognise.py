@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surefoot.core.failures import types_apart
 from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
 from surefoot.core.losses import full_precision
@@ -189,19 +190,12 @@ def first_answer(model: nn.Module, inputs: Tensor) -> Any:
     try:
         return answer(model, inputs)
     except RuntimeError as error:
-        types = {part.dtype for part in (*model.parameters(), *model.buffers()) if part.is_floating_point()}
-        if not types - {inputs.dtype} or "type" not in str(error):
+        told = types_apart(model, inputs, error)
+        if not told:
             raise
         raise ValueError(
-            f"the model's weights are {' and '.join(sorted(map(name_of, types)))}, the images "
-            f"{name_of(inputs.dtype)}, and it does not take them ({error}); convert the model where it is made, with "
-            "model.float(), or let its forward convert its inputs."
+            f"{told}; convert the model where it is made, with model.float(), or let its forward convert its inputs."
         ) from error
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """`float16` for `torch.float16`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def check_place(output: tuple[Any, ...] | list[Any], entry: int, labels: Tensor) -> None:

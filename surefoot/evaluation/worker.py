@@ -84,7 +84,7 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
         TypeError: the model answers with something else than a tensor.
         ValueError: or with one of another shape than `[batch, classes]`; a label beyond its classes.
     """
-    with crafting(model) as frozen, without_gradients():
+    with crafting(model, inputs) as frozen, without_gradients():
         logits = check_logits(frozen(inputs))
     if logits.dim() != 2 or len(logits) != len(inputs):
         raise ValueError(

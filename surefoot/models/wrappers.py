@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surefoot.core.failures import type_name
 from surefoot.core.gradients import is_training, plain_module
 
 NAMED = ("logits", "output", "out")
@@ -52,7 +53,7 @@ def describe(output: object) -> str:
         return str(list(value.shape)) if isinstance(value, Tensor) else f"({type(value).__name__})"
 
     if isinstance(output, Tensor):
-        return f"a tensor {part(output)} of {str(output.dtype).removeprefix('torch.')}"
+        return f"a tensor {part(output)} of {type_name(output.dtype)}"
     if isinstance(output, Mapping):
         parts = [f"{key!r} {part(value)}" for key, value in output.items()]
     elif isinstance(output, tuple | list):
