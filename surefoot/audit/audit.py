@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -258,11 +259,7 @@ def surfaces(bench: Bench, names: Sequence[str]) -> list[Surface]:
         surface(bench.model, bench.inputs[i], int(bench.labels[i]), bench.eps, sample=i, names=names, seed=bench.seed)
         for i in bench.right.nonzero().squeeze(1)[:4].tolist()
     ]
-    return [
-        each
-        for each in found
-        if torch.tensor([*each.loss, [each.local_linearity_error] * len(each.e1)]).isfinite().all()
-    ]
+    return [each for each in found if all(map(math.isfinite, chain(*each.loss, [each.local_linearity_error])))]
 
 
 def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:

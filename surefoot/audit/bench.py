@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surefoot.audit.effort import Effort
 from surefoot.core.gradients import NO_GRADIENT, crafting
+from surefoot.core.losses import check_logits
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.records import wilson_interval
@@ -74,7 +75,7 @@ class OutOfTime(Exception):
 def answer(model: nn.Module, inputs: Tensor) -> Tensor:
     """The class given to each sample, `[batch]`; -1 where a logit is NaN, which argmax takes for the largest."""
     with crafting(model) as frozen, torch.no_grad():
-        logits = torch.as_tensor(frozen(inputs))
+        logits = check_logits(frozen(inputs))
     return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
 
 

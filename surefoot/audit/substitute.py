@@ -68,7 +68,8 @@ def train_substitute(
         pool = torch.cat([inputs, noisy])
         with torch.no_grad():
             labels = torch.cat([frozen(part.to(asked)).argmax(dim=1) for part in torch.split(pool, 256)])
-        network = InFloat32(small_network(inputs, classes)).to(inputs.device)
+        with torch.device("cpu"):  # whatever the caller's default device and type are
+            network = InFloat32(small_network(inputs, classes).float()).to(inputs.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         attack = None if eps is None else PGD(eps, steps=3, step_size=min(1.0, eps / 2))
         for _ in range(steps):

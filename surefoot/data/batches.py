@@ -105,9 +105,9 @@ class Batches:
         """The batches of one epoch, counted from 0."""
         count = len(self._labels)
         # Drawn on the CPU, so that a run sees the same examples whatever the device.
-        order = torch.randperm(count, generator=self._generator("order", epoch)) if self.shuffle else None
-        if order is not None:
-            order = order.to(self.device)
+        order = None
+        if self.shuffle:
+            order = torch.randperm(count, generator=self._generator("order", epoch), device="cpu").to(self.device)
         generator = self._generator("augment", epoch)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             stop = min(start + self.batch_size, count)

@@ -91,7 +91,7 @@ def numbers(model: nn.Module, inputs: Tensor) -> list[str]:
 
     def product(logits: Tensor) -> Tensor:
         logits = full_precision(logits).flatten(1).asinh()  # a masked class's -1e9 would drown the others
-        direction = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0))
+        direction = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0), device="cpu")
         return logits @ direction.to(logits)
 
     with crafting(model) as frozen:

@@ -145,7 +145,7 @@ class EnsembleAT:
 
     def drawn(self) -> "CraftedOn":
         """The next step's own objective: FGSM samples of the one that is drawn."""
-        number = int(torch.randint(len(self.sources) + 1, ()))
+        number = int(torch.randint(len(self.sources) + 1, (), device="cpu"))
         source = None if number == 0 else self.sources[number - 1]
         if isinstance(source, str):
             raise ValueError(f"the source {source!r} is a recipe's name; load its model and give that instead.")
