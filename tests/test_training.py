@@ -235,8 +235,9 @@ def test_a_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     assert run.recipe == recipe
     assert run.epochs_done() == 1
-    dataset = run.load_data()
+    dataset, drawn = run.load_data(), torch.get_rng_state()
     assert not run.load_model(dataset).training
+    assert torch.equal(torch.get_rng_state(), drawn)  # the caller's own random numbers go on
 
 
 def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from surefoot.core.files import CheckpointError, load_metadata, locked, write_text
 from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
+from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining, SatR1
 from surefoot.recipes.cifar10 import CIFAR10
@@ -140,15 +140,15 @@ def load_recipe_data(recipe: Recipe, data_dir: str | Path | None) -> Dataset:
 
 def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The recipe's network for this data set, its initial weights drawn from the recipe's seed."""
-    torch.manual_seed(recipe.training.seed)
-    return build_model(
-        recipe.model,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.in_channels,
-        image_size=dataset.image_size,
-        mean=recipe.mean,
-        std=recipe.std,
-    )
+    with seeded(recipe.training.seed):
+        return build_model(
+            recipe.model,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+            image_size=dataset.image_size,
+            mean=recipe.mean,
+            std=recipe.std,
+        )
 
 
 def train(
