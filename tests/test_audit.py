@@ -21,7 +21,7 @@ from surefoot.attacks import FGSM, IFGSM, Square
 from surefoot.audit import Audit, Check, audit, loss_surface
 from surefoot.audit.audit import pictures
 from surefoot.audit.bench import Bench, OutOfTime, Trial
-from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, Watched, by_share, in_double, judge, mean, pgd, step
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.controls import (
     MASKS,
     BadGradient,
@@ -35,10 +35,12 @@ from surefoot.audit.controls import (
     distilled,
 )
 from surefoot.audit.effort import Effort
+from surefoot.audit.finding import by_share, judge, mean
 from surefoot.audit.label_search import LabelSearch
 from surefoot.audit.landscape import gradients, largest_error, local_linearity_errors
 from surefoot.audit.statistics import AUDIT_ERROR, CHECK_ERROR, CHECKS
 from surefoot.audit.substitute import train_substitute
+from surefoot.audit.trials import Watched, crossing_step, in_double, pgd
 from surefoot.audit.verdict import Looks, decide
 from surefoot.cli import main
 from surefoot.cli.calibration import Confusion, Facts, look_at
@@ -304,7 +306,8 @@ def test_a_single_step_that_fools_a_few_more_may_be_chance(only_fgsm: int, only_
 
 
 def test_the_plain_attack_takes_its_steps_once_from_a_random_start_and_calls_the_model_once() -> None:
-    assert [step(0.2, 20), step(1.0, 2), step(0.0, 20)] == [0.04, 1.0, 1e-6]  # the ball is crossed four times
+    steps = [crossing_step(eps, steps) for eps, steps in ((0.2, 20), (1.0, 2), (0.0, 20))]
+    assert steps == [0.04, 1.0, 1e-6]  # the ball is crossed four times
     table = bench(Averaged(Matching(), 3))
     assert pgd(table).backwards == 20 * 96
     assert list(table.course) == [1, 2, 5, 10, 20]
@@ -1090,7 +1093,7 @@ def test_square_goes_through_all_sizes_of_its_windows_within_the_queries(monkeyp
         made.append(Square(*settings, **more))
         return made[-1]
 
-    monkeypatch.setattr("surefoot.audit.checks.Square", square)
+    monkeypatch.setattr("surefoot.audit.trials.Square", square)
     QUESTIONS["gradient-beats-search"](bench(Matching()))
     assert made == [Square(EPS, QUICK.queries, rescale=True)]
 

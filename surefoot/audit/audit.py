@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.audit.bench import Bench, Trial
-from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, plain_name
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.effort import Effort, seconds_of_gradient
 from surefoot.audit.landscape import surface
 from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
 from surefoot.audit.substitute import train_substitute
+from surefoot.audit.trials import plain_name
 from surefoot.audit.verdict import Looks, decide
 from surefoot.core.geometry import check_batch, check_labels, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
