@@ -28,6 +28,7 @@ from surefoot.data import DATASETS, Dataset, Split, load
 # The package's name "load" is the function.
 load_module = importlib.import_module("surefoot.data.load")
 cache_module = importlib.import_module("surefoot.data.cache")
+build_module = importlib.import_module("surefoot.data.build")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 Pixels = NDArray[np.uint8]
@@ -417,7 +418,7 @@ def test_an_interrupted_build_leaves_nothing(
         raise error
 
     with monkeypatch.context() as context:
-        context.setattr(load_module, "_pixels", interrupt)
+        context.setattr(build_module, "_pixels", interrupt)
         with pytest.raises(error):
             load("digits")
     assert list(own_cache.iterdir()) == []
@@ -450,18 +451,18 @@ def test_of_two_builds_at_once_the_first_one_wins(
     if damaged:
         load("digits")
         truncate(entries(own_cache)[0] / "images.npy")
-    build = load_module._build
+    build = load_module.build
     winners: list[Dataset] = []
     files: list[int] = []
 
     def overtaken(plan: Any, staging: Path) -> Any:
         described = build(plan, staging)
-        monkeypatch.setattr(load_module, "_build", build)
+        monkeypatch.setattr(load_module, "build", build)
         winners.append(load("digits"))  # the other process, from its start to its end
         files.append((entries(own_cache)[0] / "images.npy").stat().st_ino)
         return described
 
-    monkeypatch.setattr(load_module, "_build", overtaken)
+    monkeypatch.setattr(load_module, "build", overtaken)
     digits = load("digits")
     assert same(digits, winners[0])
     (entry,) = own_cache.iterdir()

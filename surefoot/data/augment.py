@@ -1,7 +1,5 @@
 """Training-time augmentation, a whole batch at a time, on the device the batch is on."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

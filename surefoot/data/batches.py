@@ -1,7 +1,5 @@
 """Seeded mini-batches, kept and augmented on the training device."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from typing import Literal, get_args
@@ -9,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .augment import horizontal_flip, pad_crop
-from .load import Split
+from surefoot.data.augment import horizontal_flip, pad_crop
+from surefoot.data.load import Split
 
 Augmentation = Literal["none", "crop-flip"]
 
