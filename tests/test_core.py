@@ -92,6 +92,11 @@ def test_a_step_must_not_be_zero() -> None:
         check_radius("step_size", 0, positive=True)
 
 
+def test_a_radius_that_is_a_text_is_refused_as_one() -> None:
+    with pytest.raises(TypeError, match=r"^eps is '8/255'; it must be a number, for example 8 / 255\.$"):
+        check_radius("eps", "8/255")  # type: ignore[arg-type]
+
+
 def test_a_good_batch_passes_also_flat_empty_and_at_the_ends_of_the_range() -> None:
     check_batch(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
     check_batch(torch.zeros(0, 3, 4, 4), torch.zeros(0).long())

@@ -643,14 +643,18 @@ def test_a_changed_image_folder_is_read_again(tmp_path: Path, monkeypatch: pytes
             FileNotFoundError,
             "the data folder /no/such does not exist",
         ),
-        ({"name": "digits", "validation_size": -1}, ValueError, "validation_size must be at least 0, got -1"),
+        (
+            {"name": "digits", "validation_size": -1},
+            ValueError,
+            "validation_size is -1; it must be a whole number",
+        ),
         (
             {"name": "digits", "validation_size": 1437},
             ValueError,
             "1437 validation images .* 1437 training images",
         ),
-        ({"name": "digits", "image_size": 0}, ValueError, "image_size must be at least 1, got 0"),
-        ({"name": "digits", "num_classes": 1}, ValueError, "num_classes must be at least 2, got 1"),
+        ({"name": "digits", "image_size": 0}, ValueError, "image_size is 0; it must be a whole number of at least 1"),
+        ({"name": "digits", "num_classes": 1}, ValueError, "num_classes is 1; it must be a whole number of at least 2"),
         (
             {"name": "digits", "num_classes": 11},
             ValueError,

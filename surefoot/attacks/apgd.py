@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps, printed
+from surefoot.attacks.gradient_sign import printed
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, project
 from surefoot.core.gradients import input_gradient
+from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision, margin
 from surefoot.core.types import PerSampleLoss
 
@@ -209,8 +210,8 @@ class APGD:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
-        check_steps("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(model: Logits, inputs: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,9 +258,9 @@ class APGDT:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
-        check_steps("targets", self.targets)
-        check_steps("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("targets", self.targets)
+        check_count("restarts", self.restarts)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(rank: int, model: Logits, inputs: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps
 from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.limits import check_count
 from surefoot.core.losses import full_precision
 
 EDGE = 1e-3
@@ -76,8 +76,8 @@ class CarliniWagnerL2:
             raise ValueError(f"confidence is {self.confidence}; it must be a finite number of at least 0.")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be a finite number above 0.")
-        check_steps("steps", self.steps)
-        check_steps("search_steps", self.search_steps)
+        check_count("steps", self.steps)
+        check_count("search_steps", self.search_steps)
         if not 0 < self.initial_c <= LARGEST_C:
             raise ValueError(f"initial_c is {self.initial_c}; it must be above 0 and at most {LARGEST_C:g}.")
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps
 from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
+from surefoot.core.limits import check_count
 from surefoot.core.losses import full_precision
 
 PAST_BOUNDARY = 1e-4  # l2 added to every step: a boundary that is merely reached is not crossed
@@ -64,14 +64,13 @@ class DeepFool:
     shorten: int = 6
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
+        check_count("steps", self.steps)
         if not 0 <= self.overshoot <= 1:
             raise ValueError(f"overshoot is {self.overshoot}; it must be in [0, 1].")
-        check_steps("candidates", self.candidates)
+        check_count("candidates", self.candidates)
         if self.candidates < 2:
             raise ValueError(f"candidates is {self.candidates}; it counts the true class too, so give at least 2.")
-        if self.shorten != 0:
-            check_steps("shorten", self.shorten)
+        check_count("shorten", self.shorten, least=0)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks.apgd import likeliest_others, random_start
-from surefoot.attacks.gradient_sign import check_steps
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, linf_distance
 from surefoot.core.gradients import input_gradient
+from surefoot.core.limits import check_count
 
 OVERSHOOT = 1.05  # eta: how far a step goes beyond the linearised boundary
 LARGEST_BIAS = 0.1  # alpha_max: the largest share of the step that starts at the clean input
@@ -147,9 +147,9 @@ class FABT:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
-        check_steps("targets", self.targets)
-        check_steps("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("targets", self.targets)
+        check_count("restarts", self.restarts)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(

@@ -6,7 +6,6 @@ does not depend on its batch, and every iterate is projected to the ball and to 
 
 import dataclasses
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss
 
@@ -79,12 +79,6 @@ def ascend(
         return adv_inputs
     result[rows] = adv_inputs
     return result
-
-
-def check_steps(name: str, value: Any) -> None:
-    """Refuse a count that is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
 
 
 def printed(attack: Any) -> str:
@@ -231,7 +225,7 @@ class IFGSM:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
+        check_count("steps", self.steps)
 
     go_on = go_on
 
@@ -286,7 +280,7 @@ class MIFGSM:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
+        check_count("steps", self.steps)
         if not 0 <= self.decay < float("inf"):
             raise ValueError(f"decay is {self.decay}; it must be a finite number of at least 0.")
 
@@ -351,9 +345,9 @@ class PGD:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
+        check_count("steps", self.steps)
         check_radius("step_size", self.step_size, positive=True)
-        check_steps("restarts", self.restarts)
+        check_count("restarts", self.restarts)
         if self.start_radius is not None:
             check_radius("start_radius", self.start_radius)
         if self.restarts > 1 and not self.random_start:

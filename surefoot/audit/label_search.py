@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps
 from surefoot.core.geometry import check_batch, check_radius
 from surefoot.core.gradients import crafting
+from surefoot.core.limits import check_count
 
 HALVINGS = 8  # of the interval that a radius is searched in
 
@@ -47,7 +47,7 @@ class LabelSearch:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("queries", self.queries)
+        check_count("queries", self.queries)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)

@@ -20,6 +20,7 @@ from surefoot.cli.options import Common, parse, split_name, split_names, unknown
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.files import check_can_write
 from surefoot.core.geometry import check_radius
+from surefoot.core.limits import check_count
 from surefoot.core.types import Objective
 from surefoot.data import Batches, Split
 from surefoot.evaluation.passes import seeded
@@ -93,8 +94,7 @@ class StepOptions(StepCostBenchmark, Place):
     def __post_init__(self) -> None:
         super().__post_init__()
         Place.__post_init__(self)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        check_count("batch_size", self.batch_size)
         if not self.objectives:
             raise ValueError("objectives is empty, so there is nothing to measure; name at least one.")
 

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from surefoot.core.limits import check_count
 from surefoot.data.augment import horizontal_flip, pad_crop
 from surefoot.data.load import Split
 
@@ -76,8 +77,7 @@ class Batches:
             raise ValueError(f"labels must be int64 [n], got {labels.dtype} of shape {tuple(labels.shape)}")
         if len(images) != len(labels):
             raise ValueError(f"each image needs a label, got {len(images)} images and {len(labels)} labels")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_count("batch_size", batch_size)
         if augment not in get_args(Augmentation):
             raise ValueError(f"augment must be one of {get_args(Augmentation)}, got {augment!r}")
         self.device = torch.device(device)

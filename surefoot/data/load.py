@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from surefoot.core.limits import check_whole
+from surefoot.core.limits import check_count, check_whole
 from surefoot.data.build import Plan, Source, build
 from surefoot.data.cache import cache_root, open_or_build
 from surefoot.data.registry import DATASETS, DatasetSpec
@@ -118,13 +118,10 @@ def load(
     Source: the split sizes of MNIST (50,000 / 10,000) and CIFAR-10 (40,000 / 10,000) are those of the
     code that the paper's authors released.
     """
-    for argument, value, least in (
-        ("validation_size", validation_size, 0),
-        ("image_size", image_size, 1),
-        ("num_classes", num_classes, 2),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{argument} must be at least {least}, got {value}")
+    if validation_size is not None:
+        check_count("validation_size", validation_size, least=0)
+    if num_classes is not None:
+        check_count("num_classes", num_classes, least=2)
     if image_size is not None:
         check_whole("image_size", image_size)
     if name.startswith("imagefolder:"):

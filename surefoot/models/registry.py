@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from surefoot.core.failures import in_one_line
+from surefoot.core.limits import check_count
 from surefoot.models.densenet import densenet_bc_100
 from surefoot.models.layers import Normalize
 from surefoot.models.lenet import (
@@ -145,8 +146,7 @@ def build_model(
         ("in_channels", in_channels, 1),
         ("image_size", image_size, 1),
     ):
-        if value < least:
-            raise ValueError(f"{field} must be at least {least}, got {value}")
+        check_count(field, value, least=least)
     for field, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) not in (1, in_channels):
             expected = "1 number" if in_channels == 1 else f"1 or {in_channels} numbers"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surefoot.core.failures import type_name
 from surefoot.core.gradients import is_training, plain_module
+from surefoot.core.limits import check_count
 
 NAMED = ("logits", "output", "out")
 """The entries of a dict that are logits by their name, the first that is there."""
@@ -247,8 +248,7 @@ class Averaged(nn.Module):
 
     def __init__(self, model: nn.Module, draws: int) -> None:
         super().__init__()
-        if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
-            raise ValueError(f"draws is {draws!r}; it must be a whole number of at least 1.")
+        check_count("draws", draws)
         self.model, self.draws, self.training = model, draws, is_training(model)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, IFGSM, RFGSM
-from surefoot.attacks.gradient_sign import ascend, check_steps, random_signs
+from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import check_label_smoothing, check_weight, logits_of, mean_cross_entropy
@@ -65,7 +66,7 @@ class SatR1:
     def __post_init__(self) -> None:
         IFGSM(self.eps, self.steps)
         check_weight("lam", self.lam)
-        check_steps("k", self.k)
+        check_count("k", self.k)
         if self.pair not in ("first", "last"):
             raise ValueError(f"pair is {self.pair!r}; it is 'first' or 'last'.")
         check_label_smoothing(self.label_smoothing)

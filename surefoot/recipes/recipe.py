@@ -9,6 +9,7 @@ import tyro
 from torch import nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, MarginLoss
+from surefoot.core.limits import check_count
 from surefoot.core.types import Attack
 from surefoot.objectives import (
     OBJECTIVES,
@@ -72,8 +73,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.attacks()
-        if self.selection_steps < 0:
-            raise ValueError(f"selection_steps is {self.selection_steps}; it must be at least 0.")
+        check_count("selection_steps", self.selection_steps, least=0)
         Phase(self.objective, self.epochs)
 
     def phases(self) -> tuple[Phase, ...]:

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
-from surefoot.core.limits import check_whole
+from surefoot.core.limits import check_count, check_whole
 from surefoot.core.types import Attack, Objective
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
@@ -99,12 +99,11 @@ class FitConfig:
     """Training steps between two looks of the monitor; None looks every 16,000 images: less than 3 % of the time."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        check_count("batch_size", self.batch_size)
         check_whole("devices", self.devices)
         check_whole("seed", self.seed, least=0)
-        if self.monitor_every is not None and self.monitor_every < 1:
-            raise ValueError(f"monitor_every is {self.monitor_every}; it must be at least 1.")
+        if self.monitor_every is not None:
+            check_count("monitor_every", self.monitor_every)
         check_learning_rate(self.learning_rate)
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import ascend, check_steps, random_signs
+from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
@@ -131,8 +132,8 @@ class Monitor:
         if len(self.labels) == 0:
             raise ValueError("the monitor's probe has no images; give some that are held out from the training.")
         check_radius("eps", self.eps, positive=True)
-        check_steps("every", self.every)
-        check_steps("steps", self.steps)
+        check_count("every", self.every)
+        check_count("steps", self.steps)
         if self.steps < 2:
             raise ValueError(f"steps is {self.steps}; PGD needs at least 2 to be more than FGSM.")
         for name in ("bound", "false_alarm_rate"):
