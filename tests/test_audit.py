@@ -265,7 +265,7 @@ def test_tails_are_those_of_the_binomial_distribution() -> None:
     assert binomial_tail(0, 5, 0.1) == binomial_tail(0, 5, 0.0) == binomial_tail(5, 5, 1.0) == 1
     assert binomial_tail(1, 5, 0.0) == 0
     assert math.isclose(sign_test(3, 1), 5 / 16)
-    with pytest.raises(ValueError, match="no count"):
+    with pytest.raises(ValueError, match="not a count"):
         binomial_tail(3, 2, 0.5)
 
 
@@ -1264,12 +1264,12 @@ def test_an_interrupted_audit_says_so_in_a_line(
     ("args", "words"),
     [
         ([], "audit needs a model"),
-        (["nowhere"], "nowhere is no run"),
+        (["nowhere"], "nowhere is not a run"),
         (["nowhere", "--require", "10"], "share of the images"),
         (["nowhere", "--budget", "0"], "in minutes"),
         (["nowhere", "--eps", "8"], "8/255"),
         (["some.module:net"], "needs --weights"),
-        (["nowhere", "--calibrate"], "nowhere is no run"),
+        (["nowhere", "--calibrate"], "nowhere is not a run"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

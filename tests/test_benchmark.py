@@ -438,7 +438,7 @@ def test_what_fails_is_said_and_what_is_missing_is_left_out(
     args = ["benchmark", "attacks", "digits-net", *TINY, "--steps", "2", "--peers", "foolbox", "art"]
     assert main(args) == 0
     captured = capsys.readouterr()
-    assert "art is not installed and left out; `pip install surely-not-installed-anywhere`" in captured.err
+    assert "art is not installed, so it is left out; `pip install surely-not-installed-anywhere`" in captured.err
     assert "foolbox failed in pgd on digits-net: NotImplementedError: not this one" in captured.err
     assert "failed" in captured.out
     assert "art" not in captured.out

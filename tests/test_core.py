@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_one_value_a_sample_is_refused(loss: Any) -> None:
 
 def test_what_is_no_module_is_refused_in_a_sentence() -> None:
     no_module: Any = random_batch
-    said = r"an object of type function, no torch.nn.Module; give a module"
+    said = r"an object of type function, not a torch.nn.Module; give a module"
     with pytest.raises(TypeError, match=said), crafting(no_module):
         pass
 

@@ -608,7 +608,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "records.jsonl"
     text = a_record().to_json() + "\n" + line + "\n"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"line 2 of .*records\.jsonl is no record"):
+    with pytest.raises(ValueError, match=r"line 2 of .*records\.jsonl is not a record"):
         read_records(path)
 
 
@@ -648,7 +648,7 @@ def test_the_wilson_interval_ends_exactly_at_none_and_all(trials: int) -> None:
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (-1, 5), (6, 5), (1, -1)])
 def test_no_share_has_no_interval(successes: int, trials: int) -> None:
-    with pytest.raises(ValueError, match=f"{successes} of {trials} is no share"):
+    with pytest.raises(ValueError, match=f"{successes} of {trials} is not a share"):
         wilson_interval(successes, trials)
 
 

@@ -260,7 +260,7 @@ def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: 
 def test_a_state_without_its_epochs_is_refused(tmp_path: Path) -> None:
     train(quick_recipe(epochs=1), tmp_path / "run")
     shutil.copy(tmp_path / "run" / "model.safetensors", tmp_path / "run" / "state.ckpt")
-    with pytest.raises(CheckpointError, match=r"state\.ckpt is no training state"):
+    with pytest.raises(CheckpointError, match=r"state\.ckpt is not a training state"):
         train(quick_recipe(epochs=1), tmp_path / "run", resume=True)
 
 
@@ -497,7 +497,7 @@ def test_a_pickled_checkpoint_is_refused_and_never_unpickled(tmp_path: Path, zip
 
 def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset, tmp_path: Path) -> None:
     save_tensors(tmp_path / "state.ckpt", {"model.weight": torch.zeros(2)}, {})
-    with pytest.raises(CheckpointError, match="no training state"):
+    with pytest.raises(CheckpointError, match="not a training state"):
         fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path, resume=True)
     about = {"metrics": [], "best_epoch": 0, "best_score": -1.0}
     save_tensors(tmp_path / "state.ckpt", {"model.weight": torch.zeros(2)}, about)

@@ -79,7 +79,7 @@ def audit(
 
     Raises:
         ValueError: no images, pixels outside [0, 1], a label beyond the model's classes, a bad radius or requirement.
-        TypeError: no module, or a model that answers with something else than a tensor.
+        TypeError: no module, or a model that answers with something other than a tensor.
 
     Example:
         >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(8, 1, 2, 2)
@@ -188,9 +188,9 @@ def share_of_flips(model: Averaged, inputs: Tensor, seed: int) -> float:
 
 def fewer(images: int, given: int) -> list[str]:
     """What to say where time was not enough for all images."""
-    return (
-        [f"{images} of {given} images were examined, for more take long; give more --budget."] if images < given else []
-    )
+    if images == given:
+        return []
+    return [f"{images} of {given} images were examined, because more would take too long; give a larger --budget."]
 
 
 def substitutes(bench: Bench, others: Tensor, seconds: float) -> dict[str, nn.Module]:

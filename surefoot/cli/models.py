@@ -169,7 +169,7 @@ def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device
 
 
 def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: ModelOptions) -> nn.Module:
-    """The model on its device, wrapped where it answers with something else than logits, or refused."""
+    """The model on its device, wrapped where it answers with something other than logits, or refused."""
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs, labels = next(iter(batches))
     model, said = recognised(model, name, inputs, labels, options, options.draws)

@@ -35,12 +35,12 @@ def plain_module(model: nn.Module) -> nn.Module:
     """The user's own module, out of Fabric's, DDP's and torch.compile's wrappers.
 
     Raises:
-        TypeError: it is no module, so that its mode and weights could not be kept.
+        TypeError: it is not a module, so that its mode and weights could not be kept.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"the model is an object of type {type(model).__name__}, no torch.nn.Module; give a module, or one whose "
-            "forward calls it."
+            f"the model is an object of type {type(model).__name__}, not a torch.nn.Module; give a module, or one "
+            "whose forward calls it."
         )
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
@@ -73,7 +73,7 @@ def crafting(model: nn.Module, inputs: Tensor | None = None) -> Iterator[nn.Modu
         The unwrapped module in evaluation mode.
 
     Raises:
-        TypeError: no module, or one that failed because its weights are of another type than `inputs`.
+        TypeError: not a module, or one that failed because its weights are of another type than `inputs`.
 
     Example:
         >>> net = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
@@ -172,7 +172,7 @@ def input_gradient(
 
     Raises:
         ValueError: the logits carry no gradient at all, or the loss is not one value a sample.
-        TypeError: the model answers with something else than a tensor.
+        TypeError: the model answers with something other than a tensor.
 
     Example:
         >>> gradient, logits = input_gradient(lambda x: 3 * x, torch.ones(1, 2), lambda z: z.sum(1))

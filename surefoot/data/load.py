@@ -211,7 +211,7 @@ def _facts(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"the image {path} is a link to a file that is not there: mend or remove it") from error
+        raise FileNotFoundError(f"the image {path} is a link to a missing file: repair or remove it") from error
 
 
 def _sha256(path: Path) -> str:

@@ -52,7 +52,7 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
     """Refuse what an attack may not give: it would count as fooling the model, and be none.
 
     Raises:
-        TypeError: something else than a tensor.
+        TypeError: something other than a tensor.
         ValueError: another shape, NaN, pixels outside [0, 1], or further away than the attack's own `eps`.
     """
     name, eps = name_of(attack), getattr(attack, "eps", None)
@@ -81,7 +81,7 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
     """The class that `model`, in evaluation mode, gives each sample, `[batch]`.
 
     Raises:
-        TypeError: the model answers with something else than a tensor.
+        TypeError: the model answers with something other than a tensor.
         ValueError: or with one of another shape than `[batch, classes]`; a label beyond its classes.
     """
     with crafting(model, inputs) as frozen, without_gradients():
@@ -193,7 +193,7 @@ class Worker:
         clean: Sequence[Sequence[Outcome]],
     ) -> list[Outcome]:
         """One stage (None: no attack) on one batch: the outcomes, one a model."""
-        # What is drawn here is not seen outside: batches that are shuffled or augmented do not hang on what was kept.
+        # What is drawn here is not seen outside: batches that are shuffled or augmented do not depend on what was kept.
         with seeded(self.seed(number)), exact_float32(inputs.device):
             if stage is None or state is None:
                 return [self.clean(model, number, inputs, labels) for model in self.models]

@@ -240,7 +240,7 @@ def _call(path: str, factory: Callable[..., Any], num_classes: int) -> nn.Module
         network = factory(**arguments)
     except (Exception, SystemExit) as error:
         given = f"with num_classes={num_classes}" if arguments else "without arguments"
-        raise ValueError(f"{path} fails when it is called {given} ({in_one_line(error)}); mend it first") from error
+        raise ValueError(f"{path} fails when it is called {given} ({in_one_line(error)}); fix it first") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{path} returned {type(network).__name__}, not a torch.nn.Module; make it return the model")
     return network

@@ -28,7 +28,7 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
     """The one forward in training mode that an objective takes.
 
     Raises:
-        TypeError: the model answers with something else than a tensor, or takes no inputs of this type.
+        TypeError: the model answers with something other than a tensor, or takes no inputs of this type.
     """
     try:
         return check_logits(model(inputs))

@@ -64,7 +64,7 @@ class Run:
             try:
                 looks += [look_of(seen) for seen in json.loads(line).get("monitor") or []]
             except (ValueError, TypeError, AttributeError, OverflowError) as error:
-                raise ValueError(f"line {number} of {file} is no line of a training") from error
+                raise ValueError(f"line {number} of {file} is not a line of a training") from error
         return looks
 
     def is_finished(self) -> bool:
@@ -80,7 +80,9 @@ class Run:
             return []
         about = load_metadata(state)
         if "metrics" not in about:
-            raise CheckpointError(f"{state} is no training state; use another checkpoint, or train in another folder.")
+            raise CheckpointError(
+                f"{state} is not a training state; use another checkpoint, or train in another folder."
+            )
         return list(about["metrics"])
 
     def load_data(self, data_dir: str | Path | None = None) -> Dataset:
@@ -102,7 +104,7 @@ def look_of(fields: dict[str, Any]) -> Look:
     """A look from its JSON.
 
     Raises:
-        TypeError, ValueError: these are not the fields of one, or something else than finite numbers.
+        TypeError, ValueError: these are not the fields of one, or something other than finite numbers.
     """
     look = Look(**fields)
     values = [*look.losses_along, *(value for name, value in fields.items() if name != "losses_along")]
@@ -115,11 +117,11 @@ def load_run(path: str | Path) -> Run:
     """Open a run's folder.
 
     Raises:
-        ValueError: it is no run, or its recipe.json is damaged.
+        ValueError: it is not a run, or its recipe.json is damaged.
     """
     file = Path(path) / "recipe.json"
     if not file.exists():
-        raise ValueError(f"{path} is no run (it has no recipe.json); give a folder that `surefoot train` made.")
+        raise ValueError(f"{path} is not a run (it has no recipe.json); give a folder that `surefoot train` made.")
     try:
         return Run(Path(path), Recipe.from_json(json.loads(file.read_text(encoding="utf-8"))))
     except ValueError as error:
@@ -298,7 +300,7 @@ def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
     """
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir():
-        raise ValueError(f"{path} cannot be a run's folder, for {nearest} is a file; give another one with --out.")
+        raise ValueError(f"{path} cannot be a run's folder, because {nearest} is a file; give another one with --out.")
     if (path / LOCK).exists():
         with only_training(path):
             pass

@@ -491,7 +491,7 @@ def load_state(
     """
     tensors, about = load_tensors(path)
     if not {"metrics", "best_epoch", "best_score"} <= about.keys():
-        raise CheckpointError(f"{path} is no training state; give the state.ckpt of a run.")
+        raise CheckpointError(f"{path} is not a training state; give the state.ckpt of a run.")
     wanted = training_tensors(module, optimizer, average)
     kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEALTHY)}
     check_fits(path, tensors, wanted)

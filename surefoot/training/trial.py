@@ -100,7 +100,7 @@ def check_gradient(output: Tensor, labels: Tensor, weights: list[nn.Parameter], 
             "weights by differentiable operations."
         ) from error
     if all(gradient is None for gradient in gradients):
-        raise ValueError(f"{name} has logits that hang on none of its weights; make it compute them from these.")
+        raise ValueError(f"{name} has logits that depend on none of its weights; make it compute them from these.")
 
 
 @contextmanager
