@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -580,6 +580,18 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, content: str)
     with pytest.raises(ValueError, match="left as it is; give another file"):
         append_records(path, [a_record()])
     assert path.read_text() == content
+
+
+def test_records_are_appended_by_a_user_without_a_home_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any number."""
+
+    def unknown(number: int) -> NoReturn:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    append_records(tmp_path / "records.jsonl", [a_record()])
+    assert len(read_records(tmp_path / "records.jsonl")) == 1
 
 
 def test_who_appends_waits_for_another_who_does(tmp_path: Path) -> None:
