@@ -45,6 +45,7 @@ from surefoot.audit.verdict import Looks, decide
 from surefoot.cli import main
 from surefoot.cli.calibration import Confusion, Facts, look_at
 from surefoot.cli.models import ModelOptions, Opened
+from surefoot.core.gradients import is_crafting
 from surefoot.data import load
 from surefoot.evaluation.probes import logit_distances, sample_losses
 from surefoot.evaluation.statistics import binomial_tail, sign_test
@@ -613,6 +614,18 @@ def test_a_substitute_learns_the_answers() -> None:
     assert not torch.equal(substitute(inputs), other(inputs))
     assert (substitute(inputs).argmax(1) == model(inputs).argmax(1)).float().mean() > 0.9
     assert train_substitute(model, inputs.flatten(1), 3, steps=2)(inputs.flatten(1)).shape == (96, 3)
+
+
+def test_a_substitute_is_trained_and_not_crafted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While crafting, layers of ours leave the gradients of their weights out."""
+    inputs, _ = images()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(inputs[0].numel(), 3))
+    seen: list[bool] = []
+    network.register_forward_hook(lambda *_: seen.append(is_crafting()))
+    monkeypatch.setattr("surefoot.audit.substitute.small_network", lambda *_: network)
+    with torch.no_grad():
+        train_substitute(Matching(), inputs, 3, steps=3)
+    assert seen == [False] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
