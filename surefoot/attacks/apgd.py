@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks.gradient_sign import printed
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
-from surefoot.core.geometry import check_radius, project
+from surefoot.core.geometry import check_radius, per_sample, project
 from surefoot.core.gradients import input_gradient
 from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision, margin
@@ -82,7 +82,7 @@ def random_start(inputs: Tensor, eps: float) -> Tensor:
     """A uniformly random direction, stretched until its largest change is `eps`; in [0, 1]."""
     noise = torch.empty_like(inputs).uniform_(-1, 1)
     largest = noise.abs().flatten(1).amax(dim=1).clamp(min=TINY)
-    return project(inputs + eps * noise / largest.view(-1, *[1] * (inputs.dim() - 1)), inputs, eps)
+    return project(inputs + eps * noise / per_sample(largest, inputs), inputs, eps)
 
 
 def checkpoints(steps: int) -> Iterator[tuple[int, int]]:
@@ -114,7 +114,7 @@ def auto_pgd(
     """
     adv_inputs = previous = best = random_start(inputs, eps)
     gradient = best_gradient = torch.zeros_like(inputs)
-    size = inputs.new_full([len(inputs), *[1] * (inputs.dim() - 1)], 2 * eps)
+    size = per_sample(inputs.new_full([len(inputs)], 2 * eps), inputs)
     highest = checked = inputs.new_full([len(inputs)], float("-inf"))
     value = -highest
     rises = torch.zeros_like(value)

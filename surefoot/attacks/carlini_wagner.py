@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import check_batch
+from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.limits import check_count
 from surefoot.core.losses import full_precision
@@ -120,7 +120,6 @@ class CarliniWagnerL2:
         closest, shortest, lowest, before = result, distances, distances, distances
         rows = torch.arange(len(inputs), device=inputs.device)
         check_every = max(10, math.ceil(self.steps / 10))
-        shape = (-1, *[1] * (inputs.dim() - 1))
 
         def hinge(logits: Tensor) -> Tensor:
             return c * (self._gap(logits, labels) + self.confidence).clamp(min=0)
@@ -133,7 +132,7 @@ class CarliniWagnerL2:
             distance = away.flatten(1).square().sum(dim=1)
             closer = self._succeeds(self._gap(logits, labels)) & (distance < shortest)
             shortest = torch.where(closer, distance, shortest)
-            closest = torch.where(closer.view(shape), adv_inputs, closest)
+            closest = torch.where(per_sample(closer, inputs), adv_inputs, closest)
 
             # dx'/dw = (1 - tanh^2) / 2
             gradient = (full_precision(gradient) + 2 * away) * 2 * images * (1 - images)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import check_batch
+from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
 from surefoot.core.limits import check_count
 from surefoot.core.losses import full_precision
@@ -144,11 +144,10 @@ class DeepFool:
 
     @without_gradients()
     def _shorten(self, model: nn.Module, inputs: Tensor, adv_inputs: Tensor, labels: Tensor) -> Tensor:
-        shape = (-1, *[1] * (inputs.dim() - 1))
         high = torch.ones(len(inputs), dtype=inputs.dtype, device=inputs.device)
         low = high / 2
         for _ in range(self.shorten):
             middle = (low + high) / 2
-            fooled = model(inputs.lerp(adv_inputs, middle.view(shape))).argmax(dim=1) != labels
+            fooled = model(inputs.lerp(adv_inputs, per_sample(middle, inputs))).argmax(dim=1) != labels
             low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
-        return inputs.lerp(adv_inputs, high.view(shape))
+        return inputs.lerp(adv_inputs, per_sample(high, inputs))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks.apgd import likeliest_others, random_start
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
-from surefoot.core.geometry import check_radius, linf_distance
+from surefoot.core.geometry import check_radius, linf_distance, per_sample
 from surefoot.core.gradients import input_gradient
 from surefoot.core.limits import check_count
 
@@ -89,7 +89,7 @@ def nearest_adversarial(
             wrong = model(adv_inputs).argmax(dim=1) != labels
         reached = linf_distance(adv_inputs, inputs)
         closer = wrong & (reached < distance)
-        column = closer.view(-1, *[1] * (inputs.dim() - 1))
+        column = per_sample(closer, inputs)
         nearest, distance = torch.where(column, adv_inputs, nearest), torch.where(closer, reached, distance)
         near = distance <= radius
         if near.any():
@@ -99,7 +99,7 @@ def nearest_adversarial(
             far = ~near
             rows, inputs, labels, pairs = (part[far] for part in (rows, inputs, labels, pairs))
             adv_inputs, nearest, distance, wrong = (part[far] for part in (adv_inputs, nearest, distance, wrong))
-        wrong = wrong.view(-1, *[1] * (inputs.dim() - 1))
+        wrong = per_sample(wrong, inputs)
         adv_inputs = torch.where(wrong, inputs + BACKWARD * (adv_inputs - inputs), adv_inputs)
     result[rows], distances[rows] = nearest, distance
     return result, distances
@@ -161,7 +161,7 @@ class FABT:
                 model, inputs, labels, targets, start, radius=self.eps, steps=self.steps
             )
             fooled = distance <= self.eps
-            return torch.where(fooled.view(-1, *[1] * (inputs.dim() - 1)), found, inputs), fooled
+            return torch.where(per_sample(fooled, inputs), found, inputs), fooled
 
         def runs(classes: int) -> list[Run]:
             ranks = range(min(self.targets, classes - 1))

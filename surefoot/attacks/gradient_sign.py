@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import check_batch, check_radius, project
+from surefoot.core.geometry import check_batch, check_radius, per_sample, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision
@@ -63,7 +63,7 @@ def ascend(
         if decay is not None:
             gradient = full_precision(gradient)  # the l1 norm of a large image overflows float16
             length = gradient.abs().flatten(1).sum(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-            gradient = gradient / length.view(-1, *[1] * (gradient.dim() - 1))
+            gradient = gradient / per_sample(length, gradient)
             gradient = momentum = gradient if momentum is None else decay * momentum + gradient
         if result is not None:
             alive = logits.argmax(dim=1) == targets

@@ -88,6 +88,16 @@ def check_batch(inputs: Tensor, labels: Tensor) -> None:
         )
 
 
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """`values`, `[batch]`, in a shape that goes with each sample of `like`, `[batch, ...]`.
+
+    Example:
+        >>> per_sample(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4, 4)).shape
+        torch.Size([2, 1, 1, 1])
+    """
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
 def project(perturbed: Tensor, inputs: Tensor, eps: float) -> Tensor:
     """The nearest point to `perturbed` inside the l-infinity ball of radius `eps` around `inputs` and [0, 1].
 

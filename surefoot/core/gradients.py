@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.failures import explain_types
+from surefoot.core.geometry import per_sample
 from surefoot.core.losses import check_logits
 
 T = TypeVar("T")
@@ -26,9 +27,8 @@ CHANGES_INPUTS = (
     "tensor of its own, as x = x - mean does."
 )
 
-
-SMALLEST = 2.0**-24
-"""Of float16, above zero."""
+SMALLEST_HALF = 2.0**-24
+"""The smallest number above zero in float16."""
 
 
 def plain_module(model: nn.Module) -> nn.Module:
@@ -189,13 +189,13 @@ def input_gradient(
         wide = logits.detach().float().requires_grad_()
         (slope,) = torch.autograd.grad(summed(loss(wide), wide), wide)
         largest = slope.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)
-        start = (slope / largest.view(-1, *[1] * (slope.dim() - 1))).to(logits.dtype)
+        start = (slope / per_sample(largest, slope)).to(logits.dtype)
         (gradient,) = torch.autograd.grad(logits, inputs, start, allow_unused=True)
         if gradient is not None:
-            exact = gradient.float() * largest.view(-1, *[1] * (gradient.dim() - 1))
+            exact = gradient.float() * per_sample(largest, gradient)
             gradient = exact.to(inputs.dtype)
             lost = (gradient == 0) & (exact != 0)
-            gradient = torch.where(lost, SMALLEST * exact.sign().to(inputs.dtype), gradient)
+            gradient = torch.where(lost, SMALLEST_HALF * exact.sign().to(inputs.dtype), gradient)
     if gradient is None:  # only the weights are in the graph: the inputs were detached on the way
         raise ValueError(NO_GRADIENT)
     return gradient, logits.detach()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import check_labels, l2_distance, linf_distance
+from surefoot.core.geometry import check_labels, l2_distance, linf_distance, per_sample
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module, without_gradients
 from surefoot.core.losses import check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
@@ -244,7 +244,7 @@ class Worker:
             left = None
             if before.adv_inputs is not None:
                 left = before.adv_inputs.clone()
-                left[rows] = torch.where(mine.view(-1, *[1] * (kept.dim() - 1)), adv_inputs, left[rows])
+                left[rows] = torch.where(per_sample(mine, kept), adv_inputs, left[rows])
             after.append(Outcome(robust, prediction, l2, crafting_meter.cost + cost, left))
         return after
 
