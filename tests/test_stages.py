@@ -21,12 +21,12 @@ from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
 from surefoot.evaluation.identity import Nameless, settings_known_by
 from surefoot.evaluation.outcomes import Outcome, Store
+from surefoot.evaluation.precision import fast_in_half
 from surefoot.evaluation.worker import (
     Precision,
     Stage,
     Worker,
     eight_bit_pixels,
-    fast_in_half,
     is_out_of_memory,
     screening_of,
 )

@@ -14,8 +14,9 @@ from surefoot.core.gradients import NO_GRADIENT, crafting
 from surefoot.core.losses import check_logits
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
+from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.records import wilson_interval
-from surefoot.evaluation.worker import Meter, exact_float32
+from surefoot.evaluation.worker import Meter
 
 Kind = Literal["single step", "gradient", "transfer", "gradient-free", "noise"]
 

@@ -20,7 +20,8 @@ from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.evaluation import evaluate
 from surefoot.evaluation.evaluate import device_name, versions
-from surefoot.evaluation.worker import exact_float32, fields_of, predictions
+from surefoot.evaluation.precision import exact_float32
+from surefoot.evaluation.worker import fields_of, predictions
 
 AttackName = Literal["pgd", "accuracy", "deepfool", "cw"]
 PrecisionName = Literal["fp32", "bf16"]

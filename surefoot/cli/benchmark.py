@@ -24,7 +24,8 @@ from surefoot.core.limits import check_count
 from surefoot.core.types import Objective
 from surefoot.data import Batches, Split
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import exact_float32, predictions
+from surefoot.evaluation.precision import exact_float32
+from surefoot.evaluation.worker import predictions
 from surefoot.models import MODELS, build_model
 from surefoot.objectives import EnsembleAT, RFgsmAT
 from surefoot.recipes import RECIPES, Recipe, load_run

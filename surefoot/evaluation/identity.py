@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surefoot.core.gradients import crafting, input_gradient, plain_module
 from surefoot.core.losses import full_precision
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import exact_float32
+from surefoot.evaluation.precision import exact_float32
 
 LOOKED_AT = 8
 """Images that a model is told apart from others by."""

@@ -13,7 +13,7 @@ from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
 from surefoot.core.losses import full_precision
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import exact_float32
+from surefoot.evaluation.precision import exact_float32
 from surefoot.models.wrappers import (
     Averaged,
     FromProbabilities,
