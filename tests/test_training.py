@@ -530,6 +530,20 @@ def test_bad_settings_are_refused(field: str, value: object, words: str) -> None
         FitConfig(**{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([], "the training split has no images"),
+        ([0, 10], "a label is 10 in the training split; labels are class indices from 0 to 9"),
+        ([0, -1], "a label is -1 in the training split"),
+    ],
+)
+def test_images_that_cannot_be_trained_on_are_refused(labels: list[int], words: str, digits: Dataset) -> None:
+    train_split = Split(digits.train.images[: len(labels)], torch.tensor(labels, dtype=torch.int64))
+    with pytest.raises(ValueError, match=words):
+        fit(network(), dataclasses.replace(digits, train=train_split), [Phase(NormalTraining(), 1)], QUICK)
+
+
 def test_no_phases_and_no_epochs_are_refused(digits: Dataset) -> None:
     with pytest.raises(ValueError, match="phases is empty"):
         fit(network(), digits, [], QUICK)
