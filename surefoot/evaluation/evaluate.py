@@ -259,18 +259,8 @@ def _evaluate(
         for model, about in zip(models, abouts, strict=True)
     ]
     store = Store(None if unfinished is None else Path(unfinished))
-    identity: dict[str, Any] = {}
-    if unfinished is not None:
-        crafts = None if source is None else weights_sha256(source)
-        identity = {
-            "weights": [crafts, *(each["weights_sha256"] for each in known)],
-            "models": [model_known_by(model, some, settings.seed) for model in models],
-            "source": None if source is None else model_known_by(source, some, settings.seed),
-            "settings": [settings.last_iterate, settings.precision, settings.eight_bit, settings.seed],
-            "samples": samples is not None,
-            "versions": versions(),
-            "device": device_name(some.device),
-        }
+    hashes = [each["weights_sha256"] for each in known]
+    identity = {} if unfinished is None else known_by(models, hashes, source, some, settings, samples is not None)
     worker = Worker(models, source, settings, samples is not None, tell.on_note)
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
@@ -280,6 +270,33 @@ def _evaluate(
         list_of.append(record)
         if tell.on_record is not None:
             tell.on_record(record)
+
+    def run(stage: Stage | None, state: list[list[Outcome]], what: Mapping[str, Any] | None) -> list[list[Outcome]]:
+        """A stage (None: no attack) on every batch, `[batch][model]`, kept under `what`, or not at all."""
+        after: list[list[Outcome]] = []
+        done = 0
+        with seeded(settings.seed):
+            for number, (inputs, labels) in enumerate(batches):
+                if stage is None:
+                    check_batch(inputs, labels)
+                elif number == len(state):
+                    done += len(labels)
+                    break
+                file = None if what is None else store.file(what, number, inputs, labels)
+                kept = store.load(file, labels.device)
+                if kept is None:
+                    kept = worker.run(stage, number, inputs, labels, state[number] if stage else None, clean)
+                    store.save(file, kept)
+                after.append(kept)
+                done += len(labels)
+                if tell.progress is not None:
+                    tell.progress("clean" if stage is None else stage.name, done, total)
+        if done != total:
+            raise ValueError(
+                f"batches gave {total} samples at first and {done} the next time; they are read once an attack, "
+                "so give a list or a DataLoader, not a generator."
+            )
+        return after
 
     for attack in [None, *attacks]:
         stages: Sequence[Stage | None] = [None] if attack is None else worker.stages(attack)
@@ -291,33 +308,10 @@ def _evaluate(
         costs = [Cost() for _ in models]
         parts: list[list[dict[str, Any]]] = [[] for _ in models]
         for index, stage in enumerate(stages):
-            name = "clean" if stage is None else stage.name
             what = {**identity, "stage": [index, None if stage is None else stage.about(), attack_known_by]}
-            after: list[list[Outcome]] = []
-            done = 0
-            with seeded(settings.seed):
-                for number, (inputs, labels) in enumerate(batches):
-                    if stage is None:
-                        check_batch(inputs, labels)
-                    elif number == len(state):
-                        done += len(labels)
-                        break
-                    file = store.file(what, number, inputs, labels) if storable else None
-                    kept = store.load(file, labels.device)
-                    if kept is None:
-                        kept = worker.run(stage, number, inputs, labels, state[number] if stage else None, clean)
-                        store.save(file, kept)
-                    after.append(kept)
-                    costs = [cost + outcome.cost for cost, outcome in zip(costs, kept, strict=True)]
-                    done += len(labels)
-                    if tell.progress is not None:
-                        tell.progress(name, done, total)
-            if done != total:
-                raise ValueError(
-                    f"batches gave {total} samples at first and {done} the next time; they are read once an attack, "
-                    "so give a list or a DataLoader, not a generator."
-                )
-            state = after
+            state = run(stage, state, what if storable else None)
+            for outcomes in state:
+                costs = [cost + outcome.cost for cost, outcome in zip(costs, outcomes, strict=True)]
             if stage is not None and len(stages) > 1:
                 for each, column in zip(parts, zip(*state, strict=True), strict=True):
                     each.append({**stage.about(), "robust_accuracy": survivors(column) / total})
@@ -341,6 +335,31 @@ def _evaluate(
             emit(list_of, worst_case_record(about, columns, [outcomes[index] for outcomes in clean], own))
     store.clear()
     return records
+
+
+def known_by(
+    models: Sequence[nn.Module],
+    hashes: Sequence[str],
+    source: nn.Module | None,
+    some: Tensor,
+    settings: Settings,
+    samples: bool,
+) -> dict[str, Any]:
+    """What finished batches of this evaluation are known by, as JSON.
+
+    Args:
+        hashes: of the models' weights.
+        some: a few of the images.
+    """
+    return {
+        "weights": [None if source is None else weights_sha256(source), *hashes],
+        "models": [model_known_by(model, some, settings.seed) for model in models],
+        "source": None if source is None else model_known_by(source, some, settings.seed),
+        "settings": [settings.last_iterate, settings.precision, settings.eight_bit, settings.seed],
+        "samples": samples,
+        "versions": versions(),
+        "device": device_name(some.device),
+    }
 
 
 def has_radius(attack: Attack) -> bool:
