@@ -338,9 +338,10 @@ def fit(
                 if on_step is not None and len(losses) > checked:
                     speed = len(losses) * config.batch_size / (time.perf_counter() - epoch_started)
                     left = len(batches) * (len(schedule) - epoch + 1) - number
-                    terms = losses[checked:].mean(dim=0).tolist()
+                    loss, classification, regularizer = losses[checked:].mean(dim=0).tolist()
+                    so_far = epoch, len(schedule), number, len(batches)
                     seconds_left = left * config.batch_size / speed
-                    on_step(StepReport(epoch, len(schedule), number, len(batches), *terms, speed, seconds_left))
+                    on_step(StepReport(*so_far, loss, classification, regularizer, speed, seconds_left))
                 checked = len(losses)
             if guard is not None and getattr(objective, "eps", guard.monitor.eps) >= guard.monitor.eps:
                 with fabric.autocast():
