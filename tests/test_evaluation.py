@@ -284,6 +284,15 @@ def test_a_data_loader_works_and_its_own_draws_do_not_move_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_data_loader_that_shuffles_by_a_generator_of_its_own_is_refused() -> None:
+    """Each attack would meet the images in another order, and take what is right of others' for its own."""
+    net, inputs, labels = trained()
+    own = torch.Generator().manual_seed(0)
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=16, shuffle=True, generator=own)
+    with pytest.raises(ValueError, match="batch 0 has other labels than when it was first read"):
+        evaluate(net, loader, [FGSM(EPS)])
+
+
 def test_a_seed_decides_what_is_drawn_and_only_inside() -> None:
     torch.manual_seed(3)
     expected, after = torch.rand(2), torch.rand(2)

@@ -157,8 +157,9 @@ def evaluate(
         The clean record first, then one an attack, in order, then the worst case.
 
     Raises:
-        ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be
-            read only once; a label beyond the model's classes; an attack of your own that leaves [0, 1] or its `eps`.
+        ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be read only
+            once or come in another order each time; a label beyond the model's classes; an attack of your own that
+            leaves [0, 1] or its `eps`.
         TypeError: what is no attack, no pair of tensors, no module, or a model that answers with no tensor.
 
     Example:
@@ -262,6 +263,7 @@ def _evaluate(
     hashes = [each["weights_sha256"] for each in known]
     identity = {} if unfinished is None else known_by(models, hashes, source, some, settings, samples is not None)
     worker = Worker(models, source, settings, samples is not None, tell.on_note)
+    first_labels: list[Tensor] = []  # [batch]
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
     records: list[list[Record]] = [[] for _ in models]
@@ -279,9 +281,15 @@ def _evaluate(
             for number, (inputs, labels) in enumerate(batches):
                 if stage is None:
                     check_batch(inputs, labels)
+                    first_labels.append(labels.clone())
                 elif number == len(state):
                     done += len(labels)
                     break
+                elif not torch.equal(labels, first_labels[number]):
+                    raise ValueError(
+                        f"batch {number} has other labels than when it was first read; they are read once an attack, "
+                        "so give them in the same order each time, not shuffled by a generator of their own."
+                    )
                 file = None if what is None else store.file(what, number, inputs, labels)
                 kept = store.load(file, labels.device)
                 if kept is None:
