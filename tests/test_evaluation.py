@@ -437,10 +437,11 @@ class Own:
         (lambda inputs: inputs * torch.nan, "Own returned pixels that are NaN"),
         (lambda inputs: inputs - 0.5, "Own returned pixels from -0."),
         (lambda inputs: (inputs + 0.3).clamp(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
+        (lambda inputs: inputs.add_(0.3).clamp_(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
         (lambda inputs: inputs[:, 0], "Own returned shape [4, 2, 2] for inputs of shape [4, 1, 2, 2]"),
         (lambda inputs: None, "Own returned an object of type NoneType"),
     ],
-    ids=["NaN", "outside the range", "outside the ball", "another shape", "nothing"],
+    ids=["NaN", "outside the range", "outside the ball", "outside the ball in place", "another shape", "nothing"],
 )
 def test_what_an_own_attack_may_not_give_is_refused_instead_of_counted_as_fooled(
     change: Callable[[Tensor], Any], said: str
@@ -455,6 +456,14 @@ def test_what_an_own_attack_may_not_give_is_refused_instead_of_counted_as_fooled
 def test_an_own_attack_to_the_rim_of_its_ball_is_taken(dtype: torch.dtype) -> None:
     batches = [(inputs.to(dtype), labels) for inputs, labels in HAND]
     assert evaluate(Threshold(), batches, [Own(lambda inputs: (inputs + 0.2).clamp(0, 1))])[1].attack == "Own"
+
+
+def test_an_own_attack_that_works_in_place_leaves_the_images_alone() -> None:
+    before = [inputs.clone() for inputs, _ in HAND]
+    record = evaluate(Threshold(), HAND, [Own(lambda inputs: inputs.add_(0.2).clamp_(0, 1))])[1]
+    accuracy(Threshold(), HAND, Own(lambda inputs: inputs.add_(0.2).clamp_(0, 1)))
+    assert all(torch.equal(inputs, kept) for (inputs, _), kept in zip(HAND, before, strict=True))
+    assert record.mean_l2 == pytest.approx(0.4)  # of four pixels
 
 
 def test_a_function_is_recorded_by_its_name() -> None:

@@ -86,8 +86,8 @@ def accuracy(
     with seeded(seed):
         for inputs, labels in pairs(batches):
             check_batch(inputs, labels)
-            # a copy: a model may write to what it is given
-            adv_inputs = inputs.clone() if attack is None else attack(model, inputs, labels)
+            given = inputs.clone()  # a model or an attack may write to what it is given
+            adv_inputs = given if attack is None else attack(model, given, labels)
             if attack is not None:
                 check_crafted(attack, adv_inputs, inputs)
             right += int((predictions(model, adv_inputs, labels) == labels).sum())

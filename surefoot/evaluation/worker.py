@@ -292,7 +292,7 @@ class Worker:
 
         def seeded_call(part: Tensor, targets: Tensor) -> Tensor:
             with computed_in(arithmetic, inputs.device):
-                return attack(self.crafter, part, targets)
+                return attack(self.crafter, part.clone(), targets)  # a copy: it may work in place
 
         return self.halving(seeded_call, inputs, labels, seed=self.seed(number))
 
