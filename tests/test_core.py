@@ -332,6 +332,14 @@ def test_the_protocols_know_their_own() -> None:
     assert LossTerms._fields == ("loss", "classification", "regularizer")
 
 
+@pytest.mark.parametrize("name", ["inputs", "labels"])
+def test_an_array_or_a_list_is_refused_as_one(name: str) -> None:
+    batch: dict[str, object] = {"inputs": torch.rand(2, 1, 2, 2), "labels": torch.tensor([0, 1])}
+    batch[name] = [[0.0], [1.0]]
+    with pytest.raises(TypeError, match=rf"^{name} are an object of type list; give a tensor, as torch"):
+        check_batch(**batch)  # type: ignore[arg-type]
+
+
 def test_a_negative_label_is_refused() -> None:
     # cross_entropy would leave a sample labelled -100 out, so that no attack touched it.
     with pytest.raises(ValueError, match="a label is -100"):

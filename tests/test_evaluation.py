@@ -466,6 +466,11 @@ def test_an_own_attack_that_works_in_place_leaves_the_images_alone() -> None:
     assert record.mean_l2 == pytest.approx(0.4)  # of four pixels
 
 
+def test_an_attack_without_its_settings_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"give attacks with their settings, for example FGSM\(eps=0.1\)"):
+        accuracy(Threshold(), HAND, FGSM)  # type: ignore[arg-type]
+
+
 def test_a_function_is_recorded_by_its_name() -> None:
     def nothing(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         return inputs.clone()

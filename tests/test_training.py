@@ -544,6 +544,11 @@ def test_images_that_cannot_be_trained_on_are_refused(labels: list[int], words: 
         fit(network(), dataclasses.replace(digits, train=train_split), [Phase(NormalTraining(), 1)], QUICK)
 
 
+def test_a_selection_without_its_settings_is_refused_before_the_first_epoch(digits: Dataset) -> None:
+    with pytest.raises(TypeError, match=r"give attacks with their settings, for example FGSM\(eps=0.1\)"):
+        fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, selection=IFGSM)  # type: ignore[arg-type]
+
+
 def test_no_phases_and_no_epochs_are_refused(digits: Dataset) -> None:
     with pytest.raises(ValueError, match="phases is empty"):
         fit(network(), digits, [], QUICK)

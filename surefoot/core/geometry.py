@@ -64,9 +64,14 @@ def check_batch(inputs: Tensor, labels: Tensor) -> None:
         labels: int64 `[batch]`.
 
     Raises:
-        TypeError: inputs that are not floating, labels that are not int64.
+        TypeError: what is not a tensor, inputs that are not floating, labels that are not int64.
         ValueError: shapes that do not fit, a negative label, or pixels outside [0, 1] (or NaN).
     """
+    for name, value in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} are an object of type {type(value).__name__}; give a tensor, as torch.as_tensor({name}) does."
+            )
     if not inputs.is_floating_point():
         raise TypeError(f"inputs are {inputs.dtype}; give floats in [0, 1], for example images.float() / 255.")
     if labels.dtype != torch.int64:

@@ -75,6 +75,7 @@ def accuracy(
 
     Raises:
         ValueError: there are no samples, or inputs outside [0, 1].
+        TypeError: what is no attack, or one without its settings.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -82,6 +83,8 @@ def accuracy(
         >>> accuracy(net, [(torch.eye(2), torch.tensor([0, 1]))])
         1.0
     """
+    if attack is not None:
+        check_attacks([attack])
     right = total = 0
     with seeded(seed):
         for inputs, labels in pairs(batches):

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.limits import check_count, check_whole
-from surefoot.core.types import Attack, Objective
+from surefoot.core.types import Attack, Objective, check_attacks
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
 from surefoot.training.averaging import MovingAverage
@@ -265,6 +265,8 @@ def fit(
     for phase in phases:
         if not isinstance(phase, Phase):
             raise TypeError(f"phases has {phase!r}; give Phase(objective, epochs).")
+    if selection is not None:
+        check_attacks([selection])
     if config.on_masking in ("stop", "repair") and monitor is None:
         raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
     check_training_split(dataset)
