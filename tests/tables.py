@@ -96,6 +96,18 @@ def random_net(
         return net
 
 
+def forwards_that_spoil_autocast(net: nn.Module) -> list[bool]:
+    """For each forward: does autocast of an older PyTorch keep what it casts there, without its gradient?"""
+    found: list[bool] = []
+
+    def look(*_: object) -> None:
+        kept = torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled()
+        found.append(kept and not torch.is_grad_enabled())
+
+    net.register_forward_hook(look)
+    return found
+
+
 def random_batch(
     count: int = BATCH, shape: tuple[int, ...] = SHAPE, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:

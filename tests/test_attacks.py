@@ -28,6 +28,7 @@ from tests.tables import (
     AttackCase,
     PlainNet,
     SmallNet,
+    forwards_that_spoil_autocast,
     random_batch,
     random_net,
     trained,
@@ -562,6 +563,18 @@ def test_autocast_crafts_in_range_and_still_fools() -> None:
     assert float((net(adv_inputs).argmax(1) == labels).float().mean()) < 0.5
 
 
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_no_attack_spoils_the_autocast_that_it_is_called_in(case: AttackCase) -> None:
+    """The training step behind it would have no gradient for weights that were cast without one."""
+    net = random_net(PlainNet)
+    found = forwards_that_spoil_autocast(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        case.build(EPS)(net, *random_batch())
+        assert torch.is_autocast_cache_enabled()
+    assert found
+    assert not any(found)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
 def test_every_attack_runs_in_half_precision(case: AttackCase, dtype: torch.dtype) -> None:
@@ -572,6 +585,37 @@ def test_every_attack_runs_in_half_precision(case: AttackCase, dtype: torch.dtyp
     assert bool(((adv_inputs >= 0) & (adv_inputs <= 1)).all())
     if case.bounded:
         assert float((adv_inputs.double() - inputs.double()).abs().max()) <= EPS + 1 / 256  # a rounding step
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_weights_and_images_of_two_types_are_refused_in_a_sentence(case: AttackCase, dtype: torch.dtype) -> None:
+    net = random_net(PlainNet).to(dtype)
+    told = f"weights are {str(dtype).removeprefix('torch.')}, the images float32, .* model.to\\(inputs.dtype\\)"
+    with pytest.raises(TypeError, match=told):
+        case.build(EPS)(net, *random_batch())
+
+
+class ConvertsItsInputs(PlainNet):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.to(self.head.weight.dtype))
+
+
+def test_weights_of_another_type_are_no_fault_where_the_model_converts_its_inputs() -> None:
+    inputs, labels = random_batch()
+    adv_inputs = PGD(EPS, 3, EPS / 2, restarts=2)(random_net(ConvertsItsInputs).double(), inputs, labels)
+    assert adv_inputs.dtype == inputs.dtype
+    assert_valid(adv_inputs, inputs, EPS)
+
+
+def test_another_error_of_a_model_of_another_type_is_its_own() -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    net = random_net(PlainNet).double()
+    net.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        FGSM(EPS)(net, *random_batch())
 
 
 def test_momentum_moves_half_precision_images_whose_gradients_l1_norm_overflows() -> None:

@@ -21,7 +21,7 @@ from surefoot.attacks import FGSM, IFGSM, Square
 from surefoot.audit import Audit, Check, audit, loss_surface
 from surefoot.audit.audit import pictures
 from surefoot.audit.bench import Bench, OutOfTime, Trial
-from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, Watched, by_share, in_double, judge, mean, pgd, step
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.controls import (
     MASKS,
     BadGradient,
@@ -35,14 +35,17 @@ from surefoot.audit.controls import (
     distilled,
 )
 from surefoot.audit.effort import Effort
+from surefoot.audit.finding import by_share, judge, mean
 from surefoot.audit.label_search import LabelSearch
 from surefoot.audit.landscape import gradients, largest_error, local_linearity_errors
 from surefoot.audit.statistics import AUDIT_ERROR, CHECK_ERROR, CHECKS
 from surefoot.audit.substitute import train_substitute
+from surefoot.audit.trials import Watched, crossing_step, in_double, pgd
 from surefoot.audit.verdict import Looks, decide
 from surefoot.cli import main
 from surefoot.cli.calibration import Confusion, Facts, look_at
 from surefoot.cli.models import ModelOptions, Opened
+from surefoot.core.gradients import is_crafting
 from surefoot.data import load
 from surefoot.evaluation.probes import logit_distances, sample_losses
 from surefoot.evaluation.statistics import binomial_tail, sign_test
@@ -263,7 +266,7 @@ def test_tails_are_those_of_the_binomial_distribution() -> None:
     assert binomial_tail(0, 5, 0.1) == binomial_tail(0, 5, 0.0) == binomial_tail(5, 5, 1.0) == 1
     assert binomial_tail(1, 5, 0.0) == 0
     assert math.isclose(sign_test(3, 1), 5 / 16)
-    with pytest.raises(ValueError, match="no count"):
+    with pytest.raises(ValueError, match="not a count"):
         binomial_tail(3, 2, 0.5)
 
 
@@ -304,7 +307,8 @@ def test_a_single_step_that_fools_a_few_more_may_be_chance(only_fgsm: int, only_
 
 
 def test_the_plain_attack_takes_its_steps_once_from_a_random_start_and_calls_the_model_once() -> None:
-    assert [step(0.2, 20), step(1.0, 2), step(0.0, 20)] == [0.04, 1.0, 1e-6]  # the ball is crossed four times
+    steps = [crossing_step(eps, steps) for eps, steps in ((0.2, 20), (1.0, 2), (0.0, 20))]
+    assert steps == [0.04, 1.0, 1e-6]  # the ball is crossed four times
     table = bench(Averaged(Matching(), 3))
     assert pgd(table).backwards == 20 * 96
     assert list(table.course) == [1, 2, 5, 10, 20]
@@ -610,6 +614,18 @@ def test_a_substitute_learns_the_answers() -> None:
     assert not torch.equal(substitute(inputs), other(inputs))
     assert (substitute(inputs).argmax(1) == model(inputs).argmax(1)).float().mean() > 0.9
     assert train_substitute(model, inputs.flatten(1), 3, steps=2)(inputs.flatten(1)).shape == (96, 3)
+
+
+def test_a_substitute_is_trained_and_not_crafted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While crafting, layers of ours leave the gradients of their weights out."""
+    inputs, _ = images()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(inputs[0].numel(), 3))
+    seen: list[bool] = []
+    network.register_forward_hook(lambda *_: seen.append(is_crafting()))
+    monkeypatch.setattr("surefoot.audit.substitute.small_network", lambda *_: network)
+    with torch.no_grad():
+        train_substitute(Matching(), inputs, 3, steps=3)
+    assert seen == [False] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -1090,7 +1106,7 @@ def test_square_goes_through_all_sizes_of_its_windows_within_the_queries(monkeyp
         made.append(Square(*settings, **more))
         return made[-1]
 
-    monkeypatch.setattr("surefoot.audit.checks.Square", square)
+    monkeypatch.setattr("surefoot.audit.trials.Square", square)
     QUESTIONS["gradient-beats-search"](bench(Matching()))
     assert made == [Square(EPS, QUICK.queries, rescale=True)]
 
@@ -1261,12 +1277,12 @@ def test_an_interrupted_audit_says_so_in_a_line(
     ("args", "words"),
     [
         ([], "audit needs a model"),
-        (["nowhere"], "nowhere is no run"),
+        (["nowhere"], "nowhere is not a run"),
         (["nowhere", "--require", "10"], "share of the images"),
         (["nowhere", "--budget", "0"], "in minutes"),
         (["nowhere", "--eps", "8"], "8/255"),
         (["some.module:net"], "needs --weights"),
-        (["nowhere", "--calibrate"], "nowhere is no run"),
+        (["nowhere", "--calibrate"], "nowhere is not a run"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,13 +196,13 @@ def test_wrong_splits_and_settings_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             Batches(split, 8)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size is 0; it must be a whole number of at least 1"):
         Batches(make_split(), 0)
     with pytest.raises(ValueError, match="augment must be one of"):
         Batches(make_split(), 8, augment="rotate")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\[batch, channels, height, width\]"):
         pad_crop(images[0], seeded(0))
-    with pytest.raises(ValueError, match="padding must be at least 0"):
+    with pytest.raises(ValueError, match="padding is -1; it must be a whole number of at least 0"):
         pad_crop(images, seeded(0), padding=-1)
     with pytest.raises(ValueError, match="probability must lie in"):
         horizontal_flip(images, seeded(0), probability=1.5)

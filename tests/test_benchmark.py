@@ -310,7 +310,7 @@ def test_the_network_is_left_as_it_was(freeze: bool, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "rounds is 0; it must be at least 1"),
+        ({"rounds": 0}, "rounds is 0; it must be a whole number of at least 1"),
         ({"cw_search_steps": -1}, "cw_search_steps is -1"),
         ({"max_seconds": 0.0}, "max_seconds is 0.0; it must be above 0"),
         ({"attacks": ()}, "attacks is empty"),
@@ -438,7 +438,7 @@ def test_what_fails_is_said_and_what_is_missing_is_left_out(
     args = ["benchmark", "attacks", "digits-net", *TINY, "--steps", "2", "--peers", "foolbox", "art"]
     assert main(args) == 0
     captured = capsys.readouterr()
-    assert "art is not installed and left out; `pip install surely-not-installed-anywhere`" in captured.err
+    assert "art is not installed, so it is left out; `pip install surely-not-installed-anywhere`" in captured.err
     assert "foolbox failed in pgd on digits-net: NotImplementedError: not this one" in captured.err
     assert "failed" in captured.out
     assert "art" not in captured.out
@@ -460,7 +460,7 @@ def test_what_fails_is_said_and_what_is_missing_is_left_out(
         (["attack"], "did you mean attacks?"),
         (["attacks", "lenet"], "did you mean lenet-plus"),
         (["attacks", "nowhere/at/all"], "no run or network 'nowhere/at/all'"),
-        (["attacks", "--rounds", "0"], "rounds is 0; it must be at least 1"),
+        (["attacks", "--rounds", "0"], "rounds is 0; it must be a whole number of at least 1"),
         (["attacks", "--eps", "8"], "write 8/255 instead of 8"),
         (["attacks", "--attacks", "fgsm"], "fgsm"),
         (["attacks", "--peers", "advertorch"], "advertorch"),

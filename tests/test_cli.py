@@ -78,13 +78,13 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "digits/sat-r3", "--epochs", "0"], "epochs is 0"),
         (["train", "digits/sat-r3", "--epochs", "9" * 23], "it must be at most 1000000"),
         (["train", "digits/sat-r3", "--seed", "9" * 20], "it must be at most 4294967295"),
-        (["train", "digits/sat-r3", "--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["train", "digits/sat-r3", "--seed", "-1"], "seed is -1; it must be a whole number of at least 0"),
         (["train", "digits/sat-r3", "--image-size", "100000"], "image_size is 100000; it must be at most 4096"),
         (
             ["train", "digits/sat-r3", "--devices", str(TOO_MANY), "--device", "cpu"],
             f"devices is {TOO_MANY}, but device",
         ),
-        (["train", "digits/sat-r3", "--threads", "0"], "--threads is 0; it must be at least 1"),
+        (["train", "digits/sat-r3", "--threads", "0"], "--threads is 0; it must be a whole number of at least 1"),
         (["demo", "--threads", "0"], "--threads is 0"),
         (["evaluate", "a", "--threads", "-3"], "--threads is -3"),
         (["audit", "a", "--threads", "99999999"], "--threads is 99999999; it must be at most 1024"),
@@ -95,11 +95,11 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["benchmark", "step-cost", "--records", "."], "--records is ., a folder"),
         (["list", "--threads", "0"], "--threads is 0"),
         (["evaluate", "a", "--seed", "9" * 20], "it must be at most 4294967295"),
-        (["audit", "a", "--seed", "-1"], "it must be at least 0"),
+        (["audit", "a", "--seed", "-1"], "it must be a whole number of at least 0"),
         (["demo", "--seed", "9" * 20], "it must be at most 4294967295"),
         (["evaluate", "a", "--records", "."], "--records is ., a folder"),
         (["train", "digits/sat-r3", "--objective.eps", "8"], "write 8/255 instead of 8"),
-        (["train", "digits/sat-r3", "--eps", "a/b"], "'a/b' is no number"),
+        (["train", "digits/sat-r3", "--eps", "a/b"], "'a/b' is not a number"),
         (["train", "digits/sat-r3", "--objective.lamm", "1"], "--objective.lam"),
         (["train", "digits/sat-r3", "--resume"], "no run to go on with"),
         (["train", "digits/sat-r3", "--model", "resnet-19"], "resnet-18"),
@@ -107,8 +107,8 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "digits/sat-r3", "--dataset", "digit"], "digits"),
         (["train", "mnist/sat-r3", "--data-dir", "nowhere"], "nowhere"),
         (["evaluate"], "evaluate needs a model, before any option"),
-        (["evaluate", "nowhere"], "no run"),
-        (["evaluate", r"C:\runs\nowhere"], "no run"),
+        (["evaluate", "nowhere"], "nowhere is not a run"),
+        (["evaluate", r"C:\runs\nowhere"], "not a run"),
         (["evaluate", "surefoot.models:build_model"], "needs --weights"),
         (["evaluate", "a", "--source-weights", "w"], "--source-weights is for a --source"),
         (["evaluate", "a", "--source", "b", "--last-iterate"], "leave it out with --source"),
@@ -656,7 +656,7 @@ def test_a_damaged_metrics_file_costs_the_curves_and_not_the_audit(
     file.write_bytes(content.encode("utf-8", "surrogateescape"))
     assert main(["audit", run_folder, "--num-examples", "20", "--budget", "0.01"]) in (0, 3, 4, 5)
     error = capsys.readouterr().err
-    assert f"line 1 of {file} is no line of a training; the page does without the curves" in error
+    assert f"line 1 of {file} is not a line of a training; the page does without the curves" in error
     assert "Traceback" not in error
     assert Audit.from_json((Path(run_folder) / "audit.json").read_text(encoding="utf-8")).model == run_folder
     assert (Path(run_folder) / "report.html").exists()
@@ -669,7 +669,7 @@ def test_a_look_holds_finite_numbers(run_folder: str) -> None:
     for wrong in ({"fgsm_loss": math.nan}, {"pgd_loss": "low"}, {"losses_along": [1.0, None]}, {"losses_along": 3}):
         line = {"epoch": 1, "monitor": [{**dataclasses.asdict(look), **wrong}]}
         (run.path / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-        with pytest.raises(ValueError, match=r"line 1 of .* is no line of a training"):
+        with pytest.raises(ValueError, match=r"line 1 of .* is not a line of a training"):
             run.looks()
 
 
@@ -902,9 +902,9 @@ def __getattr__(kind): return lambda: Own(kind)
         ("one", "returns float32 [1, 10] for"),
         ("nan", "returns NaN or infinity for"),
         ("detached", "gives no gradient in training mode"),
-        ("unrelated", "has logits that hang on none of its weights"),
+        ("unrelated", "has logits that depend on none of its weights"),
         ("later", "in training mode (ZeroDivisionError: division by zero)"),
-        ("factory_raises", "fails when it is called without arguments (KeyError: 'x'); mend it first"),
+        ("factory_raises", "fails when it is called without arguments (KeyError: 'x'); fix it first"),
         ("exits", "(SystemExit: bye)"),
         ("lazy", "nn.LazyLinear and its like"),
         ("frozen", "has only frozen weights"),
@@ -937,7 +937,7 @@ def test_a_model_with_an_unused_weight_and_more_logits_than_classes_can_be_train
         ("raises", "fails on [40, 1, 8, 8] images in [0, 1] (KeyError: 'x')"),
         ("wrong_size", "(RuntimeError: mat1 and mat2 shapes cannot be multiplied (40x64 and 100x10)); it must return"),
         ("none", "NoneType"),
-        ("few", "a label is 9, but the model tells 5 classes apart"),
+        ("few", "a label is 9, but the model has 5 classes"),
         ("lazy", "nn.LazyLinear and its like"),
         ("double", "convert the model where it is made, with model.float()"),
         ("exits", "(SystemExit: bye)"),

@@ -92,6 +92,11 @@ def test_a_step_must_not_be_zero() -> None:
         check_radius("step_size", 0, positive=True)
 
 
+def test_a_radius_that_is_a_text_is_refused_as_one() -> None:
+    with pytest.raises(TypeError, match=r"^eps is '8/255'; it must be a number, for example 8 / 255\.$"):
+        check_radius("eps", "8/255")  # type: ignore[arg-type]
+
+
 def test_a_good_batch_passes_also_flat_empty_and_at_the_ends_of_the_range() -> None:
     check_batch(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
     check_batch(torch.zeros(0, 3, 4, 4), torch.zeros(0).long())
@@ -165,7 +170,7 @@ def test_a_loss_that_is_not_one_value_a_sample_is_refused(loss: Any) -> None:
 
 def test_what_is_no_module_is_refused_in_a_sentence() -> None:
     no_module: Any = random_batch
-    said = r"an object of type function, no torch.nn.Module; give a module"
+    said = r"an object of type function, not a torch.nn.Module; give a module"
     with pytest.raises(TypeError, match=said), crafting(no_module):
         pass
 
@@ -342,6 +347,14 @@ def test_the_protocols_know_their_own() -> None:
     assert isinstance(FGSM(0.1), Attack)
     assert isinstance(NormalTraining(), Objective)
     assert LossTerms._fields == ("loss", "classification", "regularizer")
+
+
+@pytest.mark.parametrize("name", ["inputs", "labels"])
+def test_an_array_or_a_list_is_refused_as_one(name: str) -> None:
+    batch: dict[str, object] = {"inputs": torch.rand(2, 1, 2, 2), "labels": torch.tensor([0, 1])}
+    batch[name] = [[0.0], [1.0]]
+    with pytest.raises(TypeError, match=rf"^{name} are an object of type list; give a tensor, as torch"):
+        check_batch(**batch)  # type: ignore[arg-type]
 
 
 def test_a_negative_label_is_refused() -> None:

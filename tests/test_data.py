@@ -29,6 +29,7 @@ from tests.as_windows import CAN_TELL, as_windows
 # The package's name "load" is the function.
 load_module = importlib.import_module("surefoot.data.load")
 cache_module = importlib.import_module("surefoot.data.cache")
+build_module = importlib.import_module("surefoot.data.build")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 Pixels = NDArray[np.uint8]
@@ -467,7 +468,7 @@ def test_an_interrupted_build_leaves_nothing(
         raise error
 
     with monkeypatch.context() as context:
-        context.setattr(load_module, "_pixels", interrupt)
+        context.setattr(build_module, "_pixels", interrupt)
         with pytest.raises(error):
             load("digits")
     assert list(own_cache.iterdir()) == []
@@ -500,18 +501,18 @@ def test_of_two_builds_at_once_the_first_one_wins(
     if damaged:
         load("digits")
         truncate(entries(own_cache)[0] / "images.npy")
-    build = load_module._build
+    build = load_module.build
     winners: list[Dataset] = []
     files: list[int] = []
 
     def overtaken(plan: Any, staging: Path) -> Any:
         described = build(plan, staging)
-        monkeypatch.setattr(load_module, "_build", build)
+        monkeypatch.setattr(load_module, "build", build)
         winners.append(load("digits"))  # the other process, from its start to its end
         files.append((entries(own_cache)[0] / "images.npy").stat().st_ino)
         return described
 
-    monkeypatch.setattr(load_module, "_build", overtaken)
+    monkeypatch.setattr(load_module, "build", overtaken)
     digits = load("digits")
     assert same(digits, winners[0])
     (entry,) = own_cache.iterdir()
@@ -692,14 +693,18 @@ def test_a_changed_image_folder_is_read_again(tmp_path: Path, monkeypatch: pytes
             FileNotFoundError,
             "the data folder /no/such does not exist",
         ),
-        ({"name": "digits", "validation_size": -1}, ValueError, "validation_size must be at least 0, got -1"),
+        (
+            {"name": "digits", "validation_size": -1},
+            ValueError,
+            "validation_size is -1; it must be a whole number",
+        ),
         (
             {"name": "digits", "validation_size": 1437},
             ValueError,
             "1437 validation images .* 1437 training images",
         ),
-        ({"name": "digits", "image_size": 0}, ValueError, "image_size must be at least 1, got 0"),
-        ({"name": "digits", "num_classes": 1}, ValueError, "num_classes must be at least 2, got 1"),
+        ({"name": "digits", "image_size": 0}, ValueError, "image_size is 0; it must be a whole number of at least 1"),
+        ({"name": "digits", "num_classes": 1}, ValueError, "num_classes is 1; it must be a whole number of at least 2"),
         (
             {"name": "digits", "num_classes": 11},
             ValueError,

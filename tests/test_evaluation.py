@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from surefoot.core.types import Attack
 from surefoot.evaluation import Record, accuracy, append_records, evaluate, read_records, wilson_interval
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
 from surefoot.evaluation.worker import fields_of, predictions
-from tests.tables import ATTACKS, EPS, AttackCase, random_batch, random_net, trained
+from tests.tables import ATTACKS, EPS, AttackCase, forwards_that_spoil_autocast, random_batch, random_net, trained
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -284,6 +284,15 @@ def test_a_data_loader_works_and_its_own_draws_do_not_move_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_data_loader_that_shuffles_by_a_generator_of_its_own_is_refused() -> None:
+    """Each attack would meet the images in another order, and take what is right of others' for its own."""
+    net, inputs, labels = trained()
+    own = torch.Generator().manual_seed(0)
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=16, shuffle=True, generator=own)
+    with pytest.raises(ValueError, match="batch 0 has other labels than when it was first read"):
+        evaluate(net, loader, [FGSM(EPS)])
+
+
 def test_a_seed_decides_what_is_drawn_and_only_inside() -> None:
     torch.manual_seed(3)
     expected, after = torch.rand(2), torch.rand(2)
@@ -359,6 +368,20 @@ def test_no_samples_is_an_error_not_a_nan() -> None:
             accuracy(Threshold(), nothing)
 
 
+def test_weights_of_another_type_than_the_images_are_refused_in_a_sentence() -> None:
+    with pytest.raises(TypeError, match="weights are float64, the images float32, and it does not take them"):
+        evaluate(random_net().double(), [random_batch()], [FGSM(EPS)])
+
+
+def test_an_accuracy_does_not_spoil_the_autocast_of_a_training_step_around_it() -> None:
+    net = random_net()
+    found = forwards_that_spoil_autocast(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        accuracy(net, [random_batch()], FGSM(EPS))
+    assert found
+    assert not any(found)
+
+
 @pytest.mark.parametrize("attacks", [[], [FGSM(0.1)]], ids=["clean", "attacked"])
 def test_pixels_outside_the_range_are_refused_also_for_clean_accuracy(attacks: list[Attack]) -> None:
     with pytest.raises(ValueError, match=re.escape("pixels in [0, 1]")):
@@ -426,10 +449,11 @@ class Own:
         (lambda inputs: inputs * torch.nan, "Own returned pixels that are NaN"),
         (lambda inputs: inputs - 0.5, "Own returned pixels from -0."),
         (lambda inputs: (inputs + 0.3).clamp(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
+        (lambda inputs: inputs.add_(0.3).clamp_(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
         (lambda inputs: inputs[:, 0], "Own returned shape [4, 2, 2] for inputs of shape [4, 1, 2, 2]"),
         (lambda inputs: None, "Own returned an object of type NoneType"),
     ],
-    ids=["NaN", "outside the range", "outside the ball", "another shape", "nothing"],
+    ids=["NaN", "outside the range", "outside the ball", "outside the ball in place", "another shape", "nothing"],
 )
 def test_what_an_own_attack_may_not_give_is_refused_instead_of_counted_as_fooled(
     change: Callable[[Tensor], Any], said: str
@@ -444,6 +468,19 @@ def test_what_an_own_attack_may_not_give_is_refused_instead_of_counted_as_fooled
 def test_an_own_attack_to_the_rim_of_its_ball_is_taken(dtype: torch.dtype) -> None:
     batches = [(inputs.to(dtype), labels) for inputs, labels in HAND]
     assert evaluate(Threshold(), batches, [Own(lambda inputs: (inputs + 0.2).clamp(0, 1))])[1].attack == "Own"
+
+
+def test_an_own_attack_that_works_in_place_leaves_the_images_alone() -> None:
+    before = [inputs.clone() for inputs, _ in HAND]
+    record = evaluate(Threshold(), HAND, [Own(lambda inputs: inputs.add_(0.2).clamp_(0, 1))])[1]
+    accuracy(Threshold(), HAND, Own(lambda inputs: inputs.add_(0.2).clamp_(0, 1)))
+    assert all(torch.equal(inputs, kept) for (inputs, _), kept in zip(HAND, before, strict=True))
+    assert record.mean_l2 == pytest.approx(0.4)  # of four pixels
+
+
+def test_an_attack_without_its_settings_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"give attacks with their settings, for example FGSM\(eps=0.1\)"):
+        accuracy(Threshold(), HAND, FGSM)  # type: ignore[arg-type]
 
 
 def test_a_function_is_recorded_by_its_name() -> None:
@@ -580,6 +617,18 @@ def test_a_file_of_something_else_is_left_as_it_is(tmp_path: Path, content: str)
     assert path.read_text() == content
 
 
+def test_records_are_appended_by_a_user_without_a_home_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any number."""
+
+    def unknown(number: int) -> NoReturn:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    append_records(tmp_path / "records.jsonl", [a_record()])
+    assert len(read_records(tmp_path / "records.jsonl")) == 1
+
+
 def test_who_appends_waits_for_another_who_does(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with ThreadPoolExecutor(1) as pool:
@@ -613,7 +662,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "records.jsonl"
     text = a_record().to_json() + "\n" + line + "\n"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"line 2 of .*records\.jsonl is no record"):
+    with pytest.raises(ValueError, match=r"line 2 of .*records\.jsonl is not a record"):
         read_records(path)
 
 
@@ -653,7 +702,7 @@ def test_the_wilson_interval_ends_exactly_at_none_and_all(trials: int) -> None:
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (-1, 5), (6, 5), (1, -1)])
 def test_no_share_has_no_interval(successes: int, trials: int) -> None:
-    with pytest.raises(ValueError, match=f"{successes} of {trials} is no share"):
+    with pytest.raises(ValueError, match=f"{successes} of {trials} is not a share"):
         wilson_interval(successes, trials)
 
 

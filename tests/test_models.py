@@ -428,9 +428,9 @@ def test_unknown_name(name: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("num_classes", 1, "num_classes must be at least 2, got 1"),
-        ("in_channels", 0, "in_channels must be at least 1, got 0"),
-        ("image_size", 0, "image_size must be at least 1, got 0"),
+        ("num_classes", 1, "num_classes is 1; it must be a whole number of at least 2"),
+        ("in_channels", 0, "in_channels is 0; it must be a whole number of at least 1"),
+        ("image_size", 0, "image_size is 0; it must be a whole number of at least 1"),
     ],
 )
 def test_wrong_numbers(field: str, value: int, words: str) -> None:

@@ -37,6 +37,7 @@ from surefoot.recipes.run import Run, check_folder, recipe_monitor, recipe_repai
 from surefoot.report.plots import AXES
 from surefoot.training import FitConfig, FitResult, Look, Monitor, Phase, describe, fit, monitor_curves
 from surefoot.training.monitor import Guard, OnMasking
+from tests.tables import forwards_that_spoil_autocast
 
 EPS = 0.3
 GREY = 128 / 255
@@ -86,6 +87,15 @@ def test_planted_masking_is_seen_and_a_linear_model_is_not_suspected() -> None:
     linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     assert not look_at(linear).masked
     assert look_at(linear).lost == 0  # one step is the strongest attack on it
+
+
+def test_a_look_does_not_spoil_the_autocast_of_a_training_step_around_it() -> None:
+    net = network()
+    found = forwards_that_spoil_autocast(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        Monitor(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64), eps=EPS, every=1)(net, 1)
+    assert found
+    assert not any(found)
 
 
 def test_a_difference_that_is_merely_significant_is_no_masking() -> None:

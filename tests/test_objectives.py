@@ -42,6 +42,7 @@ from tests.tables import (
     ObjectiveCase,
     PlainNet,
     SmallNet,
+    forwards_that_spoil_autocast,
     random_batch,
     random_net,
 )
@@ -693,14 +694,20 @@ def test_a_model_that_answers_with_a_tuple_is_refused_with_what_wraps_it(case: O
 
 
 @pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
-def test_no_forward_of_the_model_is_without_gradients(case: ObjectiveCase) -> None:
-    """Autocast of an older PyTorch keeps the weights that it cast there; the loss's forward would have no gradient."""
-    net, with_gradients = random_net(PlainNet), []
-    net.register_forward_hook(lambda *_: with_gradients.append(torch.is_grad_enabled()))
+def test_weights_of_another_type_than_the_images_are_refused_in_a_sentence(case: ObjectiveCase) -> None:
+    with pytest.raises(TypeError, match=r"weights are float64, the images float32, .* model.to\(inputs.dtype\)"):
+        terms_of(case.build((random_net(PlainNet),)), random_net(PlainNet).double(), *random_batch())
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_crafting_does_not_spoil_the_autocast_of_the_step(case: ObjectiveCase) -> None:
+    """The loss's forward would have no gradient for weights that were cast without one."""
+    net = random_net(PlainNet)
+    found = forwards_that_spoil_autocast(net)
     with torch.autocast("cpu", torch.bfloat16):
         terms_of(case.build((random_net(PlainNet, 5),)), net, *random_batch())
-    assert with_gradients
-    assert all(with_gradients)
+    assert found
+    assert not any(found)
 
 
 @pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks import FGSM, AutoAttack, DeepFool
+from surefoot.attacks import FGSM, PGD, AutoAttack, DeepFool
 from surefoot.audit import audit
 from surefoot.core.gradients import input_gradient
 from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split
-from surefoot.evaluation import evaluate, evaluate_transfer
-from surefoot.objectives import SatR1
+from surefoot.evaluation import evaluate, evaluate_transfer, recognise
+from surefoot.models import build_model
+from surefoot.objectives import FgsmAT, SatR1
 from surefoot.training import FitConfig, Phase, fit
 from surefoot.training.monitor import Monitor
 from tests.other_device import OtherDevice, WrongDevice, place_of
@@ -181,3 +185,63 @@ def test_what_a_gpu_allows_is_allowed() -> None:
         assert place_of(inputs.cpu()) == "host"
         inputs.copy_(torch.zeros(inputs.shape))
         assert place_of(inputs) == "device"
+
+
+# The caller's own default device and type, which hold for tensors made without one. On `meta` nothing can be computed.
+
+
+@pytest.fixture
+def on_meta() -> Iterator[None]:
+    with torch.device("meta"):
+        yield
+
+
+@pytest.fixture
+def in_double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+MODEL, INPUTS, LABELS = trained()
+
+
+@pytest.mark.parametrize("defaults", ["on_meta", "in_double"])
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+def test_an_attack_hangs_on_no_default(case: AttackCase, defaults: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(defaults)
+    perturbed = case.build(EPS)(MODEL, INPUTS, LABELS)
+    assert (perturbed.device, perturbed.dtype) == (INPUTS.device, torch.float32)
+
+
+@pytest.mark.parametrize("defaults", ["on_meta", "in_double"])
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_nor_does_an_objective(case: ObjectiveCase, defaults: str, request: pytest.FixtureRequest) -> None:
+    net, source = copy.deepcopy(MODEL), copy.deepcopy(MODEL)
+    request.getfixturevalue(defaults)
+    terms = case.build((source,))(net, INPUTS, LABELS)
+    assert (terms.loss.device, terms.loss.dtype) == (INPUTS.device, torch.float32)
+
+
+@pytest.mark.parametrize("defaults", ["on_meta", "in_double"])
+def test_nor_do_an_evaluation_and_an_audit(defaults: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    batches, attacks = moved_batches(), [PGD(EPS, 20, EPS / 5)]
+    without = evaluate(MODEL, batches, attacks)
+    request.getfixturevalue(defaults)
+    found = evaluate(MODEL, batches, attacks, unfinished=tmp_path)
+    assert [record.robust_accuracy for record in found] == [record.robust_accuracy for record in without]
+    assert recognise(MODEL, INPUTS, LABELS) == (MODEL, [])
+    assert audit(MODEL, INPUTS[:8], LABELS[:8], EPS, others=INPUTS[8:24], budget_minutes=0.01).checks
+
+
+@pytest.mark.parametrize("defaults", ["on_meta", "in_double"])
+def test_nor_does_a_training(defaults: str, request: pytest.FixtureRequest) -> None:
+    net = build_model("digits-net", num_classes=10, in_channels=1, image_size=8)
+    split = Split(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) % 10)
+    dataset = Dataset("none", split, split, split, 10, tuple("0123456789"))
+    monitor = Monitor(split.images / 255, split.labels, EPS, every=1)
+    request.getfixturevalue(defaults)
+    config = FitConfig(device="cpu", batch_size=10, augment="crop-flip", ema_decay=0.5)
+    found = fit(net, dataset, [Phase(FgsmAT(EPS), epochs=1)], config, selection=FGSM(EPS), monitor=monitor)
+    assert math.isfinite(found.metrics[0]["loss"])
+    assert len(found.metrics[0]["monitor"]) == 2

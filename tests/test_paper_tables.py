@@ -68,7 +68,7 @@ def test_a_table_is_markdown_and_csv_and_says_what_is_missing_and_far() -> None:
     part = dataclasses.replace(table, columns=("PGD", "FGSM"), rows=(("B", (Cell((1.0,)), Cell())),))
     assert part.missing() == ["B FGSM"]
     assert table.far() == ["A PGD -5.00"]
-    assert table.far(points=6) == []
+    assert dataclasses.replace(part, rows=(("B", (Cell((53.0,), paper=55.0), Cell())),)).far() == []
     first, second = csv.DictReader(io.StringIO(table.csv()))
     assert (first["row"], first["ours"], first["low"], first["images"], first["paper"]) == (
         "A",

@@ -271,7 +271,7 @@ def test_one_output_in_a_tiny_batch_is_not_guessed_at() -> None:
     ("function", "classes"), [(lambda z, x: z[:, :5], 5), (lambda z, x: z[:, 0], 2), (lambda z, x: z[:, :1], 2)]
 )
 def test_a_label_without_an_output_is_refused(function: Callable[[Tensor, Tensor], Tensor], classes: int) -> None:
-    with pytest.raises(ValueError, match=f"a label is 9, but the model tells {classes} classes apart"):
+    with pytest.raises(ValueError, match=f"a label is 9, but the model has {classes} classes"):
         recognise(After(function), *batch())
 
 

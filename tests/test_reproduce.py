@@ -168,7 +168,7 @@ def test_an_interruption_says_how_to_go_on(
         ),
         (("table9", "--only", ","), "names no row; give for example --only sat-r1,sat-r3"),
         (("table3", "--only", "zzz"), "there is no row 'zzz'; `surefoot list recipes` shows them all"),
-        (("table3", "--seeds", "0"), "seeds is 0; it must be at least 1"),
+        (("table3", "--seeds", "0"), "seeds is 0; it must be a whole number of at least 1"),
         (("table3", "--workers", "-1"), "workers is -1"),
         (("fig10", "--only", "sat-r1", "--data-dir", "nowhere", "--dataset", "mnist"), "nowhere"),
         (("fig10", "--runs", "nowhere"), "--runs nowhere holds no run of `surefoot train`"),

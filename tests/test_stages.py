@@ -21,12 +21,12 @@ from surefoot.core.types import Attack
 from surefoot.evaluation import Record, evaluate, evaluate_transfer
 from surefoot.evaluation.identity import Nameless, settings_known_by
 from surefoot.evaluation.outcomes import Outcome, Store
+from surefoot.evaluation.precision import fast_in_half
 from surefoot.evaluation.worker import (
     Precision,
     Stage,
     Worker,
     eight_bit_pixels,
-    fast_in_half,
     is_out_of_memory,
     screening_of,
 )
@@ -285,6 +285,65 @@ def test_tf32_is_what_float32_only_attacks_are_crafted_in_under_fast_and_float32
     assert (strict.precision, fast.precision) == ("strict", "fast")
     assert {part["precision"] for part in fast.parts} == {"tf32"}
     assert strict.robust_accuracy == fast.robust_accuracy == 2 / 3  # 0.3 reaches 0.6, the others not 0.5
+
+
+class RecordsPrecision(nn.Module):
+    """Notes what float32 products are computed in at each of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[bool, str]] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.seen.append(products_in())
+        return inputs.flatten(1)[:, :2]
+
+
+def products_in() -> tuple[bool, str]:
+    """May products on CUDA, and matrix products anywhere, be computed in less than float32? As PyTorch has it set."""
+    return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+
+@pytest.fixture
+def precision_put_back() -> Iterator[None]:
+    before = products_in()
+    yield
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
+
+
+@pytest.mark.parametrize("chosen", ["medium", "high", "highest"])
+@pytest.mark.usefixtures("precision_put_back")
+def test_float32_is_float32_and_the_callers_precision_of_products_is_put_back(chosen: str) -> None:
+    torch.set_float32_matmul_precision(chosen)
+    before, net = products_in(), RecordsPrecision()
+    evaluate(net, [(torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64))], [FGSM(EPS)])
+    assert set(net.seen) == {(False, "highest")}
+    assert products_in() == before
+
+
+def fp32_precisions() -> list[str]:
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    return [place.fp32_precision for place in places]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="new in PyTorch 2.9")
+@pytest.mark.parametrize(
+    ("place", "chosen"), [("cuda.matmul", "tf32"), ("cudnn.conv", "ieee"), ("mkldnn.matmul", "bf16")]
+)
+@pytest.mark.usefixtures("precision_put_back")
+def test_so_is_what_the_caller_chose_by_fp32_precision(place: str, chosen: str) -> None:
+    """Beside it PyTorch refuses to tell its older flags."""
+    backend = functools.reduce(getattr, place.split("."), torch.backends)
+    backend.fp32_precision = chosen  # type: ignore[attr-defined]
+    before, seen = fp32_precisions(), []
+    net = LooksFooledInTF32()
+    net.register_forward_hook(lambda *_: seen.append(fp32_precisions()))
+    evaluate(net, [(grey(0.2), torch.tensor([0]))], [FGSM(EPS)])
+    assert seen
+    assert {value for each in seen for value in each} == {"ieee"}
+    assert fp32_precisions() == before
 
 
 def test_another_precision_is_refused() -> None:

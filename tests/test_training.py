@@ -236,8 +236,9 @@ def test_a_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     assert run.recipe == recipe
     assert run.epochs_done() == 1
-    dataset = run.load_data()
+    dataset, drawn = run.load_data(), torch.get_rng_state()
     assert not run.load_model(dataset).training
+    assert torch.equal(torch.get_rng_state(), drawn)  # the caller's own random numbers go on
 
 
 def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: 
 def test_a_state_without_its_epochs_is_refused(tmp_path: Path) -> None:
     train(quick_recipe(epochs=1), tmp_path / "run")
     shutil.copy(tmp_path / "run" / "model.safetensors", tmp_path / "run" / "state.ckpt")
-    with pytest.raises(CheckpointError, match=r"state\.ckpt is no training state"):
+    with pytest.raises(CheckpointError, match=r"state\.ckpt is not a training state"):
         train(quick_recipe(epochs=1), tmp_path / "run", resume=True)
 
 
@@ -527,7 +528,7 @@ def test_a_pickled_checkpoint_is_refused_and_never_unpickled(tmp_path: Path, zip
 
 def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset, tmp_path: Path) -> None:
     save_tensors(tmp_path / "state.ckpt", {"model.weight": torch.zeros(2)}, {})
-    with pytest.raises(CheckpointError, match="no training state"):
+    with pytest.raises(CheckpointError, match="not a training state"):
         fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path, resume=True)
     about = {"metrics": [], "best_epoch": 0, "best_score": -1.0}
     save_tensors(tmp_path / "state.ckpt", {"model.weight": torch.zeros(2)}, about)
@@ -540,6 +541,9 @@ def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset,
     [
         ("batch_size", 0, "batch_size is 0"),
         ("devices", 0, "devices is 0"),
+        ("batch_size", 32.0, "batch_size is 32.0; it must be a whole number of at least 1"),
+        ("devices", "2", "devices is '2'; it must be a whole number of at least 1"),
+        ("monitor_every", 0, "monitor_every is 0; it must be a whole number of at least 1"),
         ("learning_rate", -1.0, "learning_rate is -1"),
         ("learning_rate", float("nan"), "learning_rate is nan"),
         ("momentum", 1.0, "momentum is 1"),
@@ -555,6 +559,25 @@ def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset,
 def test_bad_settings_are_refused(field: str, value: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         FitConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([], "the training split has no images"),
+        ([0, 10], "a label is 10 in the training split; labels are class indices from 0 to 9"),
+        ([0, -1], "a label is -1 in the training split"),
+    ],
+)
+def test_images_that_cannot_be_trained_on_are_refused(labels: list[int], words: str, digits: Dataset) -> None:
+    train_split = Split(digits.train.images[: len(labels)], torch.tensor(labels, dtype=torch.int64))
+    with pytest.raises(ValueError, match=words):
+        fit(network(), dataclasses.replace(digits, train=train_split), [Phase(NormalTraining(), 1)], QUICK)
+
+
+def test_a_selection_without_its_settings_is_refused_before_the_first_epoch(digits: Dataset) -> None:
+    with pytest.raises(TypeError, match=r"give attacks with their settings, for example FGSM\(eps=0.1\)"):
+        fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, selection=IFGSM)  # type: ignore[arg-type]
 
 
 def test_no_phases_and_no_epochs_are_refused(digits: Dataset) -> None:

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps, printed
+from surefoot.attacks.gradient_sign import printed
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
-from surefoot.core.geometry import check_radius, project
+from surefoot.core.geometry import check_radius, per_sample, project
 from surefoot.core.gradients import input_gradient
+from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision, margin
 from surefoot.core.types import PerSampleLoss, check_loss
 
@@ -81,7 +82,7 @@ def random_start(inputs: Tensor, eps: float) -> Tensor:
     """A uniformly random direction, stretched until its largest change is `eps`; in [0, 1]."""
     noise = torch.empty_like(inputs).uniform_(-1, 1)
     largest = noise.abs().flatten(1).amax(dim=1).clamp(min=TINY)
-    return project(inputs + eps * noise / largest.view(-1, *[1] * (inputs.dim() - 1)), inputs, eps)
+    return project(inputs + eps * noise / per_sample(largest, inputs), inputs, eps)
 
 
 def checkpoints(steps: int) -> Iterator[tuple[int, int]]:
@@ -113,7 +114,7 @@ def auto_pgd(
     """
     adv_inputs = previous = best = random_start(inputs, eps)
     gradient = best_gradient = torch.zeros_like(inputs)
-    size = inputs.new_full([len(inputs), *[1] * (inputs.dim() - 1)], 2 * eps)
+    size = per_sample(inputs.new_full([len(inputs)], 2 * eps), inputs)
     highest = checked = inputs.new_full([len(inputs)], float("-inf"))
     value = -highest
     rises = torch.zeros_like(value)
@@ -185,7 +186,7 @@ class APGD:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1], one class, or logits without a gradient.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])
@@ -210,8 +211,8 @@ class APGD:
     def __post_init__(self) -> None:
         check_loss(self.loss)
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
-        check_steps("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(model: Logits, inputs: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,9 +259,9 @@ class APGDT:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
-        check_steps("targets", self.targets)
-        check_steps("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("targets", self.targets)
+        check_count("restarts", self.restarts)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(rank: int, model: Logits, inputs: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ class AutoAttack:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1], one class, or logits without a gradient.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> [type(part).__name__ for part in AutoAttack(eps=8 / 255).attacks]

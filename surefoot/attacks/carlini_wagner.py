@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps
-from surefoot.core.geometry import check_batch
-from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.geometry import check_batch, per_sample
+from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.limits import check_count
 from surefoot.core.losses import full_precision
 
 EDGE = 1e-3
@@ -47,7 +47,7 @@ class CarliniWagnerL2:
 
     Raises:
         ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -76,16 +76,16 @@ class CarliniWagnerL2:
             raise ValueError(f"confidence is {self.confidence}; it must be a finite number of at least 0.")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be a finite number above 0.")
-        check_steps("steps", self.steps)
-        check_steps("search_steps", self.search_steps)
+        check_count("steps", self.steps)
+        check_count("search_steps", self.search_steps)
         if not 0 < self.initial_c <= LARGEST_C:
             raise ValueError(f"initial_c is {self.initial_c}; it must be above 0 and at most {LARGEST_C:g}.")
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             result = inputs.detach().clone()
-            with torch.no_grad():
+            with without_gradients():
                 rows = (~self._succeeds(self._gap(frozen(result), labels))).nonzero().squeeze(1)
             inputs, labels = result[rows], labels[rows]
             c = full_precision(inputs).new_full((len(rows),), self.initial_c)
@@ -120,7 +120,6 @@ class CarliniWagnerL2:
         closest, shortest, lowest, before = result, distances, distances, distances
         rows = torch.arange(len(inputs), device=inputs.device)
         check_every = max(10, math.ceil(self.steps / 10))
-        shape = (-1, *[1] * (inputs.dim() - 1))
 
         def hinge(logits: Tensor) -> Tensor:
             return c * (self._gap(logits, labels) + self.confidence).clamp(min=0)
@@ -133,7 +132,7 @@ class CarliniWagnerL2:
             distance = away.flatten(1).square().sum(dim=1)
             closer = self._succeeds(self._gap(logits, labels)) & (distance < shortest)
             shortest = torch.where(closer, distance, shortest)
-            closest = torch.where(closer.view(shape), adv_inputs, closest)
+            closest = torch.where(per_sample(closer, inputs), adv_inputs, closest)
 
             # dx'/dw = (1 - tanh^2) / 2
             gradient = (full_precision(gradient) + 2 * away) * 2 * images * (1 - images)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps
-from surefoot.core.geometry import check_batch
-from surefoot.core.gradients import NO_GRADIENT, crafting
+from surefoot.core.geometry import check_batch, per_sample
+from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
+from surefoot.core.limits import check_count
 from surefoot.core.losses import full_precision
 
 PAST_BOUNDARY = 1e-4  # l2 added to every step: a boundary that is merely reached is not crossed
@@ -42,7 +42,7 @@ class DeepFool:
 
     Raises:
         ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -64,18 +64,17 @@ class DeepFool:
     shorten: int = 6
 
     def __post_init__(self) -> None:
-        check_steps("steps", self.steps)
+        check_count("steps", self.steps)
         if not 0 <= self.overshoot <= 1:
             raise ValueError(f"overshoot is {self.overshoot}; it must be in [0, 1].")
-        check_steps("candidates", self.candidates)
+        check_count("candidates", self.candidates)
         if self.candidates < 2:
             raise ValueError(f"candidates is {self.candidates}; it counts the true class too, so give at least 2.")
-        if self.shorten != 0:
-            check_steps("shorten", self.shorten)
+        check_count("shorten", self.shorten, least=0)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             inputs, labels = inputs.detach().clone(), labels.clone()  # autograd refuses tensors of inference_mode
             return self._shorten(frozen, inputs, self._cross(frozen, inputs, labels), labels)
 
@@ -143,13 +142,12 @@ class DeepFool:
         moved: Tensor = full_precision(points).flatten(1) - (1 + self.overshoot) * length * (slope / norm)
         return moved.clamp(0, 1).view_as(points).to(points.dtype)
 
-    @torch.no_grad()
+    @without_gradients()
     def _shorten(self, model: nn.Module, inputs: Tensor, adv_inputs: Tensor, labels: Tensor) -> Tensor:
-        shape = (-1, *[1] * (inputs.dim() - 1))
         high = torch.ones(len(inputs), dtype=inputs.dtype, device=inputs.device)
         low = high / 2
         for _ in range(self.shorten):
             middle = (low + high) / 2
-            fooled = model(inputs.lerp(adv_inputs, middle.view(shape))).argmax(dim=1) != labels
+            fooled = model(inputs.lerp(adv_inputs, per_sample(middle, inputs))).argmax(dim=1) != labels
             low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
-        return inputs.lerp(adv_inputs, high.view(shape))
+        return inputs.lerp(adv_inputs, per_sample(high, inputs))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks.apgd import likeliest_others, random_start
-from surefoot.attacks.gradient_sign import check_steps
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
-from surefoot.core.geometry import check_radius, linf_distance
+from surefoot.core.geometry import check_radius, linf_distance, per_sample
 from surefoot.core.gradients import input_gradient
+from surefoot.core.limits import check_count
 
 OVERSHOOT = 1.05  # eta: how far a step goes beyond the linearised boundary
 LARGEST_BIAS = 0.1  # alpha_max: the largest share of the step that starts at the clean input
@@ -89,7 +89,7 @@ def nearest_adversarial(
             wrong = model(adv_inputs).argmax(dim=1) != labels
         reached = linf_distance(adv_inputs, inputs)
         closer = wrong & (reached < distance)
-        column = closer.view(-1, *[1] * (inputs.dim() - 1))
+        column = per_sample(closer, inputs)
         nearest, distance = torch.where(column, adv_inputs, nearest), torch.where(closer, reached, distance)
         near = distance <= radius
         if near.any():
@@ -99,7 +99,7 @@ def nearest_adversarial(
             far = ~near
             rows, inputs, labels, pairs = (part[far] for part in (rows, inputs, labels, pairs))
             adv_inputs, nearest, distance, wrong = (part[far] for part in (adv_inputs, nearest, distance, wrong))
-        wrong = wrong.view(-1, *[1] * (inputs.dim() - 1))
+        wrong = per_sample(wrong, inputs)
         adv_inputs = torch.where(wrong, inputs + BACKWARD * (adv_inputs - inputs), adv_inputs)
     result[rows], distances[rows] = nearest, distance
     return result, distances
@@ -147,9 +147,9 @@ class FABT:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
-        check_steps("targets", self.targets)
-        check_steps("restarts", self.restarts)
+        check_count("steps", self.steps)
+        check_count("targets", self.targets)
+        check_count("restarts", self.restarts)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(
@@ -161,7 +161,7 @@ class FABT:
                 model, inputs, labels, targets, start, radius=self.eps, steps=self.steps
             )
             fooled = distance <= self.eps
-            return torch.where(fooled.view(-1, *[1] * (inputs.dim() - 1)), found, inputs), fooled
+            return torch.where(per_sample(fooled, inputs), found, inputs), fooled
 
         def runs(classes: int) -> list[Run]:
             ranks = range(min(self.targets, classes - 1))

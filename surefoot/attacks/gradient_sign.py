@@ -6,14 +6,14 @@ does not depend on its batch, and every iterate is projected to the ball and to 
 
 import dataclasses
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import check_batch, check_radius, project
-from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.geometry import check_batch, check_radius, per_sample, project
+from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss, check_loss
 
@@ -63,7 +63,7 @@ def ascend(
         if decay is not None:
             gradient = full_precision(gradient)  # the l1 norm of a large image overflows float16
             length = gradient.abs().flatten(1).sum(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-            gradient = gradient / length.view(-1, *[1] * (gradient.dim() - 1))
+            gradient = gradient / per_sample(length, gradient)
             gradient = momentum = gradient if momentum is None else decay * momentum + gradient
         if result is not None:
             alive = logits.argmax(dim=1) == targets
@@ -79,12 +79,6 @@ def ascend(
         return adv_inputs
     result[rows] = adv_inputs
     return result
-
-
-def check_steps(name: str, value: Any) -> None:
-    """Refuse a count that is not a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
 
 
 def printed(attack: Any) -> str:
@@ -105,7 +99,7 @@ def go_on(attack: "IFGSM | MIFGSM | PGD", model: nn.Module, inputs: Tensor, labe
     """
     check_batch(inputs, labels)
     step_size = attack.step_size if isinstance(attack, PGD) else attack.eps / attack.steps
-    with crafting(model) as frozen:
+    with crafting(model, inputs) as frozen:
         return ascend(
             frozen,
             inputs,
@@ -132,7 +126,7 @@ class FGSM:
 
     Raises:
         ValueError: a radius outside [0, 1], or inputs outside [0, 1].
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])
@@ -155,7 +149,7 @@ class FGSM:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             return ascend(frozen, inputs, labels, inputs, eps=self.eps, steps=1, step_size=self.eps, loss=self.loss)
 
 
@@ -199,7 +193,7 @@ class RFGSM:
         check_batch(inputs, labels)
         start = project(inputs + self.random_step * random_signs(inputs), inputs, self.eps)
         left = self.eps - self.random_step
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             return ascend(frozen, inputs, labels, start, eps=self.eps, steps=1, step_size=left, loss=self.loss)
 
 
@@ -234,13 +228,13 @@ class IFGSM:
     def __post_init__(self) -> None:
         check_loss(self.loss)
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
+        check_count("steps", self.steps)
 
     go_on = go_on
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             return ascend(
                 frozen,
                 inputs,
@@ -290,7 +284,7 @@ class MIFGSM:
     def __post_init__(self) -> None:
         check_loss(self.loss)
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
+        check_count("steps", self.steps)
         if not 0 <= self.decay < float("inf"):
             raise ValueError(f"decay is {self.decay}; it must be a finite number of at least 0.")
 
@@ -298,7 +292,7 @@ class MIFGSM:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             return ascend(
                 frozen,
                 inputs,
@@ -356,9 +350,9 @@ class PGD:
     def __post_init__(self) -> None:
         check_loss(self.loss)
         check_radius("eps", self.eps)
-        check_steps("steps", self.steps)
+        check_count("steps", self.steps)
         check_radius("step_size", self.step_size, positive=True)
-        check_steps("restarts", self.restarts)
+        check_count("restarts", self.restarts)
         if self.start_radius is not None:
             check_radius("start_radius", self.start_radius)
         if self.restarts > 1 and not self.random_start:
@@ -371,7 +365,7 @@ class PGD:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             best = self._run(frozen, inputs, labels)
             if self.restarts == 1:
                 return best
@@ -413,6 +407,6 @@ class PGD:
         )
 
     def _score(self, model: nn.Module, adv_inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
+        with without_gradients():
             logits = model(adv_inputs)
             return logits.argmax(dim=1) != labels, self.loss(logits, labels)

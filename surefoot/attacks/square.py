@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps
 from surefoot.attacks.worst_case import Logits, fool_in_turn
 from surefoot.core.geometry import check_radius
+from surefoot.core.limits import check_count
 from surefoot.core.losses import margin
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the window's area is halved after so many queries
@@ -100,7 +100,7 @@ class Square:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1], p_init outside (0, 1], or one class.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> x, y = torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])
@@ -125,8 +125,8 @@ class Square:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("queries", self.queries)
-        check_steps("restarts", self.restarts)
+        check_count("queries", self.queries)
+        check_count("restarts", self.restarts)
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is {self.p_init}; it is a share of the image, above 0 and at most 1.")
 

@@ -23,7 +23,7 @@ Run = Callable[[Logits, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 @contextmanager
 def in_full_precision(model: nn.Module, inputs: Tensor) -> Iterator[Logits]:
     """`crafting`, without autocast: the model is given the type of `inputs`, all the rest is float32 or wider."""
-    with crafting(model) as frozen, torch.autocast(inputs.device.type, enabled=False):
+    with crafting(model, inputs) as frozen, torch.autocast(inputs.device.type, enabled=False):
         yield lambda images: full_precision(frozen(images.to(inputs.dtype)))
 
 

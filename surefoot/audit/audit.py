@@ -3,17 +3,19 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surefoot.audit.bench import Bench, Trial
-from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS, plain_name
+from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.effort import Effort, seconds_of_gradient
 from surefoot.audit.landscape import surface
 from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
 from surefoot.audit.substitute import train_substitute
+from surefoot.audit.trials import plain_name
 from surefoot.audit.verdict import Looks, decide
 from surefoot.core.geometry import check_batch, check_labels, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
@@ -77,7 +79,7 @@ def audit(
 
     Raises:
         ValueError: no images, pixels outside [0, 1], a label beyond the model's classes, a bad radius or requirement.
-        TypeError: no module, or a model that answers with something else than a tensor.
+        TypeError: no module, or a model that answers with something other than a tensor.
 
     Example:
         >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(8, 1, 2, 2)
@@ -186,9 +188,9 @@ def share_of_flips(model: Averaged, inputs: Tensor, seed: int) -> float:
 
 def fewer(images: int, given: int) -> list[str]:
     """What to say where time was not enough for all images."""
-    return (
-        [f"{images} of {given} images were examined, for more take long; give more --budget."] if images < given else []
-    )
+    if images == given:
+        return []
+    return [f"{images} of {given} images were examined, because more would take too long; give a larger --budget."]
 
 
 def substitutes(bench: Bench, others: Tensor, seconds: float) -> dict[str, nn.Module]:
@@ -258,11 +260,7 @@ def surfaces(bench: Bench, names: Sequence[str]) -> list[Surface]:
         surface(bench.model, bench.inputs[i], int(bench.labels[i]), bench.eps, sample=i, names=names, seed=bench.seed)
         for i in bench.right.nonzero().squeeze(1)[:4].tolist()
     ]
-    return [
-        each
-        for each in found
-        if torch.tensor([*each.loss, [each.local_linearity_error] * len(each.e1)]).isfinite().all()
-    ]
+    return [each for each in found if all(map(math.isfinite, chain(*each.loss, [each.local_linearity_error])))]
 
 
 def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:

@@ -5,36 +5,37 @@ check fails where the exact binomial test rejects that limit. It passes where th
 cannot tell between the two.
 """
 
-import copy
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from surefoot.attacks import APGD, APGDT, FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss, Square
-from surefoot.attacks.apgd import dlr_loss
-from surefoot.attacks.gradient_sign import ascend
-from surefoot.audit.bench import Bench, OutOfTime, Trial
-from surefoot.audit.label_search import LabelSearch
+from surefoot.attacks import APGD, APGDT, FGSM, IFGSM, PGD, RFGSM
+from surefoot.audit.bench import Bench, OutOfTime
+from surefoot.audit.finding import Finding, by_share, mean, percent, unanswered
 from surefoot.audit.landscape import gradients, local_linearity_errors
 from surefoot.audit.record import Check, Outcome
 from surefoot.audit.statistics import CHECK_ERROR
-from surefoot.core.devices import cosines, has_float64
-from surefoot.core.geometry import project
-from surefoot.core.gradients import crafting, is_training, plain_module
-from surefoot.core.losses import margin
-from surefoot.core.types import Attack
+from surefoot.audit.trials import (
+    crossing_step,
+    fgsm,
+    gradient_free,
+    i_fgsm,
+    left_after,
+    pgd,
+    r_fgsm,
+    survivors,
+    transfers,
+    unsaturated,
+    white_box,
+)
+from surefoot.core.devices import cosines
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
-from surefoot.evaluation.statistics import binomial_tail, sign_test
-
-MARKS = (1, 2, 5, 10, 20, 40, 100, 200, 500)
-"""Steps after which an attack's accuracy is noted."""
+from surefoot.evaluation.statistics import sign_test
 
 MISSED = 0.85
 """A share of what plain PGD leaves that stronger attacks may fool on sound models; SAT-R3's comes near it."""
@@ -47,146 +48,6 @@ OUTCOMES = ("passed", "unclear", "failed")
 
 DIRECTIONS = 9
 """At random, that it is the median over."""
-
-FEW = 0.05
-"""A share of the images below which it does not matter what the rest of them say."""
-
-
-@dataclass
-class Watched:
-    """PGD on cross-entropy from a random start, and how many samples are left after `MARKS` steps.
-
-    Args:
-        eps, steps: as `PGD` has them.
-
-    Called as an attack is; `standing` grows by a list of counts a batch.
-    """
-
-    eps: float
-    steps: int
-    marks: tuple[int, ...] = ()
-    standing: list[list[int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.marks = (*[mark for mark in MARKS if mark < self.steps], self.steps)
-
-    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        size = step(self.eps, self.steps)
-        adv_inputs = project(inputs + torch.empty_like(inputs).uniform_(-self.eps, self.eps), inputs, self.eps)
-        counts, before = [], 0
-        with crafting(model) as frozen:
-            for mark in self.marks:
-                adv_inputs = ascend(
-                    frozen, inputs, labels, adv_inputs, eps=self.eps, steps=mark - before, step_size=size
-                )
-                before = mark
-                with torch.no_grad():
-                    counts.append(int((frozen(adv_inputs).argmax(dim=1) == labels).sum()))
-        self.standing.append(counts)
-        return adv_inputs
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check measured, before it becomes a `Check`."""
-
-    outcome: Outcome
-    measured: str
-    threshold: str
-    strength: float
-    values: dict[str, Any]
-    rows: Tensor
-    error_rate: float = CHECK_ERROR
-
-
-def percent(share: float) -> str:
-    """A share in whole percent, with a decimal where it is small."""
-    return f"{100 * share:.1f} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
-
-
-def judge(bad: int, total: int, limit: float) -> tuple[Outcome, float]:
-    """Is a share of images beyond its limit by more than chance, and how far between the limit and 1?"""
-    if total == 0 or bad <= limit * total:
-        return "passed", 0.0
-    if binomial_tail(bad, total, limit) > CHECK_ERROR:
-        return "unclear", 0.0
-    return "failed", (bad / total - limit) / (1 - limit)
-
-
-def by_share(bad: Tensor, among: Tensor, limit: float, told: str, why: str, **values: Any) -> Finding:
-    """The finding of a check whose statistic is a share of images.
-
-    Args:
-        bad, among: `[samples]` bool; which images speak against the model, and of which.
-        told: what was measured, with {bad}, {total} and {share}.
-        why: what the limit is a limit of.
-    """
-    count, total = int((bad & among).sum()), int(among.sum())
-    outcome, strength = judge(count, total, limit)
-    few = outcome == "unclear" and total < FEW * len(among)
-    if few:
-        outcome = "passed"
-    share = count / total if total else 0.0
-    nothing = "No image is left to ask it of: the attacks before it fool all of them."
-    measured = told.format(bad=count, total=total, share=percent(share)) if total else nothing
-    if few:
-        measured = measured.removesuffix(".") + f"; too few (under {100 * FEW:g} % of the images) to matter."
-    return Finding(
-        outcome,
-        measured,
-        f"Fails where clearly more than {percent(limit)} of them are ({why}); exact binomial test.",
-        strength,
-        {"bad": count, "total": total, "share": share, "limit": limit, **values},
-        among,
-    )
-
-
-# --- the attacks that checks share ---------------------------------------------------------------------------------
-
-
-def fgsm(bench: Bench) -> Trial:
-    return bench.attack("FGSM", FGSM(bench.eps), "single step")
-
-
-def r_fgsm(bench: Bench) -> Trial:
-    return bench.attack("R-FGSM", RFGSM(bench.eps, bench.eps / 2), "single step")
-
-
-def i_fgsm(bench: Bench) -> Trial:
-    return bench.attack("I-FGSM-10", IFGSM(bench.eps, 10), "gradient")
-
-
-def pgd(bench: Bench) -> Trial:
-    """The plain attack: cross-entropy, float32, one run, one call of the model."""
-    name = plain_name(bench)
-    if name not in bench.trials:
-        watched = Watched(bench.eps, bench.effort.steps)
-        bench.attack(name, watched, "gradient", crafter=bench.once)
-        bench.course = dict(zip(watched.marks, map(sum, zip(*watched.standing, strict=True)), strict=False))
-    return bench.trials[name]
-
-
-def plain_name(bench: Bench) -> str:
-    """What the plain attack is called."""
-    return f"PGD-{bench.effort.steps}"
-
-
-def step(eps: float, steps: int) -> float:
-    """A step size that crosses the ball four times."""
-    return min(1.0, max(4 * eps / steps, 1e-6))
-
-
-def white_box(bench: Bench) -> list[Trial]:
-    """The plain gradient attacks."""
-    return [fgsm(bench), i_fgsm(bench), pgd(bench)]
-
-
-def survivors(trials: Sequence[Trial]) -> Tensor:
-    """Which samples none of them fooled."""
-    return torch.stack([trial.robust for trial in trials]).all(dim=0)
-
-
-# --- the checks ----------------------------------------------------------------------------------------------------
 
 
 def iterative_beats_single_step(bench: Bench) -> Finding:
@@ -207,23 +68,6 @@ def iterative_beats_single_step(bench: Bench) -> Finding:
         {"only_single_step": only_single, "only_iterative": only_many},
         bench.right,
     )
-
-
-def transfers(bench: Bench) -> list[Trial]:
-    """What substitutes craft, on what the plain attacks left."""
-    left = survivors(white_box(bench))
-    found: list[Trial] = []
-    for name, model in bench.substitutes.items():
-        for attack in (PGD(bench.eps, 20, step(bench.eps, 20), loss=MarginLoss(50.0)), MIFGSM(bench.eps, 10)):
-            rows = found[-1].robust if found else left
-            label = "PGD-20" if isinstance(attack, PGD) else "MI-FGSM-10"
-            found.append(bench.attack(f"{label} from {name}", attack, "transfer", rows=rows, crafter=model))
-    return found
-
-
-def left_after(trials: Sequence[Trial]) -> dict[str, float]:
-    """The accuracy after each of them in turn."""
-    return {f"after {trial.name}": float(trial.robust.float().mean()) for trial in trials}
 
 
 def white_box_beats_black_box(bench: Bench) -> Finding:
@@ -274,7 +118,7 @@ def accuracy_never_rises(bench: Bench) -> Finding:
     weaker = [
         bench.attack(
             f"PGD-{steps} at ε = {radius:.3g}",
-            PGD(radius, steps, step(radius, steps), stop_when_fooled=True),
+            PGD(radius, steps, crossing_step(radius, steps), stop_when_fooled=True),
             "gradient",
             eps=radius,
         ).robust
@@ -377,12 +221,6 @@ def loss_rises(bench: Bench) -> Finding:
     )
 
 
-def mean(values: Tensor) -> float:
-    """The mean of the finite ones, 0 of none."""
-    values = values[values.isfinite()]
-    return float(values.mean()) if len(values) else 0.0
-
-
 def logits_lie_close(bench: Bench) -> Finding:
     single, random, many = fgsm(bench), r_fgsm(bench), i_fgsm(bench)
 
@@ -427,7 +265,7 @@ def mean_distances(bench: Bench, eps: float) -> tuple[float, float]:
 
 def steps_saturate(bench: Bench) -> Finding:
     plain, steps = pgd(bench), bench.effort.more_steps
-    many = PGD(bench.eps, steps, step(bench.eps, steps), restarts=bench.effort.restarts, stop_when_fooled=True)
+    many = PGD(bench.eps, steps, crossing_step(bench.eps, steps), restarts=bench.effort.restarts, stop_when_fooled=True)
     more = bench.attack(
         f"PGD-{steps} x {bench.effort.restarts}", many, "gradient", rows=plain.robust, crafter=bench.once
     )
@@ -495,14 +333,6 @@ def gradients_exist(bench: Bench) -> Finding:
     )
 
 
-def gradient_free(bench: Bench, rows: Tensor) -> list[Trial]:
-    """Attacks that need no gradient, on what is left."""
-    queries = bench.effort.queries
-    square = bench.attack(f"Square-{queries}", Square(bench.eps, queries, rescale=True), "gradient-free", rows=rows)
-    search = LabelSearch(bench.eps, queries)
-    return [square, bench.attack(f"label search-{queries}", search, "gradient-free", rows=square.robust)]
-
-
 def gradient_beats_search(bench: Bench) -> Finding:
     left = survivors(white_box(bench))
     steps = bench.effort.steps
@@ -535,57 +365,6 @@ def answers_repeat(bench: Bench) -> Finding:
         torch.ones_like(bench.right),
         error_rate=0.0,
     )
-
-
-class Rescaled(nn.Module):
-    """A model's logits divided by a constant, so that cross-entropy does not saturate."""
-
-    def __init__(self, model: nn.Module, scale: float) -> None:
-        super().__init__()
-        self.model, self.scale, self.training = model, scale, is_training(model)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(inputs)
-        return logits.float() / self.scale if logits.dtype != torch.float64 else logits / self.scale
-
-
-def unsaturated(bench: Bench) -> list[Trial]:
-    """The plain attack where nothing can saturate: logits of unit margin, float64, margin losses."""
-    left = pgd(bench).robust
-    with crafting(bench.model) as frozen, torch.no_grad():
-        logits = torch.cat([frozen(part) for part in torch.split(bench.inputs, bench.batch_size)])
-    logits = logits.double() if has_float64(logits.device) else logits
-    scale = float((-margin(logits, bench.labels))[bench.right].abs().median()) if bench.right.any() else 1.0
-    scale = scale if scale > 0 and math.isfinite(scale) else 1.0
-    steps, name = bench.effort.steps, plain_name(bench)
-    again = PGD(bench.eps, steps, step(bench.eps, steps), stop_when_fooled=True)
-    on_margin = dataclasses.replace(again, loss=margin)
-    attacks: list[tuple[str, Attack, nn.Module, torch.dtype | None]] = [
-        (f"{name}, margin", on_margin, bench.model, None),
-        (f"APGD-DLR-{steps}", APGD(bench.eps, steps, loss=dlr_loss), bench.model, None),
-        (f"{name}, rescaled", again, Rescaled(bench.model, scale), None),
-    ]
-    wide = in_double(bench)
-    if wide is not None:
-        attacks.append((f"{name}, float64", again, Rescaled(wide, scale), torch.float64))
-    found: list[Trial] = []
-    for each, attack, crafter, convert in attacks:
-        rows = found[-1].robust if found else left
-        found.append(bench.attack(each, attack, "gradient", rows=rows, crafter=crafter, convert=convert))
-    return found
-
-
-def in_double(bench: Bench) -> nn.Module | None:
-    """A copy of the model in float64, where it can be made and agrees."""
-    if not has_float64(bench.inputs.device):
-        return None
-    try:
-        wide = copy.deepcopy(plain_module(bench.model)).double()
-        with crafting(wide) as frozen, torch.no_grad():
-            answers = frozen(bench.inputs[:8].double())
-    except Exception:  # a model may insist on its own type
-        return None
-    return wide if answers.dtype == torch.float64 else None
 
 
 def nothing_saturates(bench: Bench) -> Finding:
@@ -622,11 +401,6 @@ def no_sharp_curvature(bench: Bench) -> Finding:
         f"sound models stay below {TANGENT} on most",
         local_linearity_error=mean(found[rows]),
     )
-
-
-def unanswered(bench: Bench, why: str) -> Finding:
-    """The finding of a check that could not be made."""
-    return Finding("unclear", why, "It was not asked.", 0.0, {}, torch.zeros_like(bench.right))
 
 
 @dataclass(frozen=True)

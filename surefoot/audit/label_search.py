@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import check_steps
 from surefoot.core.geometry import check_batch, check_radius
 from surefoot.core.gradients import crafting
+from surefoot.core.limits import check_count
 from surefoot.core.losses import check_logits
 
 HALVINGS = 8  # of the interval that a radius is searched in
@@ -31,7 +31,8 @@ class LabelSearch:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1].
-        TypeError: inputs that are not floating, labels that are not int64, or a model that answers with no tensor.
+        TypeError: inputs that are not floating or of another type than the weights, labels that are not int64, a model
+            that answers with no tensor.
 
     Example:
         >>> x, y = torch.full((1, 4), 0.5), torch.tensor([0])
@@ -48,11 +49,11 @@ class LabelSearch:
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
-        check_steps("queries", self.queries)
+        check_count("queries", self.queries)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model) as frozen, torch.no_grad():
+        with crafting(model, inputs) as frozen, torch.no_grad():
             flat = inputs.flatten(1)
             size = flat.shape[1]
 

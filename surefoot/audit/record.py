@@ -155,7 +155,7 @@ class Audit:
         """The audit that `to_json` gave.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it did not.
         """
         try:
             fields = json.loads(text)
@@ -170,4 +170,4 @@ class Audit:
                 }
             )
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"this is no audit ({error}).") from error
+            raise ValueError(f"this is not an audit ({error}).") from error

@@ -62,13 +62,14 @@ def train_substitute(
     Returns:
         The network in evaluation mode, on the device of `inputs`; it is in float32 and takes inputs of any type.
     """
-    with seeded(seed), crafting(model) as frozen:
+    with seeded(seed), torch.inference_mode(False), torch.enable_grad():
         asked, inputs = inputs.dtype, inputs.float()
         noisy = (inputs + 0.3 * torch.randn_like(inputs)).clamp(0, 1)
         pool = torch.cat([inputs, noisy])
-        with torch.no_grad():
+        with crafting(model) as frozen, torch.no_grad():
             labels = torch.cat([frozen(part.to(asked)).argmax(dim=1) for part in torch.split(pool, 256)])
-        network = InFloat32(small_network(inputs, classes)).to(inputs.device)
+        with torch.device("cpu"):  # whatever the caller's default device and type are
+            network = InFloat32(small_network(inputs, classes).float()).to(inputs.device)
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         attack = None if eps is None else PGD(eps, steps=3, step_size=min(1.0, eps / 2))
         for _ in range(steps):

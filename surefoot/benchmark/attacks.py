@@ -17,10 +17,12 @@ from surefoot.benchmark.timing import Clock, Timing, race
 from surefoot.core.devices import image_format
 from surefoot.core.geometry import l2_distance
 from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.evaluation import evaluate
 from surefoot.evaluation.evaluate import device_name, versions
-from surefoot.evaluation.worker import exact_float32, fields_of, predictions
+from surefoot.evaluation.precision import exact_float32
+from surefoot.evaluation.worker import fields_of, predictions
 
 AttackName = Literal["pgd", "accuracy", "deepfool", "cw"]
 PrecisionName = Literal["fp32", "bf16"]
@@ -174,8 +176,7 @@ class AttackBenchmark:
             *("rounds", "batch_size", "num_examples", "steps", "accuracy_steps"),
             *("deepfool_steps", "cw_steps", "cw_search_steps"),
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            check_count(name, getattr(self, name))
         for name in ("cw_learning_rate", "max_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")

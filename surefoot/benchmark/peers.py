@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import PGD, CarliniWagnerL2, DeepFool
+from surefoot.core.geometry import per_sample
 from surefoot.core.types import Attack
 
 Craft = Callable[[Tensor, Tensor], Tensor]
@@ -95,7 +96,7 @@ def foolbox(attack: Attack, model: nn.Module, inputs: Tensor) -> Craft:
         adv_inputs: Tensor = theirs.run(wrapped, inputs, labels, **settings)
         # C&W answers with a black image where it finds nothing, which would count as a far-off success.
         found = adv_inputs.flatten(1).any(dim=1)
-        return torch.where(found.view(-1, *[1] * (inputs.dim() - 1)), adv_inputs, inputs)
+        return torch.where(per_sample(found, inputs), adv_inputs, inputs)
 
     return craft
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from surefoot.benchmark.timing import Clock, Timing, race
 from surefoot.core.devices import image_format
 from surefoot.core.gradients import crafting, input_gradient, is_crafting
+from surefoot.core.limits import check_count
 from surefoot.core.types import Objective
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
@@ -218,10 +219,8 @@ class StepCostBenchmark:
 
     def __post_init__(self) -> None:
         for name in ("rounds", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.peak_size < 0:
-            raise ValueError(f"peak_size is {self.peak_size}; it must be at least 0.")
+            check_count(name, getattr(self, name))
+        check_count("peak_size", self.peak_size, least=0)
         for name in ("precision", "mode"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty, so there is nothing to measure; name at least one.")

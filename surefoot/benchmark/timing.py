@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from surefoot.core.limits import check_count
+
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
@@ -63,8 +65,7 @@ def race(
         >>> race({"a": lambda: lambda: "done"}, rounds=3, clock=lambda: float(next(ticks)))
         {'a': Timing(seconds=(1.0, 1.0, 1.0), result='done', error=None)}
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}; it must be at least 1.")
+    check_count("rounds", rounds)
     turns: dict[K, Callable[[], T]] = {}
     seconds: dict[K, list[float]] = {name: [] for name in contestants}
     results: dict[K, T] = {}

@@ -20,10 +20,12 @@ from surefoot.cli.options import Common, parse, split_name, split_names, unknown
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.files import check_can_write
 from surefoot.core.geometry import check_radius
+from surefoot.core.limits import check_count
 from surefoot.core.types import Objective
 from surefoot.data import Batches, Split
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import exact_float32, predictions
+from surefoot.evaluation.precision import exact_float32
+from surefoot.evaluation.worker import predictions
 from surefoot.models import MODELS, build_model
 from surefoot.objectives import EnsembleAT, RFgsmAT
 from surefoot.recipes import RECIPES, Recipe, load_run
@@ -93,8 +95,7 @@ class StepOptions(StepCostBenchmark, Place):
     def __post_init__(self) -> None:
         super().__post_init__()
         Place.__post_init__(self)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        check_count("batch_size", self.batch_size)
         if not self.objectives:
             raise ValueError("objectives is empty, so there is nothing to measure; name at least one.")
 
@@ -139,7 +140,7 @@ def run_attacks(args: list[str]) -> int:
     device = pick_device(options.device)
     for peer in options.peers:
         if PEERS[peer].version() is None:
-            say(f"{peer} is not installed and left out; `pip install {PEERS[peer].package}` puts it in.")
+            say(f"{peer} is not installed, so it is left out; `pip install {PEERS[peer].package}` adds it.")
     options = dataclasses.replace(options, peers=tuple(peer for peer in options.peers if PEERS[peer].version()))
     # All are opened before the first is measured: a wrong name shall not show after an hour.
     subjects = [open_subject(name, options, device) for name in names or ("lenet-plus", "resnet-18")]

@@ -29,6 +29,7 @@ from surefoot.cli.models import ModelOptions, Opened, open_models, open_source, 
 from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.files import check_can_fill
+from surefoot.core.limits import check_count
 from surefoot.core.types import Attack
 from surefoot.data.cache import cache_root
 from surefoot.evaluation import Record, append_records, evaluate, evaluate_transfer, read_records
@@ -94,8 +95,7 @@ class Options(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.restarts < 1:
-            raise ValueError(f"restarts is {self.restarts}; it must be at least 1.")
+        check_count("restarts", self.restarts)
         if self.source is not None:
             for name in ("last_iterate", "save_samples"):
                 if getattr(self, name):

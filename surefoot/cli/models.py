@@ -14,7 +14,7 @@ from surefoot.cli.options import Common
 from surefoot.cli.output import say
 from surefoot.core.devices import image_format
 from surefoot.core.failures import in_one_line
-from surefoot.core.limits import check_whole
+from surefoot.core.limits import check_count, check_whole
 from surefoot.data import Batches, Dataset, Split, images_at_once, load
 from surefoot.evaluation import recognise
 from surefoot.models import build_model
@@ -71,9 +71,8 @@ class ModelOptions(Common):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("batch_size", "num_examples", "draws"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         check_whole("seed", self.seed, least=0, what="--seed")
         if self.source_weights is not None and self.source is None:
             raise ValueError("--source-weights is for a --source that is package.module:factory; give that too.")
@@ -217,7 +216,7 @@ def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device
 
 
 def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: ModelOptions) -> nn.Module:
-    """The model on its device, wrapped where it answers with something else than logits, or refused."""
+    """The model on its device, wrapped where it answers with something other than logits, or refused."""
     model = model.to(device, memory_format=image_format(device))  # type: ignore[call-overload]
     inputs, labels = next(iter(batches))
     model, said = recognised(model, name, inputs, labels, options, options.draws)

@@ -26,7 +26,7 @@ def number(text: str) -> float:
     try:
         return float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r} is no number; write 0.3 or 8/255") from None
+        raise ValueError(f"{text!r} is not a number; write 0.3 or 8/255") from None
 
 
 @REGISTRY.primitive_rule

@@ -16,8 +16,13 @@ def check_radius(name: str, value: float, *, positive: bool = False) -> None:
 
     Raises:
         ValueError: with the name, the value and, for values above 1, the hint that pixels are in [0, 1].
+        TypeError: no number, as the text "8/255".
     """
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    try:
+        finite = math.isfinite(value)
+    except TypeError as error:
+        raise TypeError(f"{name} is {value!r}; it must be a number, for example 8 / 255.") from error
+    if not finite or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} is {value}; it must be a finite number {'above' if positive else 'of at least'} 0.")
     if value > 1:
         raise ValueError(f"{name} is {value}; pixels are in [0, 1], so write 8/255 instead of 8.")
@@ -59,9 +64,14 @@ def check_batch(inputs: Tensor, labels: Tensor) -> None:
         labels: int64 `[batch]`.
 
     Raises:
-        TypeError: inputs that are not floating, labels that are not int64.
+        TypeError: what is not a tensor, inputs that are not floating, labels that are not int64.
         ValueError: shapes that do not fit, a negative label, or pixels outside [0, 1] (or NaN).
     """
+    for name, value in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} are an object of type {type(value).__name__}; give a tensor, as torch.as_tensor({name}) does."
+            )
     if not inputs.is_floating_point():
         raise TypeError(f"inputs are {inputs.dtype}; give floats in [0, 1], for example images.float() / 255.")
     if labels.dtype != torch.int64:
@@ -81,6 +91,16 @@ def check_batch(inputs: Tensor, labels: Tensor) -> None:
             f"inputs range from {low.item():.4g} to {high.item():.4g}; give pixels in [0, 1] "
             "and put any normalisation inside the model."
         )
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """`values`, `[batch]`, in a shape that goes with each sample of `like`, `[batch, ...]`.
+
+    Example:
+        >>> per_sample(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4, 4)).shape
+        torch.Size([2, 1, 1, 1])
+    """
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def project(perturbed: Tensor, inputs: Tensor, eps: float) -> Tensor:

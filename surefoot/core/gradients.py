@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from surefoot.core.failures import explain_types
+from surefoot.core.geometry import per_sample
 from surefoot.core.losses import check_logits
 
 T = TypeVar("T")
@@ -25,21 +27,20 @@ CHANGES_INPUTS = (
     "tensor of its own, as x = x - mean does."
 )
 
-
-SMALLEST = 2.0**-24
-"""Of float16, above zero."""
+SMALLEST_HALF = 2.0**-24
+"""The smallest number above zero in float16."""
 
 
 def plain_module(model: nn.Module) -> nn.Module:
     """The user's own module, out of Fabric's, DDP's and torch.compile's wrappers.
 
     Raises:
-        TypeError: it is no module, so that its mode and weights could not be kept.
+        TypeError: it is not a module, so that its mode and weights could not be kept.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"the model is an object of type {type(model).__name__}, no torch.nn.Module; give a module, or one whose "
-            "forward calls it."
+            f"the model is an object of type {type(model).__name__}, not a torch.nn.Module; give a module, or one "
+            "whose forward calls it."
         )
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
@@ -65,7 +66,7 @@ def put_in_mode(flags: Iterable[tuple[nn.Module, bool]]) -> None:
 
 
 @contextmanager
-def crafting(model: nn.Module) -> Iterator[nn.Module]:
+def crafting(model: nn.Module, inputs: Tensor | None = None) -> Iterator[nn.Module]:
     """Lend the plain module in evaluation mode with gradients on, and put everything back after.
 
     Inside, dropout is off and batch-norm uses its running statistics without changing them. On the way
@@ -73,9 +74,13 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
 
     Args:
         model: any module, wrapped by Fabric, DDP or torch.compile or not.
+        inputs: what it is given; where it fails on their type, that is said.
 
     Yields:
         The unwrapped module in evaluation mode.
+
+    Raises:
+        TypeError: not a module, or one that failed because its weights are of another type than `inputs`.
 
     Example:
         >>> net = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train()
@@ -92,9 +97,34 @@ def crafting(model: nn.Module) -> Iterator[nn.Module]:
     try:
         with torch.inference_mode(False), torch.enable_grad():
             yield module
+    except RuntimeError as error:
+        if inputs is not None:
+            explain_types(module, inputs, error)
+        raise
     finally:
         _crafting.reset(token)
         put_in_mode(before)
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """`torch.no_grad`, where autocast keeps none of the weights that it casts.
+
+    An older PyTorch (2.6 among them) hands them out again inside the same autocast, without their gradients: a
+    training step that crafts by such a forward would learn nothing.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), without_gradients():
+        ...     torch.is_grad_enabled(), torch.is_autocast_cache_enabled()
+        (False, False)
+    """
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 def is_crafting() -> bool:
@@ -147,7 +177,7 @@ def input_gradient(
 
     Raises:
         ValueError: the logits carry no gradient at all, or the loss is not one value a sample.
-        TypeError: the model answers with something else than a tensor.
+        TypeError: the model answers with something other than a tensor.
 
     Example:
         >>> gradient, logits = input_gradient(lambda x: 3 * x, torch.ones(1, 2), lambda z: z.sum(1))
@@ -164,13 +194,13 @@ def input_gradient(
         wide = logits.detach().float().requires_grad_()
         (slope,) = torch.autograd.grad(summed(loss(wide), wide), wide)
         largest = slope.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)
-        start = (slope / largest.view(-1, *[1] * (slope.dim() - 1))).to(logits.dtype)
+        start = (slope / per_sample(largest, slope)).to(logits.dtype)
         (gradient,) = torch.autograd.grad(logits, inputs, start, allow_unused=True)
         if gradient is not None:
-            exact = gradient.float() * largest.view(-1, *[1] * (gradient.dim() - 1))
+            exact = gradient.float() * per_sample(largest, gradient)
             gradient = exact.to(inputs.dtype)
             lost = (gradient == 0) & (exact != 0)
-            gradient = torch.where(lost, SMALLEST * exact.sign().to(inputs.dtype), gradient)
+            gradient = torch.where(lost, SMALLEST_HALF * exact.sign().to(inputs.dtype), gradient)
     if gradient is None:  # only the weights are in the graph: the inputs were detached on the way
         raise ValueError(NO_GRADIENT)
     return gradient, logits.detach()

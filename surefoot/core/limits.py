@@ -1,5 +1,8 @@
 """Bounds on whole numbers: what lies beyond is a slip of the keyboard, and would cost memory or time without end."""
 
+from numbers import Integral
+from typing import Any
+
 MOST = {
     "seed": 2**32 - 1,  # the seeds that training derives from it stay within torch's 64 bits
     "epochs": 1_000_000,
@@ -11,8 +14,24 @@ MOST = {
 }
 
 
-def check_whole(name: str, value: int, *, least: int = 1, what: str | None = None) -> None:
-    """Refuse a whole number below `least` or above what `MOST` has for its name.
+def check_count(name: str, value: Any, *, least: int = 1) -> None:
+    """Refuse what is not a whole number of at least `least`.
+
+    Raises:
+        ValueError: with the bound.
+
+    Example:
+        >>> check_count("steps", 2.5)
+        Traceback (most recent call last):
+        ...
+        ValueError: steps is 2.5; it must be a whole number of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+def check_whole(name: str, value: Any, *, least: int = 1, what: str | None = None) -> None:
+    """Refuse what `check_count` refuses, and what is above the number that `MOST` has for its name.
 
     Args:
         name: a key of `MOST`.
@@ -24,12 +43,11 @@ def check_whole(name: str, value: int, *, least: int = 1, what: str | None = Non
         ValueError: with the bound.
 
     Example:
-        >>> check_whole("threads", 0, what="--threads")
+        >>> check_whole("threads", 10_000, what="--threads")
         Traceback (most recent call last):
         ...
-        ValueError: --threads is 0; it must be at least 1.
+        ValueError: --threads is 10000; it must be at most 1024.
     """
-    if value < least:
-        raise ValueError(f"{what or name} is {value}; it must be at least {least}.")
+    check_count(what or name, value, least=least)
     if value > MOST[name]:
         raise ValueError(f"{what or name} is {value}; it must be at most {MOST[name]}.")

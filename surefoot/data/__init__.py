@@ -12,10 +12,10 @@ Dataset('digits', train=1197, validation=240, test=360, 10 classes, 1x8x8)
 (torch.Size([32, 1, 8, 8]), torch.int64)
 """
 
-from .augment import horizontal_flip, pad_crop
-from .batches import Augmentation, Batches, images_at_once
-from .load import Dataset, Split, load
-from .registry import DATASETS, DatasetSpec
+from surefoot.data.augment import horizontal_flip, pad_crop
+from surefoot.data.batches import Augmentation, Batches, images_at_once
+from surefoot.data.load import Dataset, Split, load
+from surefoot.data.registry import DATASETS, DatasetSpec
 
 __all__ = [
     "DATASETS",

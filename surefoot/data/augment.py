@@ -1,10 +1,10 @@
 """Training-time augmentation, a whole batch at a time, on the device the batch is on."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from surefoot.core.limits import check_count
 
 
 def _check_images(images: Tensor) -> None:
@@ -42,8 +42,7 @@ def pad_crop(images: Tensor, generator: torch.Generator, padding: int = 4) -> Te
     section 4.2.
     """
     _check_images(images)
-    if padding < 0:
-        raise ValueError(f"padding must be at least 0 pixels, got {padding}")
+    check_count("padding", padding, least=0)
     count, channels, height, width = images.shape
     corners = torch.randint(0, 2 * padding + 1, (2, count), generator=generator, device=generator.device)
     tops, lefts = _beside(images, corners)

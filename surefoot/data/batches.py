@@ -1,7 +1,5 @@
 """Seeded mini-batches, kept and augmented on the training device."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from typing import Literal, get_args
@@ -10,9 +8,9 @@ import torch
 from torch import Tensor
 
 from surefoot.core.devices import image_format
-
-from .augment import horizontal_flip, pad_crop
-from .load import Split
+from surefoot.core.limits import check_count
+from surefoot.data.augment import horizontal_flip, pad_crop
+from surefoot.data.load import Split
 
 Augmentation = Literal["none", "crop-flip"]
 
@@ -80,8 +78,7 @@ class Batches:
             raise ValueError(f"labels must be int64 [n], got {labels.dtype} of shape {tuple(labels.shape)}")
         if len(images) != len(labels):
             raise ValueError(f"each image needs a label, got {len(images)} images and {len(labels)} labels")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_count("batch_size", batch_size)
         if augment not in get_args(Augmentation):
             raise ValueError(f"augment must be one of {get_args(Augmentation)}, got {augment!r}")
         self.device = torch.device(device)
@@ -107,9 +104,9 @@ class Batches:
         """The batches of one epoch, counted from 0."""
         count = len(self._labels)
         # Drawn on the CPU, so that a run sees the same examples whatever the device.
-        order = torch.randperm(count, generator=self._generator("order", epoch)) if self.shuffle else None
-        if order is not None:
-            order = order.to(self.device)
+        order = None
+        if self.shuffle:
+            order = torch.randperm(count, generator=self._generator("order", epoch), device="cpu").to(self.device)
         generator = self._generator("augment", epoch)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             stop = min(start + self.batch_size, count)

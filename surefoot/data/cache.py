@@ -1,7 +1,5 @@
 """A folder of memory-mapped arrays that is either complete and checked, or built again."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

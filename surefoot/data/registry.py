@@ -1,7 +1,5 @@
 """The data sets that have a name, as plain data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

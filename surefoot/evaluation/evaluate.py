@@ -76,6 +76,7 @@ def accuracy(
 
     Raises:
         ValueError: there are no samples, or inputs outside [0, 1].
+        TypeError: what is no attack, or one without its settings.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -83,12 +84,14 @@ def accuracy(
         >>> accuracy(net, [(torch.eye(2), torch.tensor([0, 1]))])
         1.0
     """
+    if attack is not None:
+        check_attacks([attack])
     right = total = 0
     with seeded(seed):
         for inputs, labels in pairs(batches):
             check_batch(inputs, labels)
-            # a copy: a model may write to what it is given
-            adv_inputs = inputs.clone() if attack is None else attack(model, inputs, labels)
+            given = inputs.clone()  # a model or an attack may write to what it is given
+            adv_inputs = given if attack is None else attack(model, given, labels)
             if attack is not None:
                 check_crafted(attack, adv_inputs, inputs)
             right += int((predictions(model, adv_inputs, labels) == labels).sum())
@@ -158,8 +161,9 @@ def evaluate(
         The clean record first, then one an attack, in order, then the worst case.
 
     Raises:
-        ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be
-            read only once; a label beyond the model's classes; an attack of your own that leaves [0, 1] or its `eps`.
+        ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be read only
+            once or come in another order each time; a label beyond the model's classes; an attack of your own that
+            leaves [0, 1] or its `eps`.
         TypeError: what is no attack, no pair of tensors, no module, or a model that answers with no tensor.
 
     Example:
@@ -260,19 +264,10 @@ def _evaluate(
         for model, about in zip(models, abouts, strict=True)
     ]
     store = Store(None if unfinished is None else Path(unfinished), tell.on_note)
-    identity: dict[str, Any] = {}
-    if unfinished is not None:
-        crafts = None if source is None else weights_sha256(source)
-        identity = {
-            "weights": [crafts, *(each["weights_sha256"] for each in known)],
-            "models": [model_known_by(model, some, settings.seed) for model in models],
-            "source": None if source is None else model_known_by(source, some, settings.seed),
-            "settings": [settings.last_iterate, settings.precision, settings.eight_bit, settings.seed],
-            "samples": samples is not None,
-            "versions": versions(),
-            "device": device_name(some.device),
-        }
+    hashes = [each["weights_sha256"] for each in known]
+    identity = {} if unfinished is None else known_by(models, hashes, source, some, settings, samples is not None)
     worker = Worker(models, source, settings, samples is not None, tell.on_note)
+    first_labels: list[Tensor] = []  # [batch]
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
     records: list[list[Record]] = [[] for _ in models]
@@ -281,6 +276,39 @@ def _evaluate(
         list_of.append(record)
         if tell.on_record is not None:
             tell.on_record(record)
+
+    def run(stage: Stage | None, state: list[list[Outcome]], what: Mapping[str, Any] | None) -> list[list[Outcome]]:
+        """A stage (None: no attack) on every batch, `[batch][model]`, kept under `what`, or not at all."""
+        after: list[list[Outcome]] = []
+        done = 0
+        with seeded(settings.seed):
+            for number, (inputs, labels) in enumerate(batches):
+                if stage is None:
+                    check_batch(inputs, labels)
+                    first_labels.append(labels.clone())
+                elif number == len(state):
+                    done += len(labels)
+                    break
+                elif not torch.equal(labels, first_labels[number]):
+                    raise ValueError(
+                        f"batch {number} has other labels than when it was first read; they are read once an attack, "
+                        "so give them in the same order each time, not shuffled by a generator of their own."
+                    )
+                file = None if what is None else store.file(what, number, inputs, labels)
+                kept = store.load(file, labels.device)
+                if kept is None:
+                    kept = worker.run(stage, number, inputs, labels, state[number] if stage else None, clean)
+                    store.save(file, kept)
+                after.append(kept)
+                done += len(labels)
+                if tell.progress is not None:
+                    tell.progress("clean" if stage is None else stage.name, done, total)
+        if done != total:
+            raise ValueError(
+                f"batches gave {total} samples at first and {done} the next time; they are read once an attack, "
+                "so give a list or a DataLoader, not a generator."
+            )
+        return after
 
     for attack in [None, *attacks]:
         stages: Sequence[Stage | None] = [None] if attack is None else worker.stages(attack)
@@ -292,33 +320,10 @@ def _evaluate(
         costs = [Cost() for _ in models]
         parts: list[list[dict[str, Any]]] = [[] for _ in models]
         for index, stage in enumerate(stages):
-            name = "clean" if stage is None else stage.name
             what = {**identity, "stage": [index, None if stage is None else stage.about(), attack_known_by]}
-            after: list[list[Outcome]] = []
-            done = 0
-            with seeded(settings.seed):
-                for number, (inputs, labels) in enumerate(batches):
-                    if stage is None:
-                        check_batch(inputs, labels)
-                    elif number == len(state):
-                        done += len(labels)
-                        break
-                    file = store.file(what, number, inputs, labels) if storable else None
-                    kept = store.load(file, labels.device)
-                    if kept is None:
-                        kept = worker.run(stage, number, inputs, labels, state[number] if stage else None, clean)
-                        store.save(file, kept)
-                    after.append(kept)
-                    costs = [cost + outcome.cost for cost, outcome in zip(costs, kept, strict=True)]
-                    done += len(labels)
-                    if tell.progress is not None:
-                        tell.progress(name, done, total)
-            if done != total:
-                raise ValueError(
-                    f"batches gave {total} samples at first and {done} the next time; they are read once an attack, "
-                    "so give a list or a DataLoader, not a generator."
-                )
-            state = after
+            state = run(stage, state, what if storable else None)
+            for outcomes in state:
+                costs = [cost + outcome.cost for cost, outcome in zip(costs, outcomes, strict=True)]
             if stage is not None and len(stages) > 1:
                 for each, column in zip(parts, zip(*state, strict=True), strict=True):
                     each.append({**stage.about(), "robust_accuracy": survivors(column) / total})
@@ -342,6 +347,31 @@ def _evaluate(
             emit(list_of, worst_case_record(about, columns, [outcomes[index] for outcomes in clean], own))
     store.clear()
     return records
+
+
+def known_by(
+    models: Sequence[nn.Module],
+    hashes: Sequence[str],
+    source: nn.Module | None,
+    some: Tensor,
+    settings: Settings,
+    samples: bool,
+) -> dict[str, Any]:
+    """What finished batches of this evaluation are known by, as JSON.
+
+    Args:
+        hashes: of the models' weights.
+        some: a few of the images.
+    """
+    return {
+        "weights": [None if source is None else weights_sha256(source), *hashes],
+        "models": [model_known_by(model, some, settings.seed) for model in models],
+        "source": None if source is None else model_known_by(source, some, settings.seed),
+        "settings": [settings.last_iterate, settings.precision, settings.eight_bit, settings.seed],
+        "samples": samples,
+        "versions": versions(),
+        "device": device_name(some.device),
+    }
 
 
 def has_radius(attack: Attack) -> bool:

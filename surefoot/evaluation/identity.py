@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surefoot.core.gradients import crafting, input_gradient, plain_module
 from surefoot.core.losses import full_precision
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import exact_float32
+from surefoot.evaluation.precision import exact_float32
 
 LOOKED_AT = 8
 """Images that a model is told apart from others by."""
@@ -91,7 +91,7 @@ def numbers(model: nn.Module, inputs: Tensor) -> list[str]:
 
     def product(logits: Tensor) -> Tensor:
         logits = full_precision(logits).flatten(1).asinh()  # a masked class's -1e9 would drown the others
-        direction = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0))
+        direction = torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(0), device="cpu")
         return logits @ direction.to(logits)
 
     with crafting(model) as frozen:

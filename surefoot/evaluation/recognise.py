@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surefoot.core.failures import types_apart
 from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
 from surefoot.core.losses import full_precision
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import exact_float32
+from surefoot.evaluation.precision import exact_float32
 from surefoot.models.wrappers import (
     Averaged,
     FromProbabilities,
@@ -74,7 +75,7 @@ def recognise(
 
     Args:
         model: any module, in any mode; it is called in evaluation mode.
-        inputs: some hundred clean images `[batch, channels, height, width]` in [0, 1], on the model's device.
+        inputs: a few hundred clean images `[batch, channels, height, width]` in [0, 1], on the model's device.
         labels: int64 `[batch]`.
         draws: calls to average over where the model answers randomly; None refuses it.
         check_range: False where the range is known, for example because a mean and a std were given.
@@ -96,7 +97,7 @@ def recognise(
     """
     check_batch(inputs, labels)
     if len(labels) == 0:
-        raise ValueError("there are no images to recognise a model by; give some hundred.")
+        raise ValueError("there are no images to recognise a model by; give a few hundred.")
     plain = plain_module(model)
     if draws is not None:
         Averaged(plain, draws)  # a bad number is refused whatever the model is
@@ -163,13 +164,13 @@ def with_logits(model: nn.Module, inputs: Tensor, labels: Tensor, said: list[str
     spoiled = int((~rows.isfinite()).any(dim=1).sum())
     if spoiled:
         raise ValueError(
-            f"the model's outputs are NaN or infinite for {spoiled} of {batch} clean images; mend the model first."
+            f"the model's outputs are NaN or infinite for {spoiled} of {batch} clean images; fix the model first."
         )
     single = rows.shape[1] == 1
     classes = 2 if single else rows.shape[1]
     if labels.max() >= classes:
         raise ValueError(
-            f"a label is {int(labels.max())}, but the model tells {classes} classes apart, from 0; give the data set "
+            f"a label is {int(labels.max())}, but the model has {classes} classes, from 0; give the data set "
             "that it was trained on."
         )
     if not single and is_distribution(rows):
@@ -189,19 +190,12 @@ def first_answer(model: nn.Module, inputs: Tensor) -> Any:
     try:
         return answer(model, inputs)
     except RuntimeError as error:
-        types = {part.dtype for part in (*model.parameters(), *model.buffers()) if part.is_floating_point()}
-        if not types - {inputs.dtype} or "type" not in str(error):
+        told = types_apart(model, inputs, error)
+        if not told:
             raise
         raise ValueError(
-            f"the model's weights are {' and '.join(sorted(map(name_of, types)))}, the images "
-            f"{name_of(inputs.dtype)}, and it does not take them ({error}); convert the model where it is made, with "
-            "model.float(), or let its forward convert its inputs."
+            f"{told}; convert the model where it is made, with model.float(), or let its forward convert its inputs."
         ) from error
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """`float16` for `torch.float16`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def check_place(output: tuple[Any, ...] | list[Any], entry: int, labels: Tensor) -> None:
@@ -289,7 +283,7 @@ def refuse_neighbours(first: Tensor, second: Tensor, when: str) -> None:
     moved = float((first - second).abs().max())
     raise ValueError(
         f"the model's answer to an image depends on its batch: its logits move by up to {moved:.3g} {when}, so that "
-        "the robustness of one image would hang on others; make the model use running statistics (batch-norm in "
+        "the robustness of one image would depend on others; make the model use running statistics (batch-norm in "
         "evaluation mode) and nothing drawn by an image's place."
     )
 

@@ -35,7 +35,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
         Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"{successes} of {trials} is no share; give 0 <= successes <= trials and trials >= 1.")
+        raise ValueError(f"{successes} of {trials} is not a share; give 0 <= successes <= trials and trials >= 1.")
     z = 1.959963984540054
     share = successes / trials
     centre = share + z * z / (2 * trials)
@@ -94,7 +94,7 @@ def append_records(path: str | Path, records: Iterable[Record]) -> None:
     A last line that an interruption left unfinished is cut off first; a record that lacks its newline gets it.
 
     Raises:
-        ValueError: the file holds something else than records, and is left as it is.
+        ValueError: the file holds something other than records, and is left as it is.
 
     Example:
         >>> import torch
@@ -141,17 +141,17 @@ def check_records(path: Path, what: str) -> None:
 
 
 def check_first(path: Path, lines: bytes) -> None:
-    """Refuse a file whose first line is no record."""
+    """Refuse a file whose first line is not a record."""
     first, _, _ = lines.partition(b"\n")
     if lines and not is_record(first):
-        raise ValueError(f"{path} holds something else than records, which is left as it is; give another file.")
+        raise ValueError(f"{path} holds something other than records, which is left as it is; give another file.")
 
 
 def check_begun(path: Path, tail: bytes) -> None:
-    """Refuse to cut off what is no beginning of a record."""
+    """Refuse to cut off what is not the beginning of a record."""
     begins = b'{"recipe": '
     if not (tail.startswith(begins) or begins.startswith(tail)):
-        raise ValueError(f"{path} ends with something else than a record, which is left as it is; give another file.")
+        raise ValueError(f"{path} ends with something other than a record, which is left as it is; give another file.")
 
 
 def is_record(line: bytes) -> bool:
@@ -174,7 +174,7 @@ def read_records(path: str | Path) -> list[Record]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is no record, with its number.
+        ValueError: a line that is not a record, with its number.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -191,5 +191,5 @@ def read_records(path: str | Path) -> list[Record]:
             try:
                 records.append(record_of(line))
             except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"line {number} of {path} is no record ({error}); remove it.") from error
+                raise ValueError(f"line {number} of {path} is not a record ({error}); remove it.") from error
     return records

@@ -14,7 +14,7 @@ def binomial_tail(count: int, total: int, share: float) -> float:
         0.010742
     """
     if not 0 <= count <= total or not 0 <= share <= 1:
-        raise ValueError(f"{count} of {total} at a share of {share} is no count; give 0 <= count <= total.")
+        raise ValueError(f"{count} of {total} at a share of {share} is not a count; give 0 <= count <= total.")
     if count == 0 or share == 1:
         return 1.0
     if share == 0:

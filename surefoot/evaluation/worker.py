@@ -1,9 +1,8 @@
 """How an attack is run on a batch: in stages, confirmed, in halves where memory is short, counted."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.devices import image_format
-from surefoot.core.geometry import check_labels, l2_distance, linf_distance
-from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
+from surefoot.core.geometry import check_labels, l2_distance, linf_distance, per_sample
+from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module, without_gradients
 from surefoot.core.losses import check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter, seeded
+from surefoot.evaluation.precision import Arithmetic, computed_in, exact_float32, fast_in_half, has_tf32
 from surefoot.models.wrappers import Averaged
 
 Precision = Literal["strict", "fast"]
-Arithmetic = Literal["fp32", "tf32", "bf16"]
-"""What products are computed in: float32, on CUDA float32 with factors rounded to TF32, or bfloat16."""
 
 SCREENING_STEPS = 5
 """Steps of the screening that comes before an attack of at least four times as many."""
@@ -53,7 +51,7 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
     """Refuse what an attack may not give: it would count as fooling the model, and be none.
 
     Raises:
-        TypeError: something else than a tensor.
+        TypeError: something other than a tensor.
         ValueError: another shape, NaN, pixels outside [0, 1], or further away than the attack's own `eps`.
     """
     name, eps = name_of(attack), getattr(attack, "eps", None)
@@ -82,10 +80,10 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
     """The class that `model`, in evaluation mode, gives each sample, `[batch]`.
 
     Raises:
-        TypeError: the model answers with something else than a tensor.
+        TypeError: the model answers with something other than a tensor.
         ValueError: or with one of another shape than `[batch, classes]`; a label beyond its classes.
     """
-    with crafting(model) as frozen, torch.no_grad():
+    with crafting(model, inputs) as frozen, without_gradients():
         logits = check_logits(frozen(inputs))
     if logits.dim() != 2 or len(logits) != len(inputs):
         raise ValueError(
@@ -194,7 +192,7 @@ class Worker:
         clean: Sequence[Sequence[Outcome]],
     ) -> list[Outcome]:
         """One stage (None: no attack) on one batch: the outcomes, one a model."""
-        # What is drawn here is not seen outside: batches that are shuffled or augmented do not hang on what was kept.
+        # What is drawn here is not seen outside: batches that are shuffled or augmented do not depend on what was kept.
         with seeded(self.seed(number)), exact_float32(inputs.device):
             if stage is None or state is None:
                 return [self.clean(model, number, inputs, labels) for model in self.models]
@@ -245,7 +243,7 @@ class Worker:
             left = None
             if before.adv_inputs is not None:
                 left = before.adv_inputs.clone()
-                left[rows] = torch.where(mine.view(-1, *[1] * (kept.dim() - 1)), adv_inputs, left[rows])
+                left[rows] = torch.where(per_sample(mine, kept), adv_inputs, left[rows])
             after.append(Outcome(robust, prediction, l2, crafting_meter.cost + cost, left))
         return after
 
@@ -295,7 +293,7 @@ class Worker:
 
         def seeded_call(part: Tensor, targets: Tensor) -> Tensor:
             with computed_in(arithmetic, inputs.device):
-                return attack(self.crafter, part, targets)
+                return attack(self.crafter, part.clone(), targets)  # a copy: it may work in place
 
         return self.halving(seeded_call, inputs, labels, seed=self.seed(number))
 
@@ -368,50 +366,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Is this what a device says when its memory is full?"""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY)
-
-
-@contextlib.contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """Float32 means float32: no autocast of the caller's, and no TF32, which PyTorch lets convolutions use."""
-    with torch.autocast(device.type, enabled=False), allowing_tf32(False):
-        yield
-
-
-@contextlib.contextmanager
-def allowing_tf32(allowed: bool) -> Iterator[None]:
-    """Whether products on CUDA may round their factors to TF32; nothing changes elsewhere."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-@contextlib.contextmanager
-def computed_in(arithmetic: Arithmetic, device: torch.device) -> Iterator[None]:
-    """Forward and backward in bfloat16 where that is safe, or in float32 with or without TF32."""
-    half = torch.autocast(device.type, dtype=torch.bfloat16) if arithmetic == "bf16" else contextlib.nullcontext()
-    with half, allowing_tf32(arithmetic == "tf32"):
-        yield
-
-
-def has_tf32(model: nn.Module) -> bool:
-    """Is the model on a GPU that has TF32?"""
-    parameter = next(plain_module(model).parameters(), None)
-    return parameter is not None and parameter.is_cuda and torch.cuda.get_device_capability(parameter.device) >= (8, 0)
-
-
-def fast_in_half(model: nn.Module) -> bool:
-    """Is bfloat16 worth it for this model on its device: float32 weights, and hardware for it?"""
-    parameter = next(plain_module(model).parameters(), None)
-    if parameter is None or parameter.dtype != torch.float32:
-        return False
-    if parameter.device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if parameter.device.type == "cpu":
-        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-    return False
 
 
 def stopping_early(attack: Attack) -> Attack:

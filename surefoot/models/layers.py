@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -136,14 +136,15 @@ class Blocks:
         both = math.lcm(*stride)
         side = both * math.ceil((4 if channels < 3 else 2) / both)
         first, last, taps = [], [], []
+        counted = partial(torch.arange, device="cpu")  # whatever the caller's default device is: this is kept
         for size, pad, step in zip(kernel, padding, stride, strict=True):
             first.append(-((size - 1 - pad) // step))
             last.append((side - 1 + pad) // step)
-            tap = torch.arange(side)[:, None] + pad - step * torch.arange(first[-1], last[-1] + 1)
+            tap = counted(side)[:, None] + pad - step * counted(first[-1], last[-1] + 1)
             taps.append(torch.where((tap >= 0) & (tap < size), tap, size))  # `size` is the zero
         rows, columns = taps
         # [channels, side, side, height, width, maps], the order of a channels_last kernel.
-        order = torch.arange(maps) * channels + torch.arange(channels)[:, None, None, None, None, None]
+        order = counted(maps) * channels + counted(channels)[:, None, None, None, None, None]
         order = order * (kernel[0] + 1) + rows[:, None, :, None, None]
         order = order * (kernel[1] + 1) + columns[:, None, :, None]
         return Blocks(

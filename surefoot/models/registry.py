@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from surefoot.core.failures import in_one_line
+from surefoot.core.limits import check_count
 from surefoot.models.densenet import densenet_bc_100
 from surefoot.models.layers import Normalize
 from surefoot.models.lenet import (
@@ -145,8 +146,7 @@ def build_model(
         ("in_channels", in_channels, 1),
         ("image_size", image_size, 1),
     ):
-        if value < least:
-            raise ValueError(f"{field} must be at least {least}, got {value}")
+        check_count(field, value, least=least)
     for field, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) not in (1, in_channels):
             expected = "1 number" if in_channels == 1 else f"1 or {in_channels} numbers"
@@ -240,7 +240,7 @@ def _call(path: str, factory: Callable[..., Any], num_classes: int) -> nn.Module
         network = factory(**arguments)
     except (Exception, SystemExit) as error:
         given = f"with num_classes={num_classes}" if arguments else "without arguments"
-        raise ValueError(f"{path} fails when it is called {given} ({in_one_line(error)}); mend it first") from error
+        raise ValueError(f"{path} fails when it is called {given} ({in_one_line(error)}); fix it first") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{path} returned {type(network).__name__}, not a torch.nn.Module; make it return the model")
     return network

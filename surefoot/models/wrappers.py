@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surefoot.core.failures import type_name
 from surefoot.core.gradients import is_training, plain_module
+from surefoot.core.limits import check_count
 
 NAMED = ("logits", "output", "out")
 """The entries of a dict that are logits by their name, the first that is there."""
@@ -52,7 +54,7 @@ def describe(output: object) -> str:
         return str(list(value.shape)) if isinstance(value, Tensor) else f"({type(value).__name__})"
 
     if isinstance(output, Tensor):
-        return f"a tensor {part(output)} of {str(output.dtype).removeprefix('torch.')}"
+        return f"a tensor {part(output)} of {type_name(output.dtype)}"
     if isinstance(output, Mapping):
         parts = [f"{key!r} {part(value)}" for key, value in output.items()]
     elif isinstance(output, tuple | list):
@@ -246,8 +248,7 @@ class Averaged(nn.Module):
 
     def __init__(self, model: nn.Module, draws: int) -> None:
         super().__init__()
-        if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
-            raise ValueError(f"draws is {draws!r}; it must be a whole number of at least 1.")
+        check_count("draws", draws)
         self.model, self.draws, self.training = model, draws, is_training(model)
 
     def forward(self, inputs: Tensor) -> Tensor:

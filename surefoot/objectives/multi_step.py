@@ -15,6 +15,7 @@ from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import (
     check_label_smoothing,
     check_weight,
+    logits_of,
     mean_cross_entropy,
     only_classification,
 )
@@ -53,7 +54,7 @@ class PgdAT:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         adv_inputs = PGD(self.eps, self.steps, self.step_size)(model, inputs, labels)
-        return only_classification(mean_cross_entropy(model(adv_inputs), labels, self.label_smoothing))
+        return only_classification(mean_cross_entropy(logits_of(model, adv_inputs), labels, self.label_smoothing))
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,8 @@ class Trades:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
-        with crafting(model) as frozen:
-            # not under no_grad: autocast of an older PyTorch keeps the weights that it casts there, and the loss's
-            # forward would find them without a gradient
+        with crafting(model, inputs) as frozen:
+            # with gradients, so that autocast casts the weights once for all of the step's forwards
             reference = check_logits(frozen(inputs)).detach()
             adv_inputs = ascend(
                 frozen,
@@ -110,7 +110,7 @@ class Trades:
                 step_size=self.step_size,
                 loss=kl_divergence,
             )
-        clean_logits, adv_logits = check_logits(model(torch.cat([inputs, adv_inputs]))).chunk(2)
+        clean_logits, adv_logits = logits_of(model, torch.cat([inputs, adv_inputs])).chunk(2)
         classification = mean_cross_entropy(clean_logits, labels, self.label_smoothing)
         divergence = kl_divergence(adv_logits, clean_logits).mean()
         return LossTerms(classification + self.beta * divergence, classification.detach(), divergence.detach())

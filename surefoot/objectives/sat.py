@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, IFGSM, RFGSM
-from surefoot.attacks.gradient_sign import ascend, check_steps, random_signs
+from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
-from surefoot.core.losses import check_logits, cross_entropy, squared_distance
+from surefoot.core.limits import check_count
+from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import LossTerms
-from surefoot.objectives.standard import check_label_smoothing, check_weight, mean_cross_entropy
+from surefoot.objectives.standard import check_label_smoothing, check_weight, logits_of, mean_cross_entropy
 
 Classified = Literal["one", "both"]
 
@@ -65,7 +66,7 @@ class SatR1:
     def __post_init__(self) -> None:
         IFGSM(self.eps, self.steps)
         check_weight("lam", self.lam)
-        check_steps("k", self.k)
+        check_count("k", self.k)
         if self.pair not in ("first", "last"):
             raise ValueError(f"pair is {self.pair!r}; it is 'first' or 'last'.")
         check_label_smoothing(self.label_smoothing)
@@ -75,7 +76,7 @@ class SatR1:
         check_batch(inputs, labels)
         rows = slice(0, self.k) if self.pair == "first" else slice(max(len(inputs) - self.k, 0), None)
         step_size = self.eps / self.steps
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             gradient, _ = input_gradient(frozen, inputs, partial(cross_entropy, labels=labels))
             signs = gradient.sign()
             fgsm = project(inputs + self.eps * signs, inputs, self.eps)
@@ -88,7 +89,7 @@ class SatR1:
                 steps=self.steps - 1,
                 step_size=step_size,
             )
-        logits = check_logits(model(torch.cat([fgsm, ifgsm])))
+        logits = logits_of(model, torch.cat([fgsm, ifgsm]))
         fgsm_logits, ifgsm_logits = logits.split([len(fgsm), len(ifgsm)])  # type: ignore[no-untyped-call]
         if self.classified == "one":
             classification = mean_cross_entropy(fgsm_logits, labels, self.label_smoothing)
@@ -145,13 +146,13 @@ class SatR2:
         check_batch(inputs, labels)
         second_step = self.eps - self.random_step if self.rfgsm_step == "remaining" else self.eps
         start = project(inputs + self.random_step * random_signs(inputs), inputs, self.eps)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             both, twice = torch.cat([inputs, start]), torch.cat([labels, labels])
             gradient, _ = input_gradient(frozen, both, partial(cross_entropy, labels=twice))
             clean_signs, start_signs = gradient.sign().chunk(2)
         fgsm = project(inputs + self.eps * clean_signs, inputs, self.eps)
         rfgsm = project(start + second_step * start_signs, inputs, self.random_step + second_step)
-        logits = check_logits(model(torch.cat([fgsm, rfgsm])))
+        logits = logits_of(model, torch.cat([fgsm, rfgsm]))
         fgsm_logits, rfgsm_logits = logits.chunk(2)
         if self.classified == "one":
             classification = mean_cross_entropy(fgsm_logits, labels, self.label_smoothing)
@@ -216,12 +217,12 @@ class SatR3:
         start = inputs
         if self.random_step:
             start = project(inputs + self.random_step * random_signs(inputs), inputs, self.eps)
-        with crafting(model) as frozen:
+        with crafting(model, inputs) as frozen:
             gradient, _ = input_gradient(frozen, start, partial(cross_entropy, labels=labels))
             signs = gradient.sign()
         high = project(start + self.eps * signs, start, self.eps)
         low = project(start + self.eps_low * signs, start, self.eps_low)
-        high_logits, low_logits = check_logits(model(torch.cat([high, low]))).chunk(2)
+        high_logits, low_logits = logits_of(model, torch.cat([high, low])).chunk(2)
         loss_high = mean_cross_entropy(high_logits, labels, self.label_smoothing)
         loss_low = mean_cross_entropy(low_logits, labels, self.label_smoothing)
         excess = (loss_low - self.tau * loss_high).clamp(min=0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from surefoot.attacks import FGSM, RFGSM
 from surefoot.core.geometry import check_batch
 from surefoot.core.types import Attack, LossTerms
-from surefoot.objectives.standard import check_label_smoothing, mean_cross_entropy, only_classification
+from surefoot.objectives.standard import check_label_smoothing, logits_of, mean_cross_entropy, only_classification
 
 
 def check_share(value: float) -> None:
@@ -60,7 +60,7 @@ class FgsmAT:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
         mixed = replace_share(FGSM(self.eps), model, inputs, labels, self.share)
-        return only_classification(mean_cross_entropy(model(mixed), labels, self.label_smoothing))
+        return only_classification(mean_cross_entropy(logits_of(model, mixed), labels, self.label_smoothing))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class RFgsmAT:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
         mixed = replace_share(RFGSM(self.eps, self.random_step), model, inputs, labels, self.share)
-        return only_classification(mean_cross_entropy(model(mixed), labels, self.label_smoothing))
+        return only_classification(mean_cross_entropy(logits_of(model, mixed), labels, self.label_smoothing))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class EnsembleAT:
 
     def drawn(self) -> "CraftedOn":
         """The next step's own objective: FGSM samples of the one that is drawn."""
-        number = int(torch.randint(len(self.sources) + 1, ()))
+        number = int(torch.randint(len(self.sources) + 1, (), device="cpu"))
         source = None if number == 0 else self.sources[number - 1]
         if isinstance(source, str):
             raise ValueError(f"the source {source!r} is a recipe's name; load its model and give that instead.")
@@ -168,4 +168,4 @@ class CraftedOn:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         source = model if self.source is None else self.source
         mixed = replace_share(FGSM(self.eps), source, inputs, labels, self.share)
-        return only_classification(mean_cross_entropy(model(mixed), labels, self.label_smoothing))
+        return only_classification(mean_cross_entropy(logits_of(model, mixed), labels, self.label_smoothing))

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surefoot.core.failures import explain_types
 from surefoot.core.geometry import check_batch
-from surefoot.core.losses import full_precision
+from surefoot.core.losses import check_logits, full_precision
 from surefoot.core.types import LossTerms
 
 
@@ -21,6 +22,19 @@ def check_weight(name: str, value: float) -> None:
     """Refuse a regularizer's weight that is negative or not finite."""
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
+
+
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The one forward in training mode that an objective takes.
+
+    Raises:
+        TypeError: the model answers with something other than a tensor, or takes no inputs of this type.
+    """
+    try:
+        return check_logits(model(inputs))
+    except RuntimeError as error:
+        explain_types(model, inputs, error)
+        raise
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
@@ -45,7 +59,7 @@ class NormalTraining:
 
     Raises:
         ValueError: inputs outside [0, 1], shapes that do not fit, or a bad field.
-        TypeError: inputs that are not floating, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
 
     Example:
         >>> import torch
@@ -61,4 +75,4 @@ class NormalTraining:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
-        return only_classification(mean_cross_entropy(model(inputs), labels, self.label_smoothing))
+        return only_classification(mean_cross_entropy(logits_of(model, inputs), labels, self.label_smoothing))

@@ -16,6 +16,8 @@ from surefoot.report import markdown_table
 
 PERCENT = (0.0, 100.0)
 NOT_NEGATIVE = (0.0, math.inf)
+FAR = 2.0
+"""Points, beyond which a difference from the paper is named."""
 CSV_COLUMNS = (
     "table",
     "row",
@@ -204,11 +206,11 @@ class Table:
             found += [name] if len(lost) == len(numbers) else [f"{name} {column}" for column in lost]
         return found
 
-    def far(self, points: float = 2.0) -> list[str]:
-        """The cells whose mean is further than so much from the paper's."""
+    def far(self) -> list[str]:
+        """The cells whose mean is more than two points from the paper's."""
         found = []
         for line in self.lines():
-            if line["ours"] is not None and line["paper"] is not None and abs(line["ours"] - line["paper"]) > points:
+            if line["ours"] is not None and line["paper"] is not None and abs(line["ours"] - line["paper"]) > FAR:
                 found.append(f"{line['row']} {line['column']} {line['ours'] - line['paper']:+.2f}")
         return found
 

@@ -19,7 +19,8 @@ from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import computed_in, fields_of
+from surefoot.evaluation.precision import computed_in
+from surefoot.evaluation.worker import fields_of
 from surefoot.models import build_model
 from surefoot.paper.curves import PGD_STEPS
 from surefoot.paper.measurements import Around, Passes, count_passes

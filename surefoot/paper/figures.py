@@ -41,7 +41,7 @@ def draw(lines: Sequence[dict[str, Any]], file: Path) -> None:
     if not can_draw():
         raise ValueError("figures are drawn with matplotlib, which is not installed: pip install 'surefoot[figures]'.")
     if not lines or "figure" not in lines[0] or len(lines) < 2:
-        raise ValueError("these lines are no figure's; give a fig*.jsonl that `surefoot reproduce` wrote.")
+        raise ValueError("these lines are not a figure's; give a fig*.jsonl that `surefoot reproduce` wrote.")
     with atomic_path(file) as temporary:
         picture(lines).savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 

@@ -9,6 +9,7 @@ import tyro
 from torch import nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, MarginLoss
+from surefoot.core.limits import check_count
 from surefoot.core.types import Attack
 from surefoot.models import Normalize
 from surefoot.objectives import (
@@ -73,8 +74,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.attacks()
-        if self.selection_steps < 0:
-            raise ValueError(f"selection_steps is {self.selection_steps}; it must be at least 0.")
+        check_count("selection_steps", self.selection_steps, least=0)
         Phase(self.objective, self.epochs)
         for phase in self.then:
             if not isinstance(phase, Phase):

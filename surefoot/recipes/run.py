@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from surefoot.core.files import CheckpointError, check_can_fill, load_metadata, locked, write_text
 from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
+from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining, SatR1
 from surefoot.recipes.cifar10 import CIFAR10
@@ -64,7 +64,7 @@ class Run:
             try:
                 looks += [look_of(seen) for seen in json.loads(line).get("monitor") or []]
             except (ValueError, TypeError, AttributeError, OverflowError) as error:
-                raise ValueError(f"line {number} of {file} is no line of a training") from error
+                raise ValueError(f"line {number} of {file} is not a line of a training") from error
         return looks
 
     def is_finished(self) -> bool:
@@ -80,7 +80,9 @@ class Run:
             return []
         about = load_metadata(state)
         if "metrics" not in about:
-            raise CheckpointError(f"{state} is no training state; use another checkpoint, or train in another folder.")
+            raise CheckpointError(
+                f"{state} is not a training state; use another checkpoint, or train in another folder."
+            )
         return list(about["metrics"])
 
     def load_data(self, data_dir: str | Path | None = None) -> Dataset:
@@ -102,7 +104,7 @@ def look_of(fields: dict[str, Any]) -> Look:
     """A look from its JSON.
 
     Raises:
-        TypeError, ValueError: these are not the fields of one, or something else than finite numbers.
+        TypeError, ValueError: these are not the fields of one, or something other than finite numbers.
     """
     look = Look(**fields)
     values = [*look.losses_along, *(value for name, value in fields.items() if name != "losses_along")]
@@ -115,7 +117,7 @@ def load_run(path: str | Path) -> Run:
     """Open a run's folder.
 
     Raises:
-        ValueError: it is no run, or its recipe.json is damaged.
+        ValueError: it is not a run, or its recipe.json is damaged.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -127,7 +129,7 @@ def load_run(path: str | Path) -> Run:
     """
     file = Path(path) / "recipe.json"
     if not file.exists():
-        raise ValueError(f"{path} is no run (it has no recipe.json); give a folder that `surefoot train` made.")
+        raise ValueError(f"{path} is not a run (it has no recipe.json); give a folder that `surefoot train` made.")
     try:
         return Run(Path(path), Recipe.from_json(json.loads(file.read_text(encoding="utf-8"))))
     except ValueError as error:
@@ -148,15 +150,15 @@ def load_recipe_data(recipe: Recipe, data_dir: str | Path | None) -> Dataset:
 
 def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The recipe's network for this data set, its initial weights drawn from the recipe's seed."""
-    torch.manual_seed(recipe.training.seed)
-    return build_model(
-        recipe.model,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.in_channels,
-        image_size=dataset.image_size,
-        mean=recipe.mean,
-        std=recipe.std,
-    )
+    with seeded(recipe.training.seed):
+        return build_model(
+            recipe.model,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+            image_size=dataset.image_size,
+            mean=recipe.mean,
+            std=recipe.std,
+        )
 
 
 def train(
@@ -319,7 +321,7 @@ def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
     """
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not nearest.is_dir():
-        raise ValueError(f"{path} cannot be a run's folder, for {nearest} is a file; give another one with --out.")
+        raise ValueError(f"{path} cannot be a run's folder, because {nearest} is a file; give another one with --out.")
     if (path / LOCK).exists():
         with only_training(path):
             pass

@@ -16,16 +16,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line that is no JSON object, with its number.
+        ValueError: a line that is not a JSON object, with its number.
     """
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             line = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"line {number} of {path} is no JSON ({error}); remove it.") from error
+            raise ValueError(f"line {number} of {path} is not JSON ({error}); remove it.") from error
         if not isinstance(line, dict):
-            raise ValueError(f"line {number} of {path} is no JSON object; remove it.")
+            raise ValueError(f"line {number} of {path} is not a JSON object; remove it.")
         lines.append(line)
     return lines
 

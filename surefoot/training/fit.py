@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 from surefoot.core.devices import image_format
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
-from surefoot.core.limits import check_whole
-from surefoot.core.types import Attack, Objective
+from surefoot.core.limits import check_count, check_whole
+from surefoot.core.types import Attack, Objective, check_attacks
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
 from surefoot.training.averaging import MovingAverage
@@ -118,12 +118,11 @@ class FitConfig:
     """Training steps between two looks of the monitor; None looks every 16,000 images: less than 3 % of the time."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1.")
+        check_count("batch_size", self.batch_size)
         check_whole("devices", self.devices)
         check_whole("seed", self.seed, least=0)
-        if self.monitor_every is not None and self.monitor_every < 1:
-            raise ValueError(f"monitor_every is {self.monitor_every}; it must be at least 1.")
+        if self.monitor_every is not None:
+            check_count("monitor_every", self.monitor_every)
         check_learning_rate(self.learning_rate)
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
@@ -280,7 +279,8 @@ def fit(
             step cannot be captured.
 
     Raises:
-        ValueError: a bad setting, a negative label, no phases, or no monitor or repair where `on_masking` needs one.
+        ValueError: a bad setting, no training images or a label beyond the data set's classes, no phases, or no monitor
+            or repair where `on_masking` needs one.
         CheckpointError: a state that is damaged, pickled, or of another run.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
@@ -299,8 +299,11 @@ def fit(
     for phase in phases:
         if not isinstance(phase, Phase):
             raise TypeError(f"phases has {phase!r}; give Phase(objective, epochs).")
+    if selection is not None:
+        check_attacks([selection])
     if config.on_masking in ("stop", "repair") and monitor is None:
         raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
+    check_training_split(dataset)
     run = None if run_dir is None else Path(run_dir)
     fabric = fabric or make_fabric(config)
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
@@ -332,8 +335,6 @@ def fit(
     )
     at_once = images_at_once(device, on_cpu=EVALUATION_BATCH)
     validation = Batches(dataset.validation, at_once, device=device, channels_last=channels_last)
-    if len(dataset.train.labels) and dataset.train.labels.min() < 0:
-        raise ValueError(f"a label is {int(dataset.train.labels.min())}; labels are class indices from 0.")
     step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer), config, on_note)
     schedule = [phase for phase in phases for _ in range(phase.epochs)]
 
@@ -373,22 +374,12 @@ def fit(
                 losses = history.arrived(wait=number == len(batches))
                 refuse_non_finite(losses[checked:], epoch, checked, partial(rate_of, epoch), run)
                 if on_step is not None and len(losses) > checked:
-                    loss, classification, regularizer = losses[checked:].mean(dim=0).tolist()
                     speed = len(losses) * config.batch_size / (time.perf_counter() - epoch_started)
                     left = len(batches) * (len(schedule) - epoch + 1) - number
-                    on_step(
-                        StepReport(
-                            epoch,
-                            len(schedule),
-                            number,
-                            len(batches),
-                            loss,
-                            classification,
-                            regularizer,
-                            speed,
-                            left * config.batch_size / speed,
-                        )
-                    )
+                    loss, classification, regularizer = losses[checked:].mean(dim=0).tolist()
+                    so_far = epoch, len(schedule), number, len(batches)
+                    seconds_left = left * config.batch_size / speed
+                    on_step(StepReport(*so_far, loss, classification, regularizer, speed, seconds_left))
                 checked = len(losses)
             if guard is not None and getattr(objective, "eps", guard.monitor.eps) >= guard.monitor.eps:
                 with fabric.autocast():
@@ -404,12 +395,12 @@ def fit(
             first = islice(batches.epoch(epoch), math.ceil(REFRESHING / config.batch_size))
             with fabric.autocast():
                 average.refresh(module, (inputs for inputs, _ in first))
-        clean = robust = math.nan
+        clean = robust = None
         if len(dataset.validation.labels):
             with fabric.autocast():
                 clean = accuracy(judged, validation)
                 robust = clean if selection is None else accuracy(judged, validation, selection)
-        score = float(epoch) if math.isnan(robust) else robust
+        score = float(epoch) if robust is None else robust
         means = history.arrived(wait=True).mean(dim=0).tolist()
         line = {
             "epoch": epoch,
@@ -418,8 +409,8 @@ def fit(
             "loss": means[0],
             "classification": means[1],
             "regularizer": means[2],
-            "validation_clean_accuracy": None if math.isnan(clean) else clean,
-            "validation_robust_accuracy": None if math.isnan(robust) else robust,
+            "validation_clean_accuracy": clean,
+            "validation_robust_accuracy": robust,
             "images_per_second": min(number * config.batch_size, len(dataset.train.labels)) / train_seconds,
             "train_seconds": train_seconds,
             "seconds": time.perf_counter() - epoch_started,
@@ -447,6 +438,23 @@ def fit(
     else:
         module.load_state_dict(best_weights)
     return FitResult(best_epoch, best_score, metrics, time.perf_counter() - started)
+
+
+def check_training_split(dataset: Dataset) -> None:
+    """Refuse images that cannot be trained on, which a step would not look at and a GPU would die of.
+
+    Raises:
+        ValueError: there are none, or a label is no class of the data set.
+    """
+    labels = dataset.train.labels
+    if len(labels) == 0:
+        raise ValueError("the training split has no images; give some to train on.")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= dataset.num_classes:
+        raise ValueError(
+            f"a label is {lowest if lowest < 0 else highest} in the training split; labels are class indices from 0 to "
+            f"{dataset.num_classes - 1}, as the data set has {dataset.num_classes} classes."
+        )
 
 
 def is_too_small(images: int, batch_size: int, devices: int, module: nn.Module) -> bool:
@@ -531,7 +539,7 @@ def load_state(
     """
     tensors, about = load_tensors(path)
     if not {"metrics", "best_epoch", "best_score"} <= about.keys():
-        raise CheckpointError(f"{path} is no training state; give the state.ckpt of a run.")
+        raise CheckpointError(f"{path} is not a training state; give the state.ckpt of a run.")
     wanted = training_tensors(module, optimizer, average)
     kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEALTHY)}
     check_fits(path, tensors, wanted)

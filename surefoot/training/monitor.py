@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from surefoot.attacks.gradient_sign import ascend, check_steps, random_signs
+from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.devices import cosines, in_float64
 from surefoot.core.geometry import check_batch, check_radius, project
-from surefoot.core.gradients import crafting, input_gradient
+from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
@@ -131,8 +132,8 @@ class Monitor:
         if len(self.labels) == 0:
             raise ValueError("the monitor's probe has no images; give some that are held out from the training.")
         check_radius("eps", self.eps, positive=True)
-        check_steps("every", self.every)
-        check_steps("steps", self.steps)
+        check_count("every", self.every)
+        check_count("steps", self.steps)
         if self.steps < 2:
             raise ValueError(f"steps is {self.steps}; PGD needs at least 2 to be more than FGSM.")
         for name in ("bound", "false_alarm_rate"):
@@ -296,7 +297,7 @@ class _Around:
         return ascend(self.model, self.inputs, self.labels, start, eps=self.eps, steps=steps, step_size=step_size)
 
     def logits(self, crafted: list[Tensor]) -> tuple[Tensor, ...]:
-        with torch.no_grad():
+        with without_gradients():
             logits: Tensor = self.model(torch.cat(crafted))
         return logits.chunk(len(crafted))
 

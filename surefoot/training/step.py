@@ -71,7 +71,7 @@ class LossHistory:
     def __init__(self, steps: int, device: torch.device) -> None:
         self.values = torch.zeros(steps, 3, device=device)
         self.added = 0
-        self._host = torch.zeros(steps, 3, pin_memory=device.type == "cuda")
+        self._host = torch.zeros(steps, 3, device="cpu", pin_memory=device.type == "cuda")
         self._on_the_way: tuple[int, torch.cuda.Event] | None = None
         self._arrived = 0
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from surefoot.core.failures import in_one_line
+from surefoot.core.failures import in_one_line, type_name
 from surefoot.data import Split
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.recognise import unchanged_buffers
@@ -74,7 +74,7 @@ def other_kinds(model: nn.Module) -> list[str]:
     ['float64']
     """
     kinds = {each.dtype for each in model.parameters() if each.is_floating_point()} - {torch.float32}
-    return sorted(str(kind).removeprefix("torch.") for kind in kinds)
+    return sorted(map(type_name, kinds))
 
 
 def what_is_wrong(output: Any, images: int, num_classes: int) -> str | None:
@@ -82,7 +82,7 @@ def what_is_wrong(output: Any, images: int, num_classes: int) -> str | None:
     if not isinstance(output, Tensor):
         return f"a {type(output).__name__}"
     if not output.is_floating_point() or output.dim() != 2 or len(output) != images or output.shape[1] < num_classes:
-        return f"{str(output.dtype).removeprefix('torch.')} {list(output.shape)}"
+        return f"{type_name(output.dtype)} {list(output.shape)}"
     return None if output.isfinite().all() else "NaN or infinity"
 
 
@@ -100,7 +100,7 @@ def check_gradient(output: Tensor, labels: Tensor, weights: list[nn.Parameter], 
             "weights by differentiable operations."
         ) from error
     if all(gradient is None for gradient in gradients):
-        raise ValueError(f"{name} has logits that hang on none of its weights; make it compute them from these.")
+        raise ValueError(f"{name} has logits that depend on none of its weights; make it compute them from these.")
 
 
 @contextmanager

@@ -1,0 +1,211 @@
+"""Where data sets come from: scikit-learn, parquet shards, the hub, folders of images.
+
+The only places that import scikit-learn and datasets, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surefoot.data.build import TEST, TRAIN, VALIDATION, Source, draw_classes, reason
+from surefoot.data.registry import DatasetSpec
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def find_shards(spec: DatasetSpec, data_dir: Path) -> tuple[list[Path], list[Path]]:
+    if not data_dir.is_dir():
+        raise FileNotFoundError(
+            f"the data folder {data_dir} does not exist: "
+            f"give the folder that holds {spec.name}/train-*.parquet and {spec.name}/test-*.parquet"
+        )
+    folder = data_dir / spec.name
+    if not folder.is_dir():
+        folder = data_dir
+    train = sorted(folder.glob("train-*.parquet"))
+    test = sorted(folder.glob("test-*.parquet")) or sorted(folder.glob(f"{spec.hub_test_split}-*.parquet"))
+    for part, paths in (("train", train), ("test", test)):
+        if not paths:
+            raise FileNotFoundError(
+                f"no {part}-*.parquet of {spec.name} in {data_dir / spec.name} or {data_dir}: "
+                "put the shards there, or leave data_dir and $SUREFOOT_DATA out to download the set"
+            )
+        promised = re.search(r"-of-(\d+)\.parquet$", paths[0].name)
+        if promised and int(promised[1]) != len(paths):
+            raise FileNotFoundError(
+                f"{folder} has {len(paths)} of the {int(promised[1])} {part} shards of {spec.name}: "
+                "add the missing ones"
+            )
+    return train, test
+
+
+def list_images(root: Path, num_classes: int | None, seed: int) -> tuple[tuple[str, ...], list[tuple[int, int, Path]]]:
+    """The chosen classes, and part, label and path of each of their images."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"the image folder {root} does not exist: give a folder with a folder a class")
+    # A folder named train is a part if it holds class folders, and a class of its own if it holds images.
+    if _folders(root / "train"):
+        parts = {TRAIN: root / "train"}
+        val = next((root / n for n in ("val", "valid", "validation") if _folders(root / n)), None)
+        if _folders(root / "test"):
+            parts[TEST] = root / "test"
+            if val is not None:
+                parts[VALIDATION] = val
+        elif val is not None:
+            parts[TEST] = val
+    else:
+        parts = {TRAIN: root}
+    class_names = tuple(folder.name for folder in _folders(parts[TRAIN]))
+    if len(class_names) < 2:
+        raise ValueError(
+            f"{parts[TRAIN]} has {len(class_names)} class folders: "
+            "at least 2 are needed, each with the images of one class"
+        )
+    if num_classes is not None and num_classes > len(class_names):
+        raise ValueError(f"{parts[TRAIN]} has {len(class_names)} class folders, but num_classes asks for {num_classes}")
+    chosen = draw_classes(len(class_names), num_classes, seed)
+    files = []
+    for part, folder in parts.items():
+        there = tuple(f.name for f in _folders(folder))
+        if there != class_names:
+            odd = ", ".join(sorted(set(there) ^ set(class_names))[:5])
+            raise ValueError(f"{folder} and {parts[TRAIN]} must have the same class folders, but differ in {odd}")
+        for label, class_name in enumerate(class_names[i] for i in chosen):
+            images = _images_below(folder / class_name)
+            if not images:
+                raise ValueError(f"the class folder {folder / class_name} has no images: add some or remove the folder")
+            files += [(part, label, path) for path in images]
+    return tuple(class_names[i] for i in chosen), files
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Sorted; what is hidden, as a notebook's checkpoints are, is left out with all below it."""
+    images = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images += [
+            Path(place, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(images, key=_spelling)
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    there = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(there, key=_spelling)
+
+
+def _spelling(path: Path) -> tuple[str, ...]:
+    # Paths themselves are sorted without regard to case on Windows: the classes would have other numbers there.
+    return path.parts
+
+
+def open_digits(scratch: Path) -> Source:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    labels = bunch.target.astype(np.int64)
+    return Source(
+        class_names=tuple(str(name) for name in bunch.target_names),
+        labels=labels,
+        parts=np.full(len(labels), TRAIN, np.int8),
+        read=lambda rows: [Image.fromarray(pixels[row]) for row in rows],
+        describe=lambda row: f"image {row} of digits",
+    )
+
+
+def open_parquet(spec: DatasetSpec, shards: tuple[list[Path], list[Path]], scratch: Path) -> Source:
+    import datasets
+
+    parts = []
+    with _no_progress_bars():
+        for paths in shards:
+            try:
+                parts.append(datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(scratch)))
+            except Exception as error:
+                where = paths[0].parent
+                raise ValueError(
+                    f"the parquet shards of {spec.name} in {where} cannot be read ({reason(error)}): "
+                    "compare their checksums with the originals"
+                ) from error
+    return _hub_source(spec, parts[0], parts[1])
+
+
+def open_hub(spec: DatasetSpec, scratch: Path) -> Source:
+    import datasets
+
+    try:
+        train = datasets.load_dataset(spec.hub_id, split="train")
+        test = datasets.load_dataset(spec.hub_id, split=spec.hub_test_split)
+    except Exception as error:
+        raise ConnectionError(
+            f"{spec.name} could not be downloaded from the Hugging Face hub as {spec.hub_id} "
+            f"({reason(error)}): "
+            "name a folder of its parquet shards with data_dir or $SUREFOOT_DATA instead"
+        ) from error
+    return _hub_source(spec, train, test)
+
+
+def _hub_source(spec: DatasetSpec, train: Any, test: Any) -> Source:
+    import datasets
+
+    for part in (train, test):
+        for column in (spec.image_column, spec.label_column):
+            if column not in part.column_names:
+                raise ValueError(
+                    f"{spec.name} needs the columns {spec.image_column!r} and {spec.label_column!r}, "
+                    f"but the shards have {', '.join(part.column_names)}"
+                )
+    images = [part.select_columns([spec.image_column]) for part in (train, test)]
+    together = datasets.concatenate_datasets(images)
+    labels = [np.asarray(part.data.column(spec.label_column).to_numpy(), dtype=np.int64) for part in (train, test)]
+    named = getattr(train.features[spec.label_column], "names", None)
+    class_names = named or [str(label) for label in range(int(max(part.max() for part in labels)) + 1)]
+    return Source(
+        class_names=tuple(class_names),
+        labels=np.concatenate(labels),
+        parts=np.repeat(np.array([TRAIN, TEST], np.int8), [len(part) for part in labels]),
+        read=lambda rows: together[rows][spec.image_column],
+        describe=lambda row: (
+            f"image {row} of {spec.name}'s training images"
+            if row < len(train)
+            else f"image {row - len(train)} of {spec.name}'s test images"
+        ),
+    )
+
+
+def open_imagefolder(class_names: tuple[str, ...], files: list[tuple[int, int, Path]], scratch: Path) -> Source:
+    import datasets
+
+    decode = datasets.Image().decode_example
+    return Source(
+        class_names=class_names,
+        labels=np.array([label for _, label, _ in files], np.int64),
+        parts=np.array([part for part, _, _ in files], np.int8),
+        # As bytes: given a path, an image that cannot be decoded stays open.
+        read=lambda rows: [decode({"path": None, "bytes": files[row][2].read_bytes()}) for row in rows],
+        describe=lambda row: str(files[row][2]),
+    )
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    import datasets
+
+    were_off = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            datasets.enable_progress_bars()
