@@ -421,7 +421,7 @@ def test_paths_are_short_enough_for_windows(
     own_cache: Path, mnist_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
-    choose = load_module._choose_classes
+    choose = build_module._choose_classes
 
     def looking(*args: Any) -> Any:
         (staging,) = own_cache.iterdir()
@@ -429,7 +429,7 @@ def test_paths_are_short_enough_for_windows(
         lengths.extend(len(str(path)) - len(str(own_cache)) * str(path).count("cache") for path in staging.rglob("*"))
         return choose(*args)
 
-    monkeypatch.setattr(load_module, "_choose_classes", looking)
+    monkeypatch.setattr(build_module, "_choose_classes", looking)
     load_tiny_mnist(mnist_shards)
     assert max(lengths) + 2 * len(r"C:\Users\firstname.last\AppData\Local\surefoot\Cache") < 260
 
