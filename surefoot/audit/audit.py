@@ -30,10 +30,10 @@ REQUIRED = 0.1
 """Worst-case accuracy that counts as robust where nothing else is asked for."""
 
 DRAWS = 8
-"""Calls that a model's random answers are averaged over."""
+"""Calls over which a model's random answers are averaged."""
 
 SUBSTITUTES_SHARE = 0.1
-"""Of a time budget, that each of the two substitutes may take before the first attack."""
+"""The share of a time budget that each of the two substitutes may take before the first attack."""
 
 
 @torch.inference_mode(False)  # networks that are made on the way could not be differentiated
@@ -97,7 +97,7 @@ def audit(
         raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
-    count = outputs(model, inputs)
+    count = count_classes(model, inputs)
     check_labels(labels, count)
     said: list[str] = []
     if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
@@ -126,7 +126,7 @@ def audit(
         bench.substitutes = substitutes(bench, others, share)
     checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
     names = list(classes or [])
-    names += [str(each) for each in range(len(names), count)]  # a model may tell more classes than the data set has
+    names += [str(each) for each in range(len(names), count)]  # a model may have more classes than the data set
     standing = bench.standing()
     total, left = len(labels), int(standing.sum())
     verdict = decide(
@@ -170,8 +170,8 @@ def audit(
     )
 
 
-def outputs(model: nn.Module, inputs: Tensor) -> int:
-    """How many classes the model tells apart."""
+def count_classes(model: nn.Module, inputs: Tensor) -> int:
+    """How many classes the model has a logit for."""
     with crafting(model) as frozen, torch.no_grad():
         logits = check_logits(frozen(inputs[:2]))
     if logits.dim() != 2:

@@ -26,7 +26,7 @@ from surefoot.models.wrappers import (
 )
 
 FALSE_ALARM = 1e-4
-"""How often at most a model is refused for its range where the other ranges only seem better by chance."""
+"""The largest chance of refusing a model for its range where another range only seems better."""
 
 ENOUGH = 16
 """From so many images on, outputs that all lie in [0, 1] are taken for probabilities."""
