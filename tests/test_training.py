@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import random
@@ -38,7 +39,7 @@ from surefoot.training import (
     save_weights,
 )
 from surefoot.training.averaging import MovingAverage
-from surefoot.training.fit import best_device, refuse_non_finite
+from surefoot.training.fit import best_device, make_fabric, refuse_non_finite
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
@@ -542,6 +543,14 @@ def test_images_that_cannot_be_trained_on_are_refused(labels: list[int], words: 
     train_split = Split(digits.train.images[: len(labels)], torch.tensor(labels, dtype=torch.int64))
     with pytest.raises(ValueError, match=words):
         fit(network(), dataclasses.replace(digits, train=train_split), [Phase(NormalTraining(), 1)], QUICK)
+
+
+@pytest.mark.parametrize("name", ["lightning_fabric", "lightning.fabric"])
+def test_a_training_leaves_the_callers_loggers_as_they_are(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = f"{name}.utilities.rank_zero"
+    with caplog.at_level(logging.INFO, logger):
+        make_fabric(QUICK)
+        assert logging.getLogger(logger).level == logging.INFO
 
 
 def test_a_selection_without_its_settings_is_refused_before_the_first_epoch(digits: Dataset) -> None:

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -192,15 +193,27 @@ def make_fabric(config: FitConfig) -> Fabric:
     """
     check_device(config.device)
     check_devices(config)
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
-    fabric = Fabric(
-        accelerator=config.device,
-        devices=config.devices,
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-    )
-    fabric.launch()
+    with quiet("lightning_fabric.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        fabric = Fabric(
+            accelerator=config.device,
+            devices=config.devices,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        )
+        fabric.launch()
     return fabric
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Loggers of these names say nothing below an error meanwhile."""
+    levels = [(logger := logging.getLogger(name), logger.level) for name in names]
+    for logger, _ in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
 
 
 def fit(
