@@ -1,4 +1,7 @@
-"""What would run on a GPU mixes no devices: attacks, objectives, evaluations, the monitor and the audit, on a CPU."""
+"""What would run on a GPU mixes no devices: attacks, objectives, evaluations, the monitor and the audit, on a CPU.
+
+Nor do they depend on the caller's default device and type, or on what a deterministic GPU refuses.
+"""
 
 from __future__ import annotations
 
