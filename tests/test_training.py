@@ -531,6 +531,11 @@ def test_bad_settings_are_refused(field: str, value: object, words: str) -> None
         FitConfig(**{field: value})  # type: ignore[arg-type]
 
 
+def test_a_batch_too_small_for_its_devices_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 2, but devices is 3; each device needs a sample"):
+        FitConfig(batch_size=2, devices=3)
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [

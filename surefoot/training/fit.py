@@ -102,6 +102,10 @@ class FitConfig:
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
         check_whole("devices", self.devices)
+        if self.batch_size < self.devices:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but devices is {self.devices}; each device needs a sample."
+            )
         check_whole("seed", self.seed, least=0)
         if self.monitor_every is not None:
             check_count("monitor_every", self.monitor_every)
