@@ -17,7 +17,7 @@ from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
 from surefoot.audit.substitute import train_substitute
 from surefoot.audit.trials import plain_name
 from surefoot.audit.verdict import Looks, decide
-from surefoot.core.geometry import check_batch, check_labels, l2_distance, linf_distance
+from surefoot.core.geometry import check_batch, check_labels, check_radius, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
 from surefoot.core.losses import check_logits
 from surefoot.evaluation.evaluate import device_name, versions
@@ -91,8 +91,7 @@ def audit(
     check_batch(inputs, labels)
     if len(labels) == 0:
         raise ValueError("there are no images to audit on.")
-    if not 0 < eps <= 1:
-        raise ValueError(f"eps is {eps}; it is a radius in pixel units, above 0 and at most 1, for example 8/255.")
+    check_radius("eps", eps, positive=True)
     if not 0 < required < 1:
         raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     started = time.perf_counter()
