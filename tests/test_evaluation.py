@@ -25,7 +25,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
 from surefoot.core.files import lock_of, locked
 from surefoot.core.types import Attack
-from surefoot.evaluation import Record, accuracy, append_records, evaluate, read_records, wilson_interval
+from surefoot.evaluation import (
+    Record,
+    accuracy,
+    append_records,
+    evaluate,
+    evaluate_transfer,
+    read_records,
+    wilson_interval,
+)
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
 from surefoot.evaluation.worker import fields_of, predictions
 from tests.tables import ATTACKS, EPS, AttackCase, forwards_that_spoil_autocast, random_batch, random_net, trained
@@ -481,6 +489,16 @@ def test_an_own_attack_that_works_in_place_leaves_the_images_alone() -> None:
 def test_an_attack_without_its_settings_is_refused() -> None:
     with pytest.raises(TypeError, match=r"give attacks with their settings, for example FGSM\(eps=0.1\)"):
         accuracy(Threshold(), HAND, FGSM)  # type: ignore[arg-type]
+
+
+def test_models_to_score_on_are_a_list_with_what_is_said_of_each() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))  # which has a length, and parts to go through
+    with pytest.raises(TypeError, match=r"models is a single one; give a list of them, as \[model\]"):
+        evaluate_transfer(net, net, HAND, [FGSM(0.1)])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="models is empty"):
+        evaluate_transfer(net, [], HAND, [FGSM(0.1)])
+    with pytest.raises(ValueError, match="about has 1 mappings for 2 models; give one for each"):
+        evaluate_transfer(net, [net, net], HAND, [FGSM(0.1)], about=[{"recipe": "one"}])
 
 
 def test_a_function_is_recorded_by_its_name() -> None:

@@ -1,19 +1,24 @@
-"""What would run on a GPU mixes no devices: attacks, objectives, evaluations, the monitor and the audit, on a CPU."""
+"""What would run on a GPU mixes no devices: attacks, objectives, evaluations, the monitor and the audit, on a CPU.
+
+Nor do they depend on the caller's default device and type, or on what a deterministic GPU refuses.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from surefoot.attacks import FGSM, PGD, AutoAttack, DeepFool
 from surefoot.audit import audit
+from surefoot.audit.landscape import local_linearity_errors
 from surefoot.core.gradients import input_gradient
 from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
@@ -185,6 +190,31 @@ def test_what_a_gpu_allows_is_allowed() -> None:
         assert place_of(inputs.cpu()) == "host"
         inputs.copy_(torch.zeros(inputs.shape))
         assert place_of(inputs) == "device"
+
+
+class Deterministic(TorchFunctionMode):
+    """Refuses what a GPU does under `torch.use_deterministic_algorithms(True)`, of what could stand in our code."""
+
+    REFUSED = ("bincount", "cumsum", "histc", "kthvalue", "median", "nanmedian", "put_")
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name, named = getattr(func, "__name__", ""), dict(kwargs or {})
+        along = len(args) > 1 or bool(named)  # the median of all numbers is allowed
+        if name in self.REFUSED and (along or "median" not in name):
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
+        return func(*args, **named)
+
+
+def test_deterministic_algorithms_are_enough() -> None:
+    net, inputs, labels = trained()
+    with Deterministic():
+        assert recognise(net, inputs, labels) == (net, [])
+        errors = local_linearity_errors(net, inputs, [(inputs + EPS).clamp(0, 1)] * 2, labels)
+        evaluate(net, moved_batches(), [AutoAttack(EPS, steps=2, queries=3), DeepFool(steps=2)])
+        Monitor(inputs, labels, EPS, every=1)(net, 1)
+    assert bool(((errors >= 0) & (errors <= 1)).all())
 
 
 # The caller's own default device and type, which hold for tensors made without one. On `meta` nothing can be computed.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -560,6 +562,25 @@ def test_a_batch_is_known_by_its_type_and_shape_too(tmp_path: Path) -> None:
     assert len({Store(tmp_path).file({}, 0, each, labels) for each in same_bytes}) == 3
 
 
+def test_what_nobody_went_on_with_for_a_month_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    net, batches = trained_batches()
+    kept: dict[str, bool] = {}
+    for name, file, days, stays in (
+        ("0" * 24, "1-a.safetensors", 31, False),
+        ("1" * 24, ".1-a.safetensors.77.tmp", 31, False),
+        ("2" * 24, "1-a.safetensors", 29, True),
+        ("3" * 24, "notes.txt", 31, True),
+        ("mine", "1-a.safetensors", 31, True),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_bytes(b"")
+        for path in (tmp_path / name / file, tmp_path / name):
+            os.utime(path, (time.time() - days * 24 * 3600,) * 2)
+        kept[name] = stays
+    evaluate(net, batches, [FGSM(EPS)], unfinished=tmp_path)
+    assert {name: (tmp_path / name).exists() for name in kept} == kept
+
+
 # Wrapped models.
 
 
@@ -826,12 +847,12 @@ def test_nothing_is_kept_of_an_attack_with_a_function_that_cannot_be_imported(
     run = batches_run(monkeypatch)
     for attack in (PGD(EPS, 2, EPS / 2, loss=make()), WorstCase((PGD(EPS, 2, EPS / 2, loss=make()),))):
         name = "PGD" if isinstance(attack, PGD) else "WorstCase: PGD"
-        for time in range(2):
+        for turn in range(2):
             run.clear()
             settings: dict[str, Any] = {"unfinished": tmp_path, "progress": stopped_at_the_end}
             with contextlib.suppress(Stops, TypeError):  # the method is no loss, and is run too
                 evaluate(net, batches, [attack], **settings)
-            assert (name in run) is (time == 0 or not kept)
+            assert (name in run) is (turn == 0 or not kept)
     monkeypatch.delattr(sys.modules["__main__"], "loss", raising=False)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import random
@@ -561,6 +562,11 @@ def test_bad_settings_are_refused(field: str, value: object, words: str) -> None
         FitConfig(**{field: value})  # type: ignore[arg-type]
 
 
+def test_a_batch_too_small_for_its_devices_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 2, but devices is 3; each device needs a sample"):
+        FitConfig(batch_size=2, devices=3)
+
+
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
@@ -573,6 +579,14 @@ def test_images_that_cannot_be_trained_on_are_refused(labels: list[int], words: 
     train_split = Split(digits.train.images[: len(labels)], torch.tensor(labels, dtype=torch.int64))
     with pytest.raises(ValueError, match=words):
         fit(network(), dataclasses.replace(digits, train=train_split), [Phase(NormalTraining(), 1)], QUICK)
+
+
+@pytest.mark.parametrize("name", ["lightning_fabric", "lightning.fabric"])
+def test_a_training_leaves_the_callers_loggers_as_they_are(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    logger = f"{name}.utilities.rank_zero"
+    with caplog.at_level(logging.INFO, logger):
+        make_fabric(QUICK)
+        assert logging.getLogger(logger).level == logging.INFO
 
 
 def test_a_selection_without_its_settings_is_refused_before_the_first_epoch(digits: Dataset) -> None:

@@ -14,9 +14,9 @@ from surefoot.core.losses import full_precision
 PAST_BOUNDARY = 1e-4  # l2 added to every step: a boundary that is merely reached is not crossed
 
 WIDE = 5
-"""Every so many linearisations, from the first, all candidate classes are considered."""
+"""The first of so many linearisations in a row considers all candidate classes,"""
 FOLLOWED = 4
-"""In between so many are: those whose boundaries were the nearest."""
+"""the others so many: those whose boundaries were the nearest."""
 
 
 @dataclass(frozen=True)

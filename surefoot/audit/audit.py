@@ -17,7 +17,7 @@ from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
 from surefoot.audit.substitute import train_substitute
 from surefoot.audit.trials import plain_name
 from surefoot.audit.verdict import Looks, decide
-from surefoot.core.geometry import check_batch, check_labels, l2_distance, linf_distance
+from surefoot.core.geometry import check_batch, check_labels, check_radius, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
 from surefoot.core.losses import check_logits
 from surefoot.evaluation.evaluate import device_name, versions
@@ -30,10 +30,10 @@ REQUIRED = 0.1
 """Worst-case accuracy that counts as robust where nothing else is asked for."""
 
 DRAWS = 8
-"""Calls that a model's random answers are averaged over."""
+"""Calls over which a model's random answers are averaged."""
 
 SUBSTITUTES_SHARE = 0.1
-"""Of a time budget, that each of the two substitutes may take before the first attack."""
+"""The share of a time budget that each of the two substitutes may take before the first attack."""
 
 
 @torch.inference_mode(False)  # networks that are made on the way could not be differentiated
@@ -91,13 +91,12 @@ def audit(
     check_batch(inputs, labels)
     if len(labels) == 0:
         raise ValueError("there are no images to audit on.")
-    if not 0 < eps <= 1:
-        raise ValueError(f"eps is {eps}; it is a radius in pixel units, above 0 and at most 1, for example 8/255.")
+    check_radius("eps", eps, positive=True)
     if not 0 < required < 1:
         raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
-    count = outputs(model, inputs)
+    count = count_classes(model, inputs)
     check_labels(labels, count)
     said: list[str] = []
     if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
@@ -126,7 +125,7 @@ def audit(
         bench.substitutes = substitutes(bench, others, share)
     checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
     names = list(classes or [])
-    names += [str(each) for each in range(len(names), count)]  # a model may tell more classes than the data set has
+    names += [str(each) for each in range(len(names), count)]  # a model may have more classes than the data set
     standing = bench.standing()
     total, left = len(labels), int(standing.sum())
     verdict = decide(
@@ -170,8 +169,8 @@ def audit(
     )
 
 
-def outputs(model: nn.Module, inputs: Tensor) -> int:
-    """How many classes the model tells apart."""
+def count_classes(model: nn.Module, inputs: Tensor) -> int:
+    """How many classes the model has a logit for."""
     with crafting(model) as frozen, torch.no_grad():
         logits = check_logits(frozen(inputs[:2]))
     if logits.dim() != 2:

@@ -44,10 +44,10 @@ TANGENT = 0.5
 """A local linearity error that the loss of a sound model stays below around most images."""
 
 OUTCOMES = ("passed", "unclear", "failed")
-"""From what is best to what is worst."""
+"""From best to worst."""
 
 DIRECTIONS = 9
-"""At random, that it is the median over."""
+"""Random directions, over which an image's local linearity error is the median."""
 
 
 def iterative_beats_single_step(bench: Bench) -> Finding:
@@ -478,7 +478,7 @@ QUESTIONS = {
         Question("no-sharp-curvature", "Is the loss smooth near the images?", no_sharp_curvature),
     )
 }
-"""The twelve, in the order they are told."""
+"""The twelve, in the order in which they are reported."""
 
 MOST_TELLING_FIRST = (
     "answers-repeat",
@@ -494,4 +494,4 @@ MOST_TELLING_FIRST = (
     "no-sharp-curvature",
     "logits-lie-close",
 )
-"""The order they are run in, for a budget that may end."""
+"""The order in which they are run: a budget may end before the last."""

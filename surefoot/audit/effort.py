@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from surefoot.audit.landscape import gradients
 
 MINUTES = 4.0
-"""What an audit without a budget is to take at most, about; fewer images are examined where it would take longer."""
+"""About what an audit without a budget takes at most; where it would take longer, fewer images are examined."""
 
 FEWEST = 48
 """Images that are examined at least: with fewer, chance decides."""

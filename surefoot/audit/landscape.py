@@ -110,7 +110,8 @@ def local_linearity_errors(
         tangent = (full_precision(other - inputs) * here).flatten(1).sum(dim=1)
         scale = moved.abs() + tangent.abs()
         shares.append(torch.where(scale > 0, (moved - tangent).abs() / scale, torch.nan))
-    middle = torch.stack(shares).cpu().nanmedian(dim=0).values  # PyTorch 2.6 has none for Apple's GPUs
+    # on the CPU: Apple's GPUs have no nanmedian in PyTorch 2.6, CUDA none under torch.use_deterministic_algorithms
+    middle = torch.stack(shares).cpu().nanmedian(dim=0).values
     return middle.to(inputs.device)
 
 

@@ -32,7 +32,7 @@ TELLING = (
 """Which checks are named first among those that failed equally far: demonstrations before signs."""
 
 STRONGER = ("nothing-saturates", "steps-saturate", "white-box-beats-black-box")
-"""Checks that tell what stronger attacks take of what weak ones leave."""
+"""Checks of what stronger attacks fool of what weak ones leave."""
 
 JUDGED_ALL_THE_SAME = ("answers-repeat",)
 """Checks that do not stand against `robust`: a model that answers randomly is judged by its mean answer."""

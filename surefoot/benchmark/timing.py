@@ -83,7 +83,7 @@ def race(
                         results[name] = turns[name]()
                         synchronise()
                         seconds[name].append(clock() - started)
-                except Exception as error:  # whatever a library throws, the others shall still be measured
+                except Exception as error:  # whatever a library raises, the others are still measured
                     errors[name] = " ".join(f"{type(error).__name__}: {error}".split())
             done += 1
             on_turn(name, done, total)

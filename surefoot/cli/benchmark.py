@@ -142,7 +142,7 @@ def run_attacks(args: list[str]) -> int:
         if PEERS[peer].version() is None:
             say(f"{peer} is not installed, so it is left out; `pip install {PEERS[peer].package}` adds it.")
     options = dataclasses.replace(options, peers=tuple(peer for peer in options.peers if PEERS[peer].version()))
-    # All are opened before the first is measured: a wrong name shall not show after an hour.
+    # All are opened before the first is measured, so that a wrong name does not show after an hour only.
     subjects = [open_subject(name, options, device) for name in names or ("lenet-plus", "resnet-18")]
     own_commit, failed = commit(), False
     for subject in subjects:

@@ -1,6 +1,6 @@
 """`surefoot audit --calibrate`: the audit of models whose truth is known.
 
-It stands here because it trains them by recipes, which the audit, two floors below, does not know.
+It is here because it trains them by recipes, which the audit, two floors below, does not know.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ METHODS = ("pgd-at", "trades", "sat-r1", "sat-r2", "sat-r3", "normal", "fgsm-at"
 
 TEMPERATURE = 40.0
 SEEDS = 8
-"""That a control's facts are the mean over."""
+"""Random seeds, over which a control's facts are means."""
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def locked(lock: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def lock_of(path: Path) -> Path:
-    """Where who appends to a file locks it: in the temporary folder, so that nothing is left beside the file."""
+    """The lock of whoever appends to a file; in the temporary folder, so that nothing is left beside the file."""
     about = json.dumps([os.path.expanduser("~"), str(path.resolve())])  # a user without a home has one lock too
     return Path(tempfile.gettempdir()) / f"surefoot-{hashlib.sha256(about.encode()).hexdigest()[:16]}.lock"
 

@@ -18,21 +18,21 @@ def _beside(images: Tensor, drawn: Tensor) -> Tensor:
 
 
 def pad_crop(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Each image shifted by up to ``padding`` pixels either way in both directions, zeros moving in.
+    """Each image shifted by up to `padding` pixels either way in both directions, zeros moving in.
 
     The same as padding with zeros on all sides and cutting a window of the old size at a random place; all
-    ``(2 padding + 1)²`` places are equally likely, and every image draws its own.
+    `(2 padding + 1)²` places are equally likely, and every image draws its own.
 
     Args:
-        images: ``[n, c, h, w]``, any dtype and device.
+        images: `[n, c, h, w]`, any dtype and device.
         generator: where the places are drawn from. One on the CPU gives the same places for any device.
         padding: pixels on each side, at least 0.
 
     Returns:
-        A new tensor of the shape, dtype and device of ``images``.
+        A new tensor of the shape, dtype and device of `images`.
 
     Raises:
-        ValueError: ``images`` is not four-dimensional, or ``padding`` is negative.
+        ValueError: `images` is not four-dimensional, or `padding` is negative.
 
     >>> images = torch.ones(2, 3, 8, 8, dtype=torch.uint8)
     >>> pad_crop(images, torch.Generator().manual_seed(0)).shape
@@ -58,18 +58,18 @@ def pad_crop(images: Tensor, generator: torch.Generator, padding: int = 4) -> Te
 
 
 def horizontal_flip(images: Tensor, generator: torch.Generator, probability: float = 0.5) -> Tensor:
-    """Each image mirrored left to right with ``probability``, independently of the others.
+    """Each image mirrored left to right with `probability`, independently of the others.
 
     Args:
-        images: ``[n, c, h, w]``, any dtype and device.
+        images: `[n, c, h, w]`, any dtype and device.
         generator: where the choice is drawn from. One on the CPU gives the same choice for any device.
         probability: of a flip, in [0, 1].
 
     Returns:
-        A new tensor of the shape, dtype and device of ``images``.
+        A new tensor of the shape, dtype and device of `images`.
 
     Raises:
-        ValueError: ``images`` is not four-dimensional, or ``probability`` is outside [0, 1].
+        ValueError: `images` is not four-dimensional, or `probability` is outside [0, 1].
 
     >>> images = torch.arange(3).reshape(1, 1, 1, 3)
     >>> horizontal_flip(images, torch.Generator().manual_seed(0), probability=1.0).flatten().tolist()

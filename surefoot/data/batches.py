@@ -30,28 +30,28 @@ def images_at_once(device: torch.device, on_cpu: int) -> int:
 
 
 class Batches:
-    """Mini-batches of a split: inputs float32 ``[b, c, h, w]`` in [0, 1] and labels int64 ``[b]``.
+    """Mini-batches of a split: inputs float32 `[b, c, h, w]` in [0, 1] and labels int64 `[b]`.
 
-    The 8-bit images are moved to ``device`` once and become floats there, a batch at a time. On the CPU
+    The 8-bit images are moved to `device` once and become floats there, a batch at a time. On the CPU
     nothing is copied: a memory-mapped split stays mapped, so that a set larger than memory works.
 
-    Order and augmentation of an epoch are a pure function of ``(seed, epoch)``, the same on every device;
+    Order and augmentation of an epoch are a pure function of `(seed, epoch)`, the same on every device;
     torch's global generator is neither read nor moved. A resumed run asks for the epoch it stopped at and
     needs no other state.
 
     Args:
-        split: images uint8 ``[n, c, h, w]`` and labels int64 ``[n]``.
-        batch_size: examples a batch; the last one may be smaller, unless ``drop_last``.
+        split: images uint8 `[n, c, h, w]` and labels int64 `[n]`.
+        batch_size: examples a batch; the last one may be smaller, unless `drop_last`.
         device: where the batches live.
         shuffle: a new order every epoch; otherwise the split's own.
         seed: of the order and the augmentation.
-        augment: ``"crop-flip"`` shifts by up to 4 pixels (zeros move in) and flips half of the images.
+        augment: `"crop-flip"` shifts by up to 4 pixels (zeros move in) and flips half of the images.
         drop_last: leave out a smaller last batch.
         channels_last: inputs in the channels-last memory format, where `core.devices.image_format` gives it.
 
     Raises:
         ValueError: shapes or dtypes are not those above, images and labels differ in number,
-            ``batch_size`` is below 1, or ``augment`` is unknown.
+            `batch_size` is below 1, or `augment` is unknown.
 
     >>> split = Split(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10))
     >>> batches = Batches(split, 4, shuffle=True, seed=1)
@@ -97,7 +97,7 @@ class Batches:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of epoch 0: with ``shuffle`` or ``augment`` ask for ``epoch(n)``."""
+        """The batches of epoch 0: with `shuffle` or `augment` ask for `epoch(n)`."""
         return self.epoch(0)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -40,7 +40,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides what a cached set contains; ``identity`` says what the source is."""
+    """Everything that decides what a cached set contains; `identity` says what the source is."""
 
     name: str
     identity: object
@@ -128,7 +128,7 @@ def _mixed(rows: NDArray[np.int64], labels: NDArray[np.int64], generator: np.ran
 def _hold_out(
     rows: NDArray[np.int64], labels: NDArray[np.int64], size: int, plan: Plan, part: str, purpose: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """``rows`` without ``size`` of them, and these, drawn class by class in proportion; the order stays."""
+    """`rows` without `size` of them, and these, drawn class by class in proportion; the order stays."""
     if size >= len(rows):
         raise ValueError(
             f"{size} {part} images cannot be held out of the {len(rows)} training images of {plan.name}: "
@@ -155,7 +155,7 @@ def _generator(seed: int, purpose: int) -> np.random.RandomState:
 
 
 def _write(plan: Plan, source: Source, rows: NDArray[np.int64], path: Path) -> None:
-    """Decode the images of ``rows`` into the array file, a batch at a time."""
+    """Decode the images of `rows` into the array file, a batch at a time."""
     shape = (len(rows), plan.in_channels, plan.image_size, plan.image_size)
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     _reserve(path)
@@ -217,7 +217,7 @@ def reason(error: BaseException) -> str:
 
 
 def _pixels(plan: Plan, image: Image, describe: Callable[[int], str], row: int) -> NDArray[np.uint8]:
-    """One image as uint8 ``[c, h, w]``."""
+    """One image as uint8 `[c, h, w]`."""
     from PIL import Image as pillow
 
     if plan.native_size is not None and image.size != (plan.native_size, plan.native_size):

@@ -42,8 +42,8 @@ class _Damaged(Exception):
     """Says what is wrong with a cache folder."""
 
 
-def cache_root(cache_dir: Path | None) -> Path:
-    """The given folder, else ``$SUREFOOT_CACHE``, else the user's cache folder.
+def cache_root(cache_dir: str | Path | None) -> Path:
+    """The given folder, else `$SUREFOOT_CACHE`, else the user's cache folder.
 
     Raises:
         OSError: the user has no home, as in some containers.
@@ -61,10 +61,10 @@ def cache_root(cache_dir: Path | None) -> Path:
 
 
 def open_or_build(root: Path, entry: str, build: Callable[[Path], dict[str, Any]]) -> Contents:
-    """The cached set ``root/entry``, first built if it is absent or damaged.
+    """The cached set `root/entry`, first built if it is absent or damaged.
 
-    ``build`` writes ``images.npy`` and ``labels.npy`` into the folder it is given and returns ``sizes`` and
-    ``class_names``. That folder lies beside the final one and takes its place in one step: an interrupted
+    `build` writes `images.npy` and `labels.npy` into the folder it is given and returns `sizes` and
+    `class_names`. That folder lies beside the final one and takes its place in one step: an interrupted
     build leaves nothing that looks finished, and of two processes that build at once the first one wins.
     """
     final = root / entry

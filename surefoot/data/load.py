@@ -34,7 +34,7 @@ _NAMED_SEED = 0
 
 
 class Split(NamedTuple):
-    """Images uint8 ``[n, channels, height, width]`` and their labels int64 ``[n]``."""
+    """Images uint8 `[n, channels, height, width]` and their labels int64 `[n]`."""
 
     images: Tensor
     labels: Tensor
@@ -74,27 +74,27 @@ def load(
     data_dir: str | Path | None = None,
     *,
     validation_size: int | None = None,
-    cache_dir: Path | None = None,
+    cache_dir: str | Path | None = None,
     image_size: int | None = None,
     num_classes: int | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """The data set ``name``, decoded once and memory-mapped from then on.
+    """The data set `name`, decoded once and memory-mapped from then on.
 
     Args:
-        name: ``digits`` (embedded in scikit-learn: 8×8, no network), ``mnist``, ``cifar10``,
-            ``tiny-imagenet-100``, or ``imagefolder:PATH`` for a folder with one folder of images a class.
-            There, ``PATH/train``, ``PATH/val`` and ``PATH/test`` are used where they exist (``val`` is the
-            test split if there is no ``test``); what is missing is drawn, 10 % each. All images become RGB,
-            are resized (bilinear, antialiased) until their short side is ``image_size``, and are cropped in
+        name: `digits` (embedded in scikit-learn: 8×8, no network), `mnist`, `cifar10`,
+            `tiny-imagenet-100`, or `imagefolder:PATH` for a folder with one folder of images a class.
+            There, `PATH/train`, `PATH/val` and `PATH/test` are used where they exist (`val` is the
+            test split if there is no `test`); what is missing is drawn, 10 % each. All images become RGB,
+            are resized (bilinear, antialiased) until their short side is `image_size`, and are cropped in
             the centre. A split that lies class by class is shuffled, so that its first images are of all classes.
-        data_dir: a folder of parquet shards, ``data_dir/NAME/train-*.parquet`` and ``test-*.parquet`` (or
-            these files directly in it); the default is ``$SUREFOOT_DATA``. Where either is given the network
-            is not touched; otherwise the set is downloaded from the Hugging Face hub. ``digits`` and
-            ``imagefolder`` need neither.
+        data_dir: a folder of parquet shards, `data_dir/NAME/train-*.parquet` and `test-*.parquet` (or
+            these files directly in it); the default is `$SUREFOOT_DATA`. Where either is given the network
+            is not touched; otherwise the set is downloaded from the Hugging Face hub. `digits` and
+            `imagefolder` need neither.
         validation_size: images held out of the training images, class by class in proportion. The default is
-            the ``DATASETS`` entry's, or 10 % for an image folder.
-        cache_dir: where decoded sets are kept; by default ``$SUREFOOT_CACHE`` or the user's cache folder.
+            the `DATASETS` entry's, or 10 % for an image folder.
+        cache_dir: where decoded sets are kept; by default `$SUREFOOT_CACHE` or the user's cache folder.
         image_size: in pixels; the default is the set's own, and 64 for an image folder.
         num_classes: keep that many classes, drawn at random, in their old order; by default all
             (of the 200 that the hub's Tiny-ImageNet has, 100).
@@ -102,7 +102,7 @@ def load(
             always split in the same way, so that runs with different seeds see the same images.
 
     Returns:
-        A ``Dataset`` of ``Split(images, labels)``: uint8 ``[n, c, h, w]`` and int64 ``[n]``.
+        A `Dataset` of `Split(images, labels)`: uint8 `[n, c, h, w]` and int64 `[n]`.
 
     Raises:
         ValueError: an unknown name, a size that does not fit, or data that cannot be read.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class DatasetSpec:
     """What is known of a named data set before it is read.
 
-    ``validation_size`` images are held out of the training images; ``test_size`` images are too, where the
-    source has no test images of its own (``None``: it has). Sizes count images, ``image_size`` is in pixels.
+    `validation_size` images are held out of the training images; `test_size` images are too, where the
+    source has no test images of its own (`None`: it has). Sizes count images, `image_size` is in pixels.
 
     >>> DATASETS["cifar10"].hub_id
     'uoft-cs/cifar10'

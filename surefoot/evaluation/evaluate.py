@@ -208,9 +208,16 @@ def evaluate_transfer(
         >>> [len(row) for row in rows]
         [2, 2]
     """
+    if isinstance(models, nn.Module):
+        raise TypeError("models is a single one; give a list of them, as [model].")
+    if not models:
+        raise ValueError("models is empty; give at least one to score on.")
+    abouts: Sequence[Mapping[str, Any]] = [{}] * len(models) if about is None else about
+    if len(abouts) != len(models):
+        raise ValueError(f"about has {len(abouts)} mappings for {len(models)} models; give one for each.")
     settings = Settings(False, "strict", eight_bit, worst_case, seed)
     tell = Listeners(progress, on_record, on_note)
-    return _evaluate(models, source, batches, attacks, settings, about or [{}] * len(models), tell, unfinished, None)
+    return _evaluate(models, source, batches, attacks, settings, abouts, tell, unfinished, None)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an evaluation is known by in another process, so that it goes on from its own finished batches alone."""
+"""What tells an evaluation from others in another process, so that it goes on from its own finished batches alone."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.precision import exact_float32
 
 LOOKED_AT = 8
-"""Images that a model is told apart from others by."""
+"""Images by whose answers a model is told from others."""
 
 
 class Nameless(Exception):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors
+
+NAME_LENGTH = 24  # hexadecimal digits of a folder's name
+ABANDONED_SECONDS = 30 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Store:
     A file's name holds a hash of the batch's own pixels and labels, so other data are never taken for these.
 
     Args:
-        root: the folder of all evaluations; None keeps nothing.
+        root: the folder of all evaluations; None keeps nothing. What nobody went on with for a month is removed.
         on_note: told in a sentence that batches cannot be kept there.
     """
 
@@ -64,12 +68,14 @@ class Store:
         self.root = root
         self.on_note = on_note
         self.used: set[Path] = set()
+        if root is not None:
+            remove_abandoned(root)
 
     def file(self, what: Mapping[str, Any], number: int, inputs: Tensor, labels: Tensor) -> Path | None:
         """Where this batch of this piece of work belongs."""
         if self.root is None:
             return None
-        folder = self.root / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+        folder = self.root / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:NAME_LENGTH]
         self.used.add(folder)
         digest = hashlib.sha256(str((inputs.dtype, inputs.shape)).encode())
         for tensor in (inputs, labels):
@@ -109,4 +115,17 @@ class Store:
     def clear(self) -> None:
         """Forget what this evaluation kept; it is done."""
         for folder in self.used:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(root: Path) -> None:
+    """Remove the batches of evaluations that were stopped and not gone on with for `ABANDONED_SECONDS`."""
+    for folder in root.glob("[0-9a-f]" * NAME_LENGTH):
+        try:
+            files = list(folder.iterdir())
+            newest = max(file.stat().st_mtime for file in (folder, *files))
+        except OSError:  # another process removes it
+            continue
+        ours = all(file.suffix in (".safetensors", ".tmp") for file in files)  # what `save` writes, or was killed at
+        if ours and time.time() - newest > ABANDONED_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)

@@ -26,7 +26,7 @@ from surefoot.models.wrappers import (
 )
 
 FALSE_ALARM = 1e-4
-"""How often at most a model is refused for its range where the other ranges only seem better by chance."""
+"""The largest chance of refusing a model for its range where another range only seems better."""
 
 ENOUGH = 16
 """From so many images on, outputs that all lie in [0, 1] are taken for probabilities."""
@@ -355,7 +355,8 @@ def differ(first: Tensor, second: Tensor, *, rounding: float = 0.001) -> bool:
     distances = (first - middle(first)).abs()
     spreads = middle(distances)
     spread = spreads[spreads > 0].median() if bool((spreads > 0).any()) else spreads.new_zeros(())
-    units = torch.maximum(spread, distances.median(dim=0).values)
+    # the lower median, by a way that CUDA also has under torch.use_deterministic_algorithms
+    units = torch.maximum(spread, distances.quantile(0.5, dim=0, interpolation="lower"))
     allowed = max(rounding, precision**0.5) * units + 8 * precision * first.abs().amax(dim=0)
     return not bool(((first - second).abs() <= allowed).all())  # NaN differs
 

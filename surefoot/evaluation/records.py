@@ -128,8 +128,8 @@ def check_records(path: Path, what: str) -> None:
     """Refuse a file that `append_records` would refuse, or cannot write, before there is something to append.
 
     Args:
-        path: where records shall go.
-        what: asked for that.
+        path: where records are to go.
+        what: what asked for that.
 
     Raises:
         ValueError: with what to do.

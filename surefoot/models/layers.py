@@ -16,7 +16,7 @@ SMALL_IMAGE = 64
 """Up to this many pixels a side a network keeps the full resolution in its first layers."""
 
 WORTH_ONEDNN = 1 << 23
-"""Multiply-adds from which on `HiddenLinear` takes oneDNN: in smaller products its calls take longer than they save."""
+"""Multiply-adds from which `HiddenLinear` uses oneDNN: in smaller products its calls cost more than they save."""
 
 
 class Normalize(nn.Module):

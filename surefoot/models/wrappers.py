@@ -14,7 +14,7 @@ from surefoot.core.gradients import is_training, plain_module
 from surefoot.core.limits import check_count
 
 NAMED = ("logits", "output", "out")
-"""The entries of a dict that are logits by their name, the first that is there."""
+"""Names by which an entry of a dict is taken for its logits; the first that is there."""
 
 
 def is_wide(value: object, batch: int) -> bool:

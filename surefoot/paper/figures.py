@@ -18,7 +18,7 @@ from surefoot.paper.scales import Ends, apart, scales
 
 MARKS = ("o", "s", "^", "D", "v")
 ROOM = 0.05
-"""Beyond the highest and the lowest line, of what lies between."""
+"""Room above the highest and below the lowest line, as a share of what lies between."""
 ZOOM = 0.9
 """A surface's labels, which no layout counts, then end above what stands below it."""
 

@@ -14,13 +14,13 @@ from surefoot.report.page import document
 from surefoot.report.plots import number, rounded
 
 NEAR = 2.0
-"""Points: what a difference may be before it is looked into."""
+"""Points, up to which a difference from the paper is near."""
 NEAR_SHARE = 0.1
-"""Of the paper's number, where it is no percentage."""
+"""The same as a share of the paper's number, where it is not a percentage."""
 WIDE = 20.0
 """Points: an interval that spans more holds too much to agree with anything."""
 ROOM = 0.05
-"""Above the highest line of plots that share a scale, of its height."""
+"""Room above the highest line of plots that share a scale, as a share of its height."""
 EDGE = 3.0
 """Points of room around the percentages of a plot."""
 

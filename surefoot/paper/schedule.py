@@ -1,4 +1,4 @@
-"""Runs tasks in the order that they need each other, in this process or in several, and outlives what fails."""
+"""Runs tasks in the order in which they need each other, in this process or in several, and outlives what fails."""
 
 import contextlib
 import multiprocessing
@@ -20,7 +20,7 @@ import torch
 from surefoot.paper.runs import Task, Transfer, Workplace
 
 RETRIES = 2
-"""How often a task is started again whose worker died."""
+"""How often a task whose worker died is started again."""
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def mnist(
 
 
 FAST = SatR1(0.36, lam=0.2, steps=5, k=32, classified="both")
-"""Trained beyond eps 0.3, because what a step of a small network leaves at the edge of the ball PGD takes."""
+"""Trained beyond eps 0.3: what one step leaves of a small network at the edge of the ball, PGD would take."""
 FAST_GROWTH = (0.06, 0.12, 0.18, 0.24, 0.30)
 """An epoch each; a faster start costs a small network hidden units that never come back."""
 

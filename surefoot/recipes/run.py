@@ -28,7 +28,7 @@ from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
 from surefoot.training.trial import try_training
 
 LOCK = ".lock"
-"""A file of a run's folder, held while it is trained; no part of the run."""
+"""A file in a run's folder that is held while it is trained; not part of the run."""
 
 
 @dataclass(frozen=True)

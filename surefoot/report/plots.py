@@ -188,7 +188,7 @@ class Plot:
 
 
 def in_words(axes: Axes, curves: Sequence[Curve]) -> str:
-    """What the lines do, for who cannot see them: where each begins and ends.
+    """What the lines do, for those who cannot see them: where each begins and ends.
 
     Example:
         >>> in_words(AXES["loss-eps"], [Curve(plot="loss-eps", name="PGD", x=[0, 0.3], y=[0.9, 4.1])])

@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -120,6 +121,10 @@ class FitConfig:
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
         check_whole("devices", self.devices)
+        if self.batch_size < self.devices:
+            raise ValueError(
+                f"batch_size is {self.batch_size}, but devices is {self.devices}; each device needs a sample."
+            )
         check_whole("seed", self.seed, least=0)
         if self.monitor_every is not None:
             check_count("monitor_every", self.monitor_every)
@@ -225,16 +230,28 @@ def make_fabric(config: FitConfig) -> Fabric:
                 f"devices is {config.devices}; give {here} (--devices {here})."
             )
         machines = int(os.environ["WORLD_SIZE"]) // here
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.ERROR)
-    fabric = Fabric(
-        accelerator=config.device,
-        devices=config.devices,
-        num_nodes=machines,
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-    )
-    fabric.launch()
+    with quiet("lightning_fabric.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        fabric = Fabric(
+            accelerator=config.device,
+            devices=config.devices,
+            num_nodes=machines,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        )
+        fabric.launch()
     return fabric
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Loggers of these names say nothing below an error meanwhile."""
+    levels = [(logger := logging.getLogger(name), logger.level) for name in names]
+    for logger, _ in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
 
 
 def fit(

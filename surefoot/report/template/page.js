@@ -19,7 +19,7 @@
   const isClosed = (element) => element.closest("details:not([open])") !== null;
   const choiceOf = (id) => figures[id].choices[chosen[id] || 0];
 
-  // Shape alone tells 14 apart, for who sees no colours: the first seven are filled, the next open.
+  // Shape alone tells 14 apart, for those who see no colours: the first seven are filled, the next open.
   function marker(look, style, size) {
     const round = Math.floor(style / MARKERS.length);
     const colour = look.lines[style % look.lines.length];
