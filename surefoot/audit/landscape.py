@@ -110,8 +110,8 @@ def local_linearity_errors(
         tangent = (full_precision(other - inputs) * here).flatten(1).sum(dim=1)
         scale = moved.abs() + tangent.abs()
         shares.append(torch.where(scale > 0, (moved - tangent).abs() / scale, torch.nan))
-    # on the CPU: Apple's GPUs have no nanmedian in PyTorch 2.6, CUDA none under torch.use_deterministic_algorithms
-    middle = torch.stack(shares).cpu().nanmedian(dim=0).values
+    # The lower median, on the CPU: not every GPU has one, nor CUDA under torch.use_deterministic_algorithms.
+    middle = torch.stack(shares).cpu().nanquantile(0.5, dim=0, interpolation="lower")
     return middle.to(inputs.device)
 
 
