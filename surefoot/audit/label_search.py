@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_radius
-from surefoot.core.gradients import crafting
+from surefoot.core.gradients import crafting, without_gradients
 from surefoot.core.limits import check_count
 from surefoot.core.losses import check_logits
 
@@ -53,7 +53,7 @@ class LabelSearch:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         check_batch(inputs, labels)
-        with crafting(model, inputs) as frozen, torch.no_grad():
+        with crafting(model, inputs) as frozen, without_gradients():
             flat = inputs.flatten(1)
             size = flat.shape[1]
 

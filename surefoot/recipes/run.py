@@ -190,6 +190,7 @@ def train(
 
     Example:
         >>> from tempfile import TemporaryDirectory
+        >>> import torch
         >>> from surefoot.recipes import RECIPES
         >>> recipe = dataclasses.replace(RECIPES["digits/normal"], epochs=1)
         >>> with TemporaryDirectory() as folder:
