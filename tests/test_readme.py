@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from surefoot.paper.runs import Workplace
 from surefoot.paper.tables import auto_attack, main, read_runs, table_3, table_3_black_box, table_6
 from surefoot.paper.targets import TABLES
 from surefoot.recipes import RECIPES, Recipe
+from surefoot.report import attack_label
 from surefoot.report.benchmarks import attack_row, attacks_table, captured_table, read_lines, step_cost_table
 from surefoot.report.calibration import confusion_table, models_table
 
@@ -441,7 +443,7 @@ def percent(record: Record | None) -> str:
 
 def test_fgsm_ats_seeds_are_what_was_measured() -> None:
     rows = marked_rows((ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8"), "fgsm-at")
-    assert len(rows) == 5
+    assert len(rows) == 6
     for seed, *cells, run in rows:
         folder = ROOT / "results" / run.strip("`")
         records = white_box(folder)
@@ -473,8 +475,9 @@ def test_what_auto_attack_adds_is_what_was_measured() -> None:
     paper = [path.parent for path in (ROOT / "results").glob("**/mnist/*/*/recipe.json")]
     met = {folder for folder in paper if "AutoAttack" in white_box(folder) and '"lenet-plus"' in about(folder)}
     told = {ROOT / "results" / row[-1].strip("`") for row in rows}
-    others = met - told
+    weights = {folder: white_box(folder)["AutoAttack"].weights_sha256 for folder in met}
     assert told <= met
+    others = {folder for folder in met if weights[folder] not in {weights[each] for each in told}}
     assert {white_box(folder)["AutoAttack"].recipe for folder in others} == {"mnist/normal"}
     assert all(white_box(folder)["AutoAttack"].robust_accuracy == 0 for folder in others)
     left = [f"{float(auto):.0f}" for name, _, _, auto, _ in rows if name == "SAT-R3"][:3]
@@ -603,3 +606,47 @@ def test_the_lowest_versions_are_the_lower_bounds() -> None:
     expected = {bound.replace(">=", "==") for bound in bounds if not bound.startswith("surefoot")}
     _, *lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
     assert set(lines) == expected
+
+
+def test_the_set_of_one_machine_is_what_was_measured() -> None:
+    folder = ROOT / "results" / "reproduction-xeon"
+    committed = (folder / "paper-bf16" / "table3.md").read_text(encoding="utf-8")
+    table = TABLES["table3"].table(Matrix(PROFILES["paper"].trained_in("bf16"), 1), Workplace(folder))
+    assert table.markdown() == committed
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    grid = [[cell.strip() for cell in line.strip("|").split("|")][:-1] for line in table.grid().splitlines()]
+    assert marked_rows(text, "one-machine") == [row for row in grid[2:] if row[0] not in ("TRADES", "SAT-R2")]
+    for name, bound in (("SAT-R1", 0.9), ("SAT-R3", 1.8)):
+        ours = [fmean(cell.values) for cell in dict(table.rows)[name][:9] if isinstance(cell, Cell)]
+        papers = [each[0] if isinstance(each, tuple) else each for each in TABLE_3[name]]
+        away = [one - other for one, other in zip(ours, papers, strict=True)]
+        assert max(map(abs, away)) <= bound
+        assert all((each > 0) == (name == "SAT-R1") for each in away)
+
+
+def test_what_the_last_epochs_leave_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Record]] = {}
+    for record in read_records(ROOT / "results" / "last-epoch" / "records.jsonl"):
+        source = {"mnist/normal-c": "C ", "mnist/normal-d": "D ", None: ""}[record.source]
+        label = attack_label(record.attack, record.attack_fields)
+        found.setdefault(str(record.recipe), {})[source + label] = record
+    columns = ("FGSM", "I-FGSM-100", "PGD-100", "PGD-CW-100", "C FGSM", "D FGSM")
+    titles = ("Clean", "FGSM", "IFGSM", "PGD", "PGD-CW", "C FGSM", "D FGSM")
+    rows = marked_rows(text, "last-epoch")
+    assert len(rows) == len(found) == 4
+    for name, selected, *cells in rows:
+        recipe = f"mnist/{name.lower()}".replace("eat ens", "ensemble-at")
+        records = [found[recipe][column] for column in columns]
+        assert {record.num_examples for record in records} == {10_000}
+        clean = f"{100 * records[0].clean_accuracy:.2f}"
+        printed = [f"{each:.2f}" for each in (TABLE_3[name][TABLE_3_COLUMNS.index(title)] for title in titles)]
+        assert cells == [
+            f"{ours} ({paper})" for ours, paper in zip([clean, *map(percent, records)], printed, strict=True)
+        ]
+        (run,) = (ROOT / "results" / "reproduction-xeon" / "runs" / recipe).iterdir()
+        epochs = read_lines(run / "metrics.jsonl")
+        best = max(epochs, key=lambda line: line["validation_robust_accuracy"])
+        assert (selected, len(epochs)) == (str(best["epoch"]), 20)
+        finished = json.loads((run / "finished.json").read_text(encoding="utf-8"))
+        assert {record.weights_sha256 for record in records}.isdisjoint({finished["weights_sha256"]})
