@@ -545,21 +545,6 @@ def test_what_the_figures_show_is_what_was_measured() -> None:
     assert "beyond it PGD's is 2 to 5 times FGSM's" in paper
 
 
-LINKED = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
-
-
-@pytest.mark.parametrize("file", LINKED, ids=lambda file: file.name)
-def test_links_in_the_documents_lead_somewhere(file: Path) -> None:
-    text = file.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
-        name, _, anchor = target.partition("#")
-        there = (file.parent / name).resolve() if name else file
-        assert there.exists(), target
-        if anchor:
-            heads = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), flags=re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads], target
-
-
 def test_bf16_leaves_robust_accuracy_as_it_is() -> None:
     folder = ROOT / "results" / "reproduction"
     half = TABLES["table7"].table(Matrix(QUICK.trained_in("bf16"), QUICK.seeds), Workplace(folder))

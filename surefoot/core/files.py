@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(root: Path, pattern: str, seconds: float, *, only: Collection[str] | None = None) -> None:
+    """Remove the folders of `root` that a killed process left: nothing in them was written to for so many seconds.
+
+    Args:
+        root: where they are.
+        pattern: of their names.
+        seconds: an age at which nobody is at work on one.
+        only: the suffixes that all of their files must have; None removes them whatever they hold.
+    """
+    for folder in root.glob(pattern):
+        try:
+            files = list(folder.rglob("*"))
+            newest = max(path.stat().st_mtime for path in (folder, *files))
+        except OSError:  # another process removes it
+            continue
+        ours = only is None or all(file.suffix in only for file in files)
+        if ours and time.time() - newest > seconds:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import logging
 import os
 import secrets
 import shutil
-import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,8 @@ import platformdirs
 import torch
 from torch import Tensor
 
+from surefoot.core.files import remove_abandoned
+
 logger = logging.getLogger("surefoot.data")
 
 FORMAT = 2  # part of every key: raise it when what is written changes
@@ -26,7 +27,7 @@ _MIB = 1 << 20
 # anyway. A larger file is checked in 64 blocks, its ends among them: reading all of it would take too long.
 _FULL_CHECK_BYTES = 1024 * _MIB
 _SAMPLED_BLOCKS = 64
-_ABANDONED_SECONDS = 24 * 3600
+_ABANDONED_SECONDS = 24 * 3600  # a build that is a day old is not running any more
 
 
 class Contents(NamedTuple):
@@ -75,7 +76,7 @@ def open_or_build(root: Path, entry: str, build: Callable[[Path], dict[str, Any]
             logger.warning("the cached data set %s is damaged (%s): building it again", final, str(damage))
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(root)
+        remove_abandoned(root, ".building-*", _ABANDONED_SECONDS)
         # Short names, here and below: datasets writes the whole path twice, and Windows has 260 characters.
         staging = root / f".building-{secrets.token_hex(4)}"
         staging.mkdir()
@@ -174,17 +175,6 @@ def _install(staging: Path, final: Path) -> None:
         if aside.is_file():
             aside.unlink()
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove_abandoned(root: Path) -> None:
-    # A killed build cannot clean up after itself; one that is a day old is not running any more.
-    for folder in root.glob(".building-*"):
-        try:
-            newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-        except OSError:
-            continue
-        if time.time() - newest > _ABANDONED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

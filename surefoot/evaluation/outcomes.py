@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surefoot.core.files import CheckpointError, load_tensors, save_tensors
+from surefoot.core.files import CheckpointError, load_tensors, remove_abandoned, save_tensors
 
 NAME_LENGTH = 24  # hexadecimal digits of a folder's name
 ABANDONED_SECONDS = 30 * 24 * 3600
@@ -69,7 +68,8 @@ class Store:
         self.on_note = on_note
         self.used: set[Path] = set()
         if root is not None:
-            remove_abandoned(root)
+            written = (".safetensors", ".tmp")  # by `save`, or by one that was killed
+            remove_abandoned(root, "[0-9a-f]" * NAME_LENGTH, ABANDONED_SECONDS, only=written)
 
     def file(self, what: Mapping[str, Any], number: int, inputs: Tensor, labels: Tensor) -> Path | None:
         """Where this batch of this piece of work belongs."""
@@ -115,17 +115,4 @@ class Store:
     def clear(self) -> None:
         """Forget what this evaluation kept; it is done."""
         for folder in self.used:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_abandoned(root: Path) -> None:
-    """Remove the batches of evaluations that were stopped and not gone on with for `ABANDONED_SECONDS`."""
-    for folder in root.glob("[0-9a-f]" * NAME_LENGTH):
-        try:
-            files = list(folder.iterdir())
-            newest = max(file.stat().st_mtime for file in (folder, *files))
-        except OSError:  # another process removes it
-            continue
-        ours = all(file.suffix in (".safetensors", ".tmp") for file in files)  # what `save` writes, or was killed at
-        if ours and time.time() - newest > ABANDONED_SECONDS:
             shutil.rmtree(folder, ignore_errors=True)
