@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 import surefoot
+from surefoot.core.programs import reader_gone
 
 VERBS = {
     "demo": "train five models on embedded digits and see which are robust (about two minutes, no network)",
@@ -55,9 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nsurefoot: interrupted. {stop}".rstrip(), file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has seen enough (`surefoot list | head`); a second complaint at exit helps nobody.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as a shell has it
+        return reader_gone()
     except (ValueError, FileNotFoundError) as error:
         print(f"surefoot: {error}", file=sys.stderr)
         return 2

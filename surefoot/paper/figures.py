@@ -4,7 +4,6 @@
 """
 
 import importlib.util
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from surefoot.core.files import atomic_path
+from surefoot.core.programs import exit_code
 from surefoot.paper.scales import Ends, apart, scales
+from surefoot.report.benchmarks import read_lines
 
 MARKS = ("o", "s", "^", "D", "v")
 ROOM = 0.05
@@ -107,14 +108,12 @@ def draw_panel(axes: Any, panel: dict[str, Any], ends: Ends | None) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Draw each file named in `argv`."""
-    try:
+
+    def work() -> None:
         for name in argv:
-            text = Path(name).read_text(encoding="utf-8")
-            draw([json.loads(line) for line in text.splitlines()], Path(name).with_suffix(".png"))
-    except (OSError, ValueError) as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    return 0
+            draw(read_lines(Path(name)), Path(name).with_suffix(".png"))
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

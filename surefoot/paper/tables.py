@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from surefoot.attacks import MIFGSM
+from surefoot.core.programs import exit_code
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, read_records
 from surefoot.evaluation.worker import fields_of
@@ -229,6 +230,8 @@ def read_runs(root: Path) -> tuple[list[Record], dict[str, float]]:
     if not files:
         raise ValueError(f"there is no records.jsonl below {root}; give a folder of runs.")
     records = [record for file in files for record in read_records(file)]
+    if not records:
+        raise ValueError(f"the records.jsonl below {root} hold no record; measure one with `surefoot evaluate RUN`.")
     minutes: dict[str, float] = {}
     for file in sorted(root.rglob("metrics.jsonl")):
         recipe = json.loads((file.parent / "recipe.json").read_text(encoding="utf-8"))["name"]
@@ -242,20 +245,20 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         print("usage: python -m surefoot.paper.tables FOLDER", file=sys.stderr)
         return 2
-    try:
-        records, minutes = read_runs(Path(argv[0]))
-        print(
-            table_3(records, minutes),
-            table_3_black_box(records),
-            table_6(records),
-            auto_attack(records),
-            *(table.markdown() for table in reproduced(records, minutes)),
-            sep="\n\n",
-        )
-    except (OSError, ValueError, KeyError) as error:
-        print(f"surefoot: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: show(Path(argv[0])))
+
+
+def show(root: Path) -> None:
+    """Print the tables of the runs below a folder."""
+    records, minutes = read_runs(root)
+    print(
+        table_3(records, minutes),
+        table_3_black_box(records),
+        table_6(records),
+        auto_attack(records),
+        *(table.markdown() for table in reproduced(records, minutes)),
+        sep="\n\n",
+    )
 
 
 if __name__ == "__main__":

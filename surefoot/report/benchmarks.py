@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from surefoot.core.programs import exit_code
 from surefoot.report.tables import markdown_table
 
 Line = Mapping[str, Any]
@@ -121,16 +122,28 @@ def told(value: float | None, scale: float, decimals: int) -> str:
     return "" if value is None else f"{value * scale:.{decimals}f}"
 
 
-def main(args: Sequence[str]) -> None:
-    """Print the table of each file."""
-    for name in args:
-        lines = read_lines(Path(name))
-        if lines and "objective" in lines[0]:
-            captured = any(line["mode"] == "captured" for line in lines)
-            print(captured_table(lines) if captured else step_cost_table(lines))
-        else:
-            print(attacks_table(lines))
+def show(file: Path) -> None:
+    """Print the table of a file."""
+    lines = read_lines(file)
+    if lines and "objective" in lines[0]:
+        captured = any(line["mode"] == "captured" for line in lines)
+        print(captured_table(lines) if captured else step_cost_table(lines))
+    else:
+        print(attacks_table(lines))
+
+
+def main(args: Sequence[str]) -> int:
+    """Print the table of each file named in `args`."""
+    if not args:
+        print("usage: python -m surefoot.report.benchmarks FILE ...", file=sys.stderr)
+        return 2
+
+    def work() -> None:
+        for name in args:
+            show(Path(name))
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

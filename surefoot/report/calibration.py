@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from surefoot.core.programs import exit_code
 from surefoot.report.benchmarks import Line, read_lines
 from surefoot.report.tables import markdown_table
 
@@ -45,9 +46,14 @@ def main(args: Sequence[str]) -> int:
     if len(args) != 1:
         print("usage: python -m surefoot.report.calibration FILE", file=sys.stderr)
         return 2
-    lines = read_lines(Path(args[0]))
-    print(confusion_table(lines), models_table(lines), sep="\n\n")
-    return 0
+
+    def work() -> None:
+        lines = read_lines(Path(args[0]))
+        if not any("truth" in line for line in lines):
+            raise ValueError(f"{args[0]} is not a calibration; give what `surefoot audit --calibrate --json` printed.")
+        print(confusion_table(lines), models_table(lines), sep="\n\n")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
