@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks import IFGSM
 from surefoot.cli.models import pick_device
+from surefoot.cli.output import TrainingProgress
 from surefoot.core.files import load_metadata, load_tensors, save_tensors
 from surefoot.core.gradients import plain_module
 from surefoot.data import Batches, Dataset, Split, load
@@ -97,6 +98,19 @@ def test_training_learns_and_selects_its_best_epoch(digits: Dataset) -> None:
     assert result.metrics[-1]["loss"] < result.metrics[0]["loss"]
     assert accuracy(model, Batches(digits.validation, 500), IFGSM(0.1, 3)) == pytest.approx(result.best_score)
     assert accuracy(model, Batches(digits.test, 60)) > 0.5
+
+
+def test_without_an_attack_the_clean_accuracy_selects_and_no_other_is_told(
+    digits: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = fit(network(), digits, [Phase(NormalTraining(), 4)], QUICK)
+    scores = [line["validation_clean_accuracy"] for line in result.metrics]
+    assert result.best_score == max(scores)
+    assert {line["validation_robust_accuracy"] for line in result.metrics} == {None}
+    TrainingProgress("digits/normal").on_epoch(result.metrics[0])
+    said = capsys.readouterr().err
+    assert f"validation {100 * scores[0]:.2f} % clean" in said
+    assert "attacked" not in said
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(digits: Dataset) -> None:

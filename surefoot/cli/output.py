@@ -150,6 +150,7 @@ class TrainingProgress:
         ]
         if line["validation_clean_accuracy"] is not None:
             parts.append(f"validation {100 * line['validation_clean_accuracy']:.2f} % clean")
+        if line["validation_robust_accuracy"] is not None:
             parts.append(f"{100 * line['validation_robust_accuracy']:.2f} % attacked")
         parts.append(f"{line['images_per_second']:.0f} images/s")
         say("  ".join(parts) + ("  *" if line["selected"] else ""))

@@ -138,7 +138,8 @@ def train_with_progress(
             raise KeyboardInterrupt(f"Nothing of {recipe.name} is saved yet; start again with: {again}") from None
         done = load_run(path).epochs_done()
         raise KeyboardInterrupt(f"{done} epochs of {recipe.name} are saved; go on with: {again}") from None
-    best = result.metrics[result.best_epoch - 1]["validation_robust_accuracy"]
-    score = "the last" if best is None else f"{100 * best:.2f} % on validation"
+    best = result.metrics[result.best_epoch - 1]
+    clean, robust = best["validation_clean_accuracy"], best["validation_robust_accuracy"]
+    score = "the last" if clean is None else f"{100 * (clean if robust is None else robust):.2f} % on validation"
     say(f"{recipe.name}: epoch {result.best_epoch} is selected ({score}); {path} holds the run.")
     say(f"Measure it with: surefoot evaluate {shlex.quote(str(path))}")

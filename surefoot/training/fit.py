@@ -416,8 +416,8 @@ def fit(
         if len(dataset.validation.labels):
             with fabric.autocast():
                 clean = accuracy(judged, validation)
-                robust = clean if selection is None else accuracy(judged, validation, selection)
-        score = float(epoch) if robust is None else robust
+                robust = None if selection is None else accuracy(judged, validation, selection)
+        score = next((each for each in (robust, clean) if each is not None), float(epoch))
         means = history.arrived(wait=True).mean(dim=0).tolist()
         line = {
             "epoch": epoch,
