@@ -203,9 +203,35 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "8.00" in shown
 
 
+def test_a_network_of_ones_own_is_measured_at_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own_net_of_the_benchmark.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4 * 5 * 5, num_classes))\n"
+    )
+    name, few = "own_net_of_the_benchmark:make", ["--objectives", "sat-r1", "--rounds", "1", "--batch-size", "4"]
+    sizes = ["--in-channels", "2", "--image-size", "7"]
+    assert main(["benchmark", "step-cost", name, *few, *sizes, "--peak-size", "16", "--json"]) == 0
+    (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (line["model"], line["batch"], line["error"]) == (name, 4, None)
+    assert main(["benchmark", "step-cost", name, *few]) == 2
+    assert "fails on float32 [4, 3, 32, 32] images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--num-classes", "--in-channels", "--image-size"])
+def test_a_run_has_its_own_sizes(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recipe.json").write_text("{}")
+    assert main(["benchmark", "step-cost", str(tmp_path), option, "10"]) == 2
+    assert f"{option} is for a network's name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--image-size", "0"], "image_size is 0"),
         (["no-such-net"], "there is no run or network 'no-such-net'"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--mode", "captured", "--objectives", "normal", "--device", "cpu"], "leave it out"),

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from surefoot.benchmark import PEERS, AttackBenchmark, Line, StepCostBenchmark, StepLine, StepSubject, Subject
-from surefoot.cli.models import pick_device
+from surefoot.cli.models import is_factory, pick_device
 from surefoot.cli.options import Common, parse, split_name, split_names, unknown
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
 from surefoot.core.files import check_can_write
@@ -30,6 +30,7 @@ from surefoot.models import MODELS, build_model
 from surefoot.objectives import EnsembleAT, RFgsmAT
 from surefoot.recipes import RECIPES, Recipe, load_run
 from surefoot.report.tables import percent
+from surefoot.training.trial import try_training
 
 OVERVIEW = """usage: surefoot benchmark WHAT ...
 
@@ -42,14 +43,14 @@ Measure what things cost on this machine.
 
 ATTACKS = """Time attacks against the limit, a forward pass and an input gradient a step, and against torchattacks,
 foolbox and ART where they are installed: in one process, in turns, medians of the rounds. MODEL is a run's folder, or
-a network's name for random weights and noise as images, which the network itself has labelled; without one, lenet-plus
-and resnet-18 with random weights."""
+a network's name or package.module:factory for random weights and noise as images, which the network itself has
+labelled; without one, lenet-plus and resnet-18 with random weights."""
 
 
 STEPS = """Time a training step of each objective, as `surefoot train` runs it, against its floor: the same forward and
 backward passes and nothing else. In one process, in turns, medians of the rounds. MODEL is a run's folder, or a
-network's name for random weights and noise as images; without one, lenet-plus. Objectives have the settings of the
-recipes for MNIST where images are grey, of those for CIFAR-10 where they are coloured."""
+network's name or package.module:factory for random weights and noise as images; without one, lenet-plus. Objectives
+have the settings of the recipes for MNIST where images are grey, of those for CIFAR-10 where they are coloured."""
 
 ObjectiveName = Literal[
     "normal", "fgsm-at", "rfgsm-at", "ensemble-at", "pgd-at", "trades", "sat-r1", "sat-r2", "sat-r3"
@@ -76,11 +77,24 @@ class Place(Common):
     """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
     records: Path | None = None
     """A file to append the lines to, as `--json` prints them."""
+    num_classes: int | None = None
+    """Of networks that are no run: logits; None is 10."""
+    in_channels: int | None = None
+    """Of networks that are no run: 1 for grey images, 3 for coloured; None is the network's usual, of your own 3."""
+    image_size: int | None = None
+    """Of networks that are no run: pixels a side; None is the network's usual, of your own 32."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, least in (("num_classes", 2), ("in_channels", 1), ("image_size", 1)):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), least=least)
         if self.records is not None:
             check_can_write(self.records, "--records")
+
+
+OF_A_NETWORK = ("num_classes", "in_channels", "image_size")
+"""Options that say of a network what a run knows by itself."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +180,7 @@ def run_step_cost(args: list[str]) -> int:
     options = parse(StepOptions, rest, prog="surefoot benchmark step-cost", description=STEPS)
     set_threads(options)
     device = pick_device(options.device)
-    opened = [open_network(name, options.batch_size, options.data_dir, device) for name in names or ("lenet-plus",)]
+    opened = [open_network(name, options.batch_size, options, device) for name in names or ("lenet-plus",)]
     own_commit, failed = commit(), False
     for each in opened:
         lines = []
@@ -218,33 +232,48 @@ def keep(line: Line | StepLine, options: AttackOptions | StepOptions, own_commit
             file.write(json.dumps(fields, ensure_ascii=False) + "\n")
 
 
-def open_network(name: str, images: int, data_dir: Path | None, device: torch.device) -> Network:
+def open_network(name: str, images: int, options: Place, device: torch.device) -> Network:
     """A run's model and its first test images, or a network of that name with random weights, and noise.
 
     Raises:
-        ValueError: it is neither, or the run cannot be used.
+        ValueError: it is neither, or cannot be used.
     """
     if (Path(name) / "recipe.json").exists():
+        for field in OF_A_NETWORK:
+            if getattr(options, field) is not None:
+                raise ValueError(
+                    f"--{field.replace('_', '-')} is for a network's name; {name} is a run and has its own."
+                )
         trained = load_run(Path(name))
-        dataset = trained.load_data(data_dir)
+        dataset = trained.load_data(options.data_dir)
         split = Split(dataset.test.images[:images], dataset.test.labels[:images])
         (inputs, labels), *_ = Batches(split, images, device=device)
         return Network(name, trained.load_model(dataset).to(device), inputs, labels, trained.recipe)
-    if name not in MODELS:
+    if name not in MODELS and not is_factory(name):
         raise unknown("run or network", name, MODELS, "surefoot list networks")
+    shape, classes = input_shape(name, options), options.num_classes or 10
+    labels = torch.zeros(images, dtype=torch.int64)
+    with seeded(0):
+        model = build_model(name, num_classes=classes, in_channels=shape[0], image_size=shape[1])
+        inputs = torch.rand(images, *shape)
+    if is_factory(name):
+        try_training(model, name, Split((255 * inputs).to(torch.uint8), labels), classes, device)
+    return Network(name, model.eval().to(device), inputs.to(device), labels.to(device), None)
+
+
+def input_shape(name: str, options: Place) -> tuple[int, int, int]:
+    """Channels, height and width of the images of a network that is no run."""
     channels, size = (
         (1, 8) if name == "digits-net" else (1, 28) if name.startswith(("lenet", "mnist", "conv-small")) else (3, 32)
     )
-    with seeded(0):
-        model = build_model(name, num_classes=10, in_channels=channels, image_size=size).eval().to(device)
-        inputs = torch.rand(images, channels, size, size).to(device)
-    return Network(name, model, inputs, torch.zeros(images, dtype=torch.int64, device=device), None)
+    size = options.image_size or size
+    return options.in_channels or channels, size, size
 
 
 def open_subject(name: str, options: AttackOptions, device: torch.device) -> Subject:
     """What attacks are measured on; noise is labelled by the network itself."""
     images = max(options.batch_size, options.num_examples if "accuracy" in options.attacks else 1)
-    name, model, inputs, labels, recipe = open_network(name, images, options.data_dir, device)
+    name, model, inputs, labels, recipe = open_network(name, images, options, device)
     if recipe is None:
         with exact_float32(device):  # as they are scored
             labels = torch.cat([predictions(model, batch) for batch in torch.split(inputs, options.batch_size)])
