@@ -22,6 +22,7 @@ from surefoot.paper import runs, schedule
 from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
 from surefoot.paper.measurements import Around, Passes, count_passes
+from surefoot.paper.panels import FIGURES
 from surefoot.paper.profiles import PAPER, QUICK, SHORT, SMOKE
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
@@ -75,6 +76,16 @@ def test_sources_are_trained_once_for_all_that_craft_on_them() -> None:
     assert titles.index("train mnist/normal-a, seed 0") < titles.index("train mnist/ensemble-at-a, seed 2")
     # A source crafts once for every model, whatever its method and seed.
     assert [len(task.models) for task in tasks if isinstance(task, Transfer)] == [12] * 4
+
+
+def test_no_two_tasks_of_a_plan_read_alike() -> None:
+    targets = (*TABLES.values(), *FIGURES.values())
+    tasks = {task.id: task for target in targets for task in target.tasks(Matrix(PAPER, seeds=2))}
+    titles = [task.title for task in tasks.values()]
+    assert len(titles) == len(set(titles))
+    assert "PGD-100 on mnist/sat-r1, seed 1" in titles
+    assert "PGD-100 (eps 0.15, 1,000 images) on mnist/sat-r1, seed 0" in titles
+    assert "PGD-100 (1,000 validation images) on mnist/sat-r1, seed 0" in titles
 
 
 def test_what_decides_a_result_is_in_its_key() -> None:

@@ -28,6 +28,7 @@ from surefoot.paper.watch import Watch
 from surefoot.recipes import Recipe, load_run, train
 from surefoot.recipes.run import Run, load_recipe_data, settings_of
 from surefoot.report import attack_label
+from surefoot.report.plots import radius
 from surefoot.training.fit import best_device
 
 VERSION = 1
@@ -236,8 +237,8 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        recipe, label = self.model.recipe, attack_label(type(self.attack).__name__, fields_of(self.attack))
-        return f"{label} on {recipe.name}, seed {recipe.training.seed}"
+        recipe = self.model.recipe
+        return f"{what(self.attack, self.images, self.split, recipe)} on {recipe.name}, seed {recipe.training.seed}"
 
     @property
     def needs(self) -> tuple[Training, ...]:
@@ -294,8 +295,11 @@ class Transfer:
 
     @property
     def title(self) -> str:
-        label = attack_label(type(self.attack).__name__, fields_of(self.attack))
-        return f"{label} crafted on {self.source.recipe.name}, scored on {len(self.models)} models"
+        recipe, models = self.source.recipe, len(self.models)
+        return (
+            f"{what(self.attack, self.images, 'test', recipe)} crafted on {recipe.name}, scored on {models} "
+            f"model{'s' if models > 1 else ''}"
+        )
 
     @property
     def needs(self) -> tuple[Training, ...]:
@@ -338,6 +342,17 @@ class Transfer:
         for model, records in zip(models, rows, strict=True):
             write_records(self.file(place, model), records)
         shutil.rmtree(place.out / "unfinished" / self.id, ignore_errors=True)
+
+
+def what(attack: Attack, images: int | None, split: str, recipe: Recipe) -> str:
+    """An attack as a title has it: its radius where that is not the recipe's, its images where not all of the test."""
+    label, eps = attack_label(type(attack).__name__, fields_of(attack)), getattr(attack, "eps", recipe.eps)
+    parts = [] if eps == recipe.eps else [f"eps {radius(eps)}"]
+    kind = "" if split == "test" else f"{split} "
+    parts += (
+        [f"all {kind}images"] if kind and images is None else [] if images is None else [f"{images:,} {kind}images"]
+    )
+    return f"{label} ({', '.join(parts)})" if parts else label
 
 
 def some_batches(dataset: Dataset, images: int | None, split: str) -> Batches:
