@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from surefoot.attacks import FGSM
+from surefoot.cli.reproduce import TARGETS
 from surefoot.core.files import load_tensors, read_lines
 from surefoot.paper import runs, schedule
 from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
 from surefoot.paper.measurements import Around, Passes, count_passes
-from surefoot.paper.panels import FIGURES
 from surefoot.paper.profiles import PAPER, QUICK, SHORT, SMOKE
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
@@ -79,8 +79,7 @@ def test_sources_are_trained_once_for_all_that_craft_on_them() -> None:
 
 
 def test_no_two_tasks_of_a_plan_read_alike() -> None:
-    targets = (*TABLES.values(), *FIGURES.values())
-    tasks = {task.id: task for target in targets for task in target.tasks(Matrix(PAPER, seeds=2))}
+    tasks = {task.id: task for target in TARGETS.values() for task in target.tasks(Matrix(PAPER, seeds=2))}
     titles = [task.title for task in tasks.values()]
     assert len(titles) == len(set(titles))
     assert "PGD-100 on mnist/sat-r1, seed 1" in titles

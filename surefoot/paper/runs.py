@@ -345,13 +345,11 @@ class Transfer:
 
 
 def what(attack: Attack, images: int | None, split: str, recipe: Recipe) -> str:
-    """An attack as a title has it: its radius where that is not the recipe's, its images where not all of the test."""
+    """An attack as a title has it: its radius where that is not the recipe's, its images where not all."""
     label, eps = attack_label(type(attack).__name__, fields_of(attack)), getattr(attack, "eps", recipe.eps)
     parts = [] if eps == recipe.eps else [f"eps {radius(eps)}"]
-    kind = "" if split == "test" else f"{split} "
-    parts += (
-        [f"all {kind}images"] if kind and images is None else [] if images is None else [f"{images:,} {kind}images"]
-    )
+    if images is not None:
+        parts.append(f"{images:,} images" if split == "test" else f"{images:,} {split} images")
     return f"{label} ({', '.join(parts)})" if parts else label
 
 
