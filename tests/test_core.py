@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surefoot.attacks import FGSM
+from surefoot.attacks import FGSM, MIFGSM, CarliniWagnerL2, DeepFool, Square
 from surefoot.attacks.gradient_sign import random_signs
+from surefoot.audit import audit
 from surefoot.core.geometry import check_batch, check_radius, l2_distance, linf_distance, project
 from surefoot.core.gradients import (
     crafting,
@@ -25,7 +27,8 @@ from surefoot.core.gradients import (
 )
 from surefoot.core.losses import MarginLoss, cross_entropy, full_precision, kl_divergence, squared_distance
 from surefoot.core.types import Attack, LossTerms, Objective
-from surefoot.objectives import NormalTraining
+from surefoot.objectives import FgsmAT, NormalTraining, SatR2, SatR3, Trades
+from surefoot.training import FitConfig, Monitor, Phase
 from tests.tables import random_batch, random_net
 
 
@@ -95,6 +98,43 @@ def test_a_step_must_not_be_zero() -> None:
 def test_a_radius_that_is_a_text_is_refused_as_one() -> None:
     with pytest.raises(TypeError, match=r"^eps is '8/255'; it must be a number, for example 8 / 255\.$"):
         check_radius("eps", "8/255")  # type: ignore[arg-type]
+
+
+NOT_ONE_NUMBER: list[tuple[Callable[[Any], object], str]] = [
+    (lambda value: SatR2(0.1, 0.02, lam=value), "lam"),
+    (lambda value: SatR3(0.1, 0.02, 1.0, tau=value), "tau"),
+    (lambda value: Trades(0.1, 2, 0.1, beta=value), "beta"),
+    (lambda value: FgsmAT(0.1, share=value), "share"),
+    (lambda value: NormalTraining(label_smoothing=value), "label_smoothing"),
+    (lambda value: MIFGSM(0.1, 3, decay=value), "decay"),
+    (lambda value: MarginLoss(confidence=value), "confidence"),
+    (lambda value: DeepFool(overshoot=value), "overshoot"),
+    (lambda value: CarliniWagnerL2(confidence=value), "confidence"),
+    (lambda value: CarliniWagnerL2(learning_rate=value), "learning_rate"),
+    (lambda value: CarliniWagnerL2(initial_c=value), "initial_c"),
+    (lambda value: Square(0.1, p_init=value), "p_init"),
+    (lambda value: FitConfig(learning_rate=value), "learning_rate"),
+    (lambda value: FitConfig(momentum=value), "momentum"),
+    (lambda value: FitConfig(weight_decay=value), "weight_decay"),
+    (lambda value: FitConfig(ema_decay=value), "ema_decay"),
+    (lambda value: Phase(NormalTraining(), 1, learning_rate=value), "learning_rate"),
+    (lambda value: Monitor(*random_batch(), eps=0.1, bound=value), "bound"),
+    (lambda value: audit(random_net(), *random_batch(), eps=0.1, required=value), "required"),
+    (lambda value: audit(random_net(), *random_batch(), eps=0.1, budget_minutes=value), "budget_minutes"),
+]
+
+
+@pytest.mark.parametrize("value", ["0.5", [0.5, 0.5], torch.tensor([0.5, 0.5])], ids=["text", "list", "tensor of two"])
+@pytest.mark.parametrize(("build", "name"), NOT_ONE_NUMBER, ids=range(len(NOT_ONE_NUMBER)))
+def test_what_is_not_one_number_is_refused_as_that(build: Callable[[Any], object], name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{name} is .*; it must be a number, for example .*\.$"):
+        build(value)
+
+
+def test_a_run_needs_a_learning_rate_and_a_phase_may_take_the_runs() -> None:
+    assert Phase(NormalTraining(), 1, learning_rate=None).learning_rate is None
+    with pytest.raises(TypeError, match="learning_rate is None; it must be a number"):
+        FitConfig(learning_rate=None)  # type: ignore[arg-type]
 
 
 def test_a_good_batch_passes_also_flat_empty_and_at_the_ends_of_the_range() -> None:

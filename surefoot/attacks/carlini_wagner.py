@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_count
+from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import full_precision
 
 EDGE = 1e-3
@@ -47,7 +47,8 @@ class CarliniWagnerL2:
 
     Raises:
         ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.
-        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, labels that are not int64, or a
+            field that is no number.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -72,6 +73,8 @@ class CarliniWagnerL2:
     targeted: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("confidence", "learning_rate", "initial_c"):
+            check_number(name, getattr(self, name), example=f"{getattr(type(self), name)}")
         if not 0 <= self.confidence < math.inf:
             raise ValueError(f"confidence is {self.confidence}; it must be a finite number of at least 0.")
         if not 0 < self.learning_rate < math.inf:

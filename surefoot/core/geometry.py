@@ -8,6 +8,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from surefoot.core.limits import check_number
+
 _checked = ContextVar("checked", default=False)
 
 
@@ -18,11 +20,8 @@ def check_radius(name: str, value: float, *, positive: bool = False) -> None:
         ValueError: with the name, the value and, for values above 1, the hint that pixels are in [0, 1].
         TypeError: no number, as the text "8/255".
     """
-    try:
-        finite = math.isfinite(value)
-    except TypeError as error:
-        raise TypeError(f"{name} is {value!r}; it must be a number, for example 8 / 255.") from error
-    if not finite or value < 0 or (positive and value == 0):
+    check_number(name, value, example="8 / 255")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} is {value}; it must be a finite number {'above' if positive else 'of at least'} 0.")
     if value > 1:
         raise ValueError(f"{name} is {value}; pixels are in [0, 1], so write 8/255 instead of 8.")

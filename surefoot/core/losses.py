@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surefoot.core.limits import check_number
+
 
 def check_logits(output: Any) -> Tensor:
     """What a model answers with, where it is a tensor.
@@ -82,6 +84,7 @@ class MarginLoss:
 
     Raises:
         ValueError: `confidence` is negative.
+        TypeError: or no number.
 
     Example:
         >>> MarginLoss(confidence=0.0)(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
@@ -94,6 +97,7 @@ class MarginLoss:
     confidence: float = 50.0
 
     def __post_init__(self) -> None:
+        check_number("confidence", self.confidence, example="50.0")
         if not self.confidence >= 0:
             raise ValueError(f"confidence is {self.confidence}; it must be at least 0.")
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from surefoot.core.devices import image_format
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
-from surefoot.core.limits import check_count, check_whole
+from surefoot.core.limits import check_count, check_number, check_whole
 from surefoot.core.types import Attack, Objective, check_attacks
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
@@ -54,7 +54,7 @@ class Phase:
 
     Raises:
         ValueError: epochs or a learning rate out of range.
-        TypeError: what is no objective, or one without its settings.
+        TypeError: what is no objective, one without its settings, or a learning rate that is no number.
 
     Example:
         >>> from surefoot.objectives import FgsmAT, SatR3
@@ -73,7 +73,8 @@ class Phase:
                 f"objective is {self.objective!r}; give one with its settings, for example FgsmAT(eps=8 / 255)."
             )
         check_whole("epochs", self.epochs)
-        check_learning_rate(self.learning_rate)
+        if self.learning_rate is not None:
+            check_learning_rate(self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class FitConfig:
 
     Raises:
         ValueError: a field out of its range.
+        TypeError: or no number.
 
     Example:
         >>> FitConfig(batch_size=64, learning_rate=0.1, schedule="one-cycle", precision="bf16").momentum
@@ -129,6 +131,8 @@ class FitConfig:
         if self.monitor_every is not None:
             check_count("monitor_every", self.monitor_every)
         check_learning_rate(self.learning_rate)
+        for name in ("momentum", "ema_decay", "weight_decay"):
+            check_number(name, getattr(self, name), example="0.9")
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
@@ -140,9 +144,10 @@ class FitConfig:
                 raise ValueError(f"{field.name} is {value!r}; it is one of {', '.join(choices)}.")
 
 
-def check_learning_rate(value: float | None) -> None:
+def check_learning_rate(value: float) -> None:
     """Refuse a learning rate that is not a finite number above 0."""
-    if value is not None and not 0 < value < math.inf:
+    check_number("learning_rate", value, example="0.01")
+    if not 0 < value < math.inf:
         raise ValueError(f"learning_rate is {value}; it must be a finite number above 0.")
 
 

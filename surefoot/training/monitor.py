@@ -15,7 +15,7 @@ from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.devices import cosines, in_float64
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_count
+from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
@@ -137,6 +137,7 @@ class Monitor:
         if self.steps < 2:
             raise ValueError(f"steps is {self.steps}; PGD needs at least 2 to be more than FGSM.")
         for name in ("bound", "false_alarm_rate"):
+            check_number(name, getattr(self, name), example="0.01")
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
 
