@@ -581,6 +581,21 @@ def test_images_that_cannot_be_trained_on_are_refused(labels: list[int], words: 
         fit(network(), dataclasses.replace(digits, train=train_split), [Phase(NormalTraining(), 1)], QUICK)
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_model_with_fewer_logits_than_labels_is_refused_before_the_first_step(split: str, digits: Dataset) -> None:
+    def up_to(highest: int, images: Tensor, labels: Tensor) -> Split:
+        return Split(images[:60], labels[:60].clamp(max=highest))
+
+    train_split = up_to(9 if split == "train" else 4, *digits.train)
+    few = dataclasses.replace(digits, train=train_split, validation=up_to(9, *digits.validation))
+    steps: list[int] = []
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    net.register_forward_hook(lambda module, inputs, output: steps.append(len(output)) if module.training else None)
+    with pytest.raises(ValueError, match="a label is 9, but the model has the classes 0 to 4; give the data that it"):
+        fit(net, few, [Phase(NormalTraining(), 1)], QUICK)
+    assert steps == []
+
+
 @pytest.mark.parametrize("name", ["lightning_fabric", "lightning.fabric"])
 def test_a_training_leaves_the_callers_loggers_as_they_are(name: str, caplog: pytest.LogCaptureFixture) -> None:
     logger = f"{name}.utilities.rank_zero"

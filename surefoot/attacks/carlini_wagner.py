@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.limits import check_count, check_number
-from surefoot.core.losses import full_precision
+from surefoot.core.losses import check_logits, full_precision, margin
 
 EDGE = 1e-3
 """Black and white start this far inside tanh's range of (-1, 1), where its slope still lets them move."""
@@ -105,11 +105,9 @@ class CarliniWagnerL2:
 
     def _gap(self, logits: Tensor, labels: Tensor) -> Tensor:
         """g of each sample, below 0 where the attack has what it wants."""
-        logits, index = full_precision(logits), labels.unsqueeze(1)
-        if logits.shape[1] < 2:
+        if check_logits(logits).shape[1] < 2:
             raise ValueError("CarliniWagnerL2 compares two classes, but the model has one logit a sample.")
-        gap = logits.gather(1, index).squeeze(1) - logits.scatter(1, index, -math.inf).amax(dim=1)
-        return -gap if self.targeted else gap
+        return margin(logits, labels) if self.targeted else -margin(logits, labels)
 
     def _succeeds(self, gap: Tensor) -> Tensor:
         return (gap < 0) & (gap <= -self.confidence)

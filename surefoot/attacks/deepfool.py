@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import check_batch, per_sample
+from surefoot.core.geometry import check_batch, check_labels, per_sample
 from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
 from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import full_precision
@@ -89,6 +89,8 @@ class DeepFool:
             logits = full_precision(model(points))
             if not logits.requires_grad:
                 raise ValueError(NO_GRADIENT)
+            if step == 0:
+                check_labels(labels, logits.shape[1])
             alive = logits.argmax(dim=1) == labels
             result[rows] = points.detach()
             if step == self.steps or not alive.any():

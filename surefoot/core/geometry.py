@@ -49,10 +49,13 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
     >>> check_labels(torch.tensor([0, 3]), classes=3)
     Traceback (most recent call last):
-    ValueError: a label is 3, but the model has the classes 0 to 2.
+    ValueError: a label is 3, but the model has the classes 0 to 2; give the data that it is made for, or more classes.
     """
     if len(labels) and labels.max() >= classes:
-        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}.")
+        raise ValueError(
+            f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}; give the data that it "
+            "is made for, or more classes."
+        )
 
 
 def check_batch(inputs: Tensor, labels: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Losses, one value a sample, in float32 at least whatever the network's precision."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surefoot.core.geometry import check_labels
 from surefoot.core.limits import check_number
 
 
@@ -30,6 +33,21 @@ def full_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+@contextmanager
+def explaining_labels(logits: Tensor, labels: Tensor) -> Iterator[None]:
+    """Where a loss fails on the CPU because a label has no logit, say so; asked only then, it costs nothing.
+
+    Raises:
+        ValueError: a label beyond the logits `[batch, classes]`.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError):
+        if logits.dim() == 2:
+            check_labels(labels, logits.shape[1])
+        raise
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy J(f(x), y) of each sample.
 
@@ -40,11 +58,15 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         `[batch]`, float32 (float64 for float64 logits), in nats, >= 0.
 
+    Raises:
+        ValueError: a label beyond the classes, on the CPU.
+
     Example:
         >>> cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         tensor([0.6931])
     """
-    return F.cross_entropy(full_precision(logits), labels, reduction="none")
+    with explaining_labels(logits, labels):
+        return F.cross_entropy(full_precision(logits), labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -64,8 +86,9 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([-1.])
     """
     logits, index = full_precision(logits), labels.unsqueeze(1)
-    others = logits.scatter(1, index, float("-inf")).amax(dim=1)
-    return others - logits.gather(1, index).squeeze(1)
+    with explaining_labels(logits, labels):
+        others = logits.scatter(1, index, float("-inf")).amax(dim=1)
+        return others - logits.gather(1, index).squeeze(1)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from surefoot.core.limits import check_count, check_number, check_whole
 from surefoot.core.types import Attack, Objective, check_attacks
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
+from surefoot.evaluation.passes import seeded
+from surefoot.evaluation.worker import predictions
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep
 from surefoot.training.checkpoint import check_fits, load_weights, save_weights
@@ -301,8 +303,8 @@ def fit(
             step cannot be captured.
 
     Raises:
-        ValueError: a bad setting, no training images or a label beyond the data set's classes, no phases, or no monitor
-            or repair where `on_masking` needs one.
+        ValueError: a bad setting, no training images, a label beyond the classes of the data set or the model, no
+            phases, or no monitor or repair where `on_masking` needs one.
         CheckpointError: a state that is damaged, pickled, or of another run.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
@@ -375,6 +377,8 @@ def fit(
     if resume and run is not None and (run / "state.ckpt").exists():
         metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average, guard)
 
+    with fabric.autocast():
+        check_answers(module, dataset, device, config.seed)
     started = time.perf_counter()
     for epoch in range(len(metrics) + 1, len(schedule) + 1):
         if guard is not None and guard.did("stop"):
@@ -477,6 +481,18 @@ def check_training_split(dataset: Dataset) -> None:
             f"a label is {lowest if lowest < 0 else highest} in the training split; labels are class indices from 0 to "
             f"{dataset.num_classes - 1}, as the data set has {dataset.num_classes} classes."
         )
+
+
+def check_answers(module: nn.Module, dataset: Dataset, device: torch.device, seed: int) -> None:
+    """Let the model answer on two images, and refuse one that has no logit for a class; a GPU would die of it.
+
+    Raises:
+        TypeError: it answers with something other than a tensor.
+        ValueError: or with one of another shape than `[batch, classes]`; a label beyond its classes.
+    """
+    labels = torch.cat([dataset.train.labels, dataset.validation.labels])
+    with seeded(seed):
+        predictions(module, dataset.train.images[:2].to(device).float() / 255, labels)
 
 
 def is_too_small(images: int, batch_size: int, devices: int, module: nn.Module) -> bool:
