@@ -23,7 +23,7 @@ from surefoot.core.devices import image_format
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.limits import check_count, check_number, check_whole
-from surefoot.core.types import Attack, Objective, check_attacks
+from surefoot.core.types import Attack, Objective, check_attacks, check_objective
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
 from surefoot.evaluation.passes import seeded
@@ -70,10 +70,7 @@ class Phase:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.objective, type) or not callable(self.objective):
-            raise TypeError(
-                f"objective is {self.objective!r}; give one with its settings, for example FgsmAT(eps=8 / 255)."
-            )
+        check_objective("objective", self.objective)
         check_whole("epochs", self.epochs)
         if self.learning_rate is not None:
             check_learning_rate(self.learning_rate)
@@ -285,7 +282,8 @@ def fit(
     and `state.ckpt` all that is needed to go on; each is written atomically after every epoch.
 
     Args:
-        model: any module; trained in place.
+        model: any module; trained in place, all of it in training mode: the statistics of a batch-norm whose weights
+            are frozen move too, unless the module's own `train` keeps it in evaluation mode.
         dataset: `train` is fitted, `validation` selects the epoch; where it is empty, the last is selected.
         phases: at least one.
         config: how to train.
@@ -304,7 +302,8 @@ def fit(
 
     Raises:
         ValueError: a bad setting, no training images, a label beyond the classes of the data set or the model, no
-            phases, or no monitor or repair where `on_masking` needs one.
+            phases, no weight to train, or no monitor or repair where `on_masking` needs one.
+        TypeError: an argument of another kind, or an objective that returns no `LossTerms`.
         CheckpointError: a state that is damaged, pickled, or of another run.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
@@ -318,6 +317,15 @@ def fit(
         >>> fit(net, digits, [phase], FitConfig(device="cpu")).best_epoch
         1
     """
+    module = plain_module(model)
+    for name, value, kind, how in (
+        ("dataset", dataset, Dataset, "a Dataset, as surefoot.data.load gives it"),
+        ("config", config, FitConfig, "a FitConfig"),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is an object of type {type(value).__name__}; give {how}.")
+    if isinstance(phases, Phase):
+        raise TypeError("phases is a single one; give a list of them, as [phase].")
     if not phases:
         raise ValueError("phases is empty; give at least one Phase(objective, epochs).")
     for phase in phases:
@@ -325,6 +333,10 @@ def fit(
             raise TypeError(f"phases has {phase!r}; give Phase(objective, epochs).")
     if selection is not None:
         check_attacks([selection])
+    if repair is not None:
+        check_objective("repair", repair)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError("no weight of the model has requires_grad, so that none would be trained; set it on some.")
     if config.on_masking in ("stop", "repair") and monitor is None:
         raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
     check_training_split(dataset)
@@ -335,7 +347,6 @@ def fit(
     channels_last = any(parameter.dim() == 4 for parameter in model.parameters())
     if channels_last:
         model = model.to(memory_format=image_format(device))  # type: ignore[call-overload]
-    module = plain_module(model)
     optimizer = torch.optim.SGD(
         module.parameters(),
         lr=config.learning_rate,
@@ -376,6 +387,11 @@ def fit(
     best_weights: dict[str, Tensor] = {}
     if resume and run is not None and (run / "state.ckpt").exists():
         metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average, guard)
+        if len(metrics) > len(schedule):
+            raise CheckpointError(
+                f"{run / 'state.ckpt'} is of another run: it has {len(metrics)} epochs, and the phases "
+                f"{len(schedule)}; give the phases that it was trained by, or another run_dir."
+            )
 
     with fabric.autocast():
         check_answers(module, dataset, device, config.seed)
