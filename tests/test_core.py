@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surefoot.attacks import FGSM, MIFGSM, CarliniWagnerL2, DeepFool, Square
+from surefoot.attacks import FGSM, MIFGSM, PGD, CarliniWagnerL2, DeepFool, Square
 from surefoot.attacks.gradient_sign import random_signs
 from surefoot.audit import audit
 from surefoot.core.geometry import check_batch, check_radius, l2_distance, linf_distance, project
@@ -245,6 +245,64 @@ def test_crafting_puts_back_a_flag_that_the_models_own_forward_changes() -> None
         lent(torch.rand(2, 2))
         assert net.drop.training
     assert not net.drop.training
+
+
+class Counts(nn.Module):
+    """Changes its buffers in evaluation mode too: one in place, one by another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.mean: Any
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls.add_(1)  # type: ignore[operator]
+        self.mean = self.mean + inputs.detach().mean(0)
+        return torch.as_tensor(self.norm(inputs))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_crafting_puts_back_the_buffers_that_a_forward_changes_in_evaluation_mode(training: bool) -> None:
+    net: Any = nn.Sequential(Counts(), nn.Linear(4, 3)).train(training)
+    net(torch.rand(2, 4))
+    kept = {name: (buffer, buffer.clone()) for name, buffer in net.named_buffers()}
+    inputs, labels = torch.rand(8, 4), torch.zeros(8, dtype=torch.int64)
+    FGSM(0.1)(net, inputs, labels)
+    with pytest.raises(ValueError, match="one value a sample"):
+        PGD(0.1, 2, 0.1, loss=F.cross_entropy)(net, inputs, labels)
+    assert net[0].calls == 1
+    for name, buffer in net.named_buffers():
+        same, value = kept[name]
+        assert buffer is same
+        assert torch.equal(buffer, value)
+
+
+def test_crafting_leaves_a_buffer_that_was_made_for_the_inputs() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made = False
+            self.register_buffer("places", None)
+            self.register_buffer("table", torch.zeros(0))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if not self.made:
+                self.made, self.places, self.table = True, torch.arange(4), torch.rand(4)
+            return torch.as_tensor(inputs * self.places + self.table)
+
+    net = Places()
+    FGSM(0.1)(net, torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))
+    assert net(torch.rand(2, 4)).shape == (2, 4)
+
+
+def test_crafting_does_not_spoil_a_graph_that_has_saved_a_buffer() -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    net.register_buffer("mask", torch.ones(3))
+    loss = (net(torch.rand(2, 4)) * net.mask).sum()
+    FGSM(0.1)(net, torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))
+    loss.backward()
 
 
 def test_crafting_puts_the_flags_back_through_an_exception() -> None:
