@@ -509,8 +509,13 @@ def test_a_function_is_recorded_by_its_name() -> None:
 
 
 def test_a_field_that_no_record_has_is_refused() -> None:
-    with pytest.raises(TypeError, match="colour"):
-        evaluate(Threshold(), HAND, [], about={"colour": "blue"})
+    net = Threshold()
+    net.register_forward_hook(lambda *_: pytest.fail("refused only after it has run"))
+    for name in ("colour", "attack"):
+        with pytest.raises(
+            TypeError, match=f"about has '{name}'; the fields of a record that it may tell are recipe, "
+        ):
+            evaluate(net, HAND, [], about={name: "blue"})
 
 
 # Records.

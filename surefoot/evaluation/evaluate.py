@@ -34,6 +34,10 @@ Progress = Callable[[str, int, int], None]
 """Told `(what is running, samples done, samples in all)`."""
 
 
+TOLD = ("recipe", "seed", "dataset", "split", "source", "commit")
+"""Fields of a record that only its caller knows."""
+
+
 def versions() -> dict[str, str]:
     """What the numbers of a record depend on."""
     return {"surefoot": surefoot.__version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -155,7 +159,8 @@ def evaluate(
         unfinished: a folder that keeps finished batches until all is done: the same call goes on from there. A model
             is known by its weights, its modules, their settings and how it answers; of an attack that is or holds
             something without an importable name, as a lambda, nothing is kept, nor where the folder cannot be written.
-        samples: a folder to write each attack's per-sample outcomes to, as safetensors.
+        samples: a folder to write each attack's per-sample outcomes to, as `1-FGSM.safetensors`, in the batches' order:
+            `adv_inputs`, `labels`, `clean_prediction`, `prediction`, `robust` (it survived), `l2` and `linf`.
 
     Returns:
         The clean record first, then one an attack, in order, then the worst case.
@@ -164,7 +169,8 @@ def evaluate(
         ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be read only
             once or come in another order each time; a label beyond the model's classes; an attack of your own that
             leaves [0, 1] or its `eps`.
-        TypeError: what is no attack, no pair of tensors, no module, or a model that answers with no tensor.
+        TypeError: what is no attack, no pair of tensors, no module, a model that answers with no tensor, or a field in
+            `about` that is not one of those.
 
     Example:
         >>> from surefoot.attacks import FGSM
@@ -247,6 +253,7 @@ def _evaluate(
                 f"{type(given).__name__} is targeted: it would need the classes to reach, and an evaluation has "
                 "the true ones; give it untargeted, or call it yourself."
             )
+    check_about(abouts)
     total, some = 0, torch.empty(0)
     with seeded(settings.seed):  # a shuffling DataLoader draws from the global generator when it is read
         for inputs, labels in pairs(batches):
@@ -354,6 +361,16 @@ def _evaluate(
             emit(list_of, worst_case_record(about, columns, [outcomes[index] for outcomes in clean], own))
     store.clear()
     return records
+
+
+def check_about(abouts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what is no field of a record that a caller may tell, before anything is run.
+
+    Raises:
+        TypeError: with those that are.
+    """
+    for name in (name for about in abouts for name in about if name not in TOLD):
+        raise TypeError(f"about has {name!r}; the fields of a record that it may tell are {', '.join(TOLD)}.")
 
 
 def known_by(

@@ -310,10 +310,11 @@ def describe(look: Look) -> str:
         >>> monitor = Monitor(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64), eps=0.1, every=1)
         >>> look = monitor(nn.Linear(4, 3), step=1)
         >>> describe(look).partition(":")[0]
-        'gradients are masked at step 1'
+        'no clear sign of masking at step 1'
     """
+    finding = "gradients are masked" if look.masked else "no clear sign of masking"
     return (
-        f"gradients are masked at step {look.step}: FGSM's loss is {look.fgsm_loss:.3g}, PGD's {look.pgd_loss:.3g}, "
+        f"{finding} at step {look.step}: FGSM's loss is {look.fgsm_loss:.3g}, PGD's {look.pgd_loss:.3g}, "
         f"and {100 * look.share:.0f} % of the held-out images withstand FGSM but fall to PGD (p = {look.p_value:.1g})"
     )
 
