@@ -459,9 +459,10 @@ class Own:
         (lambda inputs: (inputs + 0.3).clamp(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
         (lambda inputs: inputs.add_(0.3).clamp_(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
         (lambda inputs: inputs[:, 0], "Own returned shape [4, 2, 2] for inputs of shape [4, 1, 2, 2]"),
+        (lambda inputs: inputs.double(), "Own returned pixels of float64 for inputs of float32"),
         (lambda inputs: None, "Own returned an object of type NoneType"),
     ],
-    ids=["NaN", "outside the range", "outside the ball", "outside the ball in place", "another shape", "nothing"],
+    ids=["NaN", "outside the range", "outside the ball", "outside the ball in place", "shape", "type", "nothing"],
 )
 def test_what_an_own_attack_may_not_give_is_refused_instead_of_counted_as_fooled(
     change: Callable[[Tensor], Any], said: str

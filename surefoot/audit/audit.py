@@ -98,6 +98,12 @@ def audit(
         raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     if budget_minutes is not None:
         check_number("budget_minutes", budget_minutes, example="10")
+        if not budget_minutes >= 0:
+            raise ValueError(f"budget_minutes is {budget_minutes}; it must be at least 0.")
+    if sources is not None and not isinstance(sources, Mapping):
+        raise TypeError(
+            f"sources is an object of type {type(sources).__name__}; give models by name, as {{name: model}}."
+        )
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
     count = count_classes(model, inputs)

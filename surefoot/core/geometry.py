@@ -10,6 +10,8 @@ from torch import Tensor
 
 from surefoot.core.limits import check_number
 
+ONE_NUMBER = "surefoot.models.TwoLogits(model) makes two logits of one number a sample"
+
 _checked = ContextVar("checked", default=False)
 
 
@@ -52,10 +54,8 @@ def check_labels(labels: Tensor, classes: int) -> None:
     ValueError: a label is 3, but the model has the classes 0 to 2; give the data that it is made for, or more classes.
     """
     if len(labels) and labels.max() >= classes:
-        raise ValueError(
-            f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}; give the data that it "
-            "is made for, or more classes."
-        )
+        what = ONE_NUMBER if classes == 1 else "give the data that it is made for, or more classes"
+        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}; {what}.")
 
 
 def check_batch(inputs: Tensor, labels: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from surefoot.core.geometry import check_labels
+from surefoot.core.geometry import ONE_NUMBER, check_labels
 from surefoot.core.limits import check_number
 
 
@@ -34,16 +34,21 @@ def full_precision(logits: Tensor) -> Tensor:
 
 
 @contextmanager
-def explaining_labels(logits: Tensor, labels: Tensor) -> Iterator[None]:
-    """Where a loss fails on the CPU because a label has no logit, say so; asked only then, it costs nothing.
+def explaining_logits(logits: Tensor, labels: Tensor | None = None) -> Iterator[None]:
+    """Where a loss fails on the CPU by logits of another shape, or a label without one, say so; else it costs nothing.
 
     Raises:
-        ValueError: a label beyond the logits `[batch, classes]`.
+        ValueError: logits that are not `[batch, classes]`, or a label beyond the classes.
     """
     try:
         yield
-    except (IndexError, RuntimeError):
-        if logits.dim() == 2:
+    except (IndexError, RuntimeError) as error:
+        if logits.dim() != 2:
+            hint = f"; {ONE_NUMBER}" if logits.dim() == 1 else ""
+            raise ValueError(
+                f"the model's logits have shape {list(logits.shape)}; give [batch, classes]{hint}."
+            ) from error
+        if labels is not None:
             check_labels(labels, logits.shape[1])
         raise
 
@@ -59,13 +64,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         `[batch]`, float32 (float64 for float64 logits), in nats, >= 0.
 
     Raises:
-        ValueError: a label beyond the classes, on the CPU.
+        ValueError: logits of another shape, or a label beyond the classes, on the CPU.
 
     Example:
         >>> cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         tensor([0.6931])
     """
-    with explaining_labels(logits, labels):
+    with explaining_logits(logits, labels):
         return F.cross_entropy(full_precision(logits), labels, reduction="none")
 
 
@@ -86,7 +91,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([-1.])
     """
     logits, index = full_precision(logits), labels.unsqueeze(1)
-    with explaining_labels(logits, labels):
+    with explaining_logits(logits, labels):
         others = logits.scatter(1, index, float("-inf")).amax(dim=1)
         return others - logits.gather(1, index).squeeze(1)
 
@@ -165,6 +170,7 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
     Source:
         Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", 2019.
     """
-    log_p = F.log_softmax(full_precision(logits), dim=1)
-    log_q = F.log_softmax(full_precision(reference_logits), dim=1)
+    with explaining_logits(logits):
+        log_p = F.log_softmax(full_precision(logits), dim=1)
+        log_q = F.log_softmax(full_precision(reference_logits), dim=1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from surefoot.core.failures import explain_types
 from surefoot.core.geometry import check_batch
 from surefoot.core.limits import check_number
-from surefoot.core.losses import check_logits, explaining_labels, full_precision
+from surefoot.core.losses import check_logits, explaining_logits, full_precision
 from surefoot.core.types import LossTerms
 
 
@@ -42,7 +42,7 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """(1/m) sum J over the batch, the first term of every objective."""
-    with explaining_labels(logits, labels):
+    with explaining_logits(logits, labels):
         return F.cross_entropy(full_precision(logits), labels, label_smoothing=label_smoothing)
 
 
