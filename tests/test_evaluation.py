@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -32,10 +33,12 @@ from surefoot.evaluation import (
     evaluate,
     evaluate_transfer,
     read_records,
+    recognise,
     wilson_interval,
 )
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
 from surefoot.evaluation.worker import fields_of, predictions
+from surefoot.training import Monitor
 from tests.tables import ATTACKS, EPS, AttackCase, forwards_that_spoil_autocast, random_batch, random_net, trained
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -349,6 +352,41 @@ def test_wrapped_models_give_the_same_records() -> None:
     wrapped = Fabric(accelerator="cpu", devices=1).setup(net)
     attacks: list[Attack] = [PGD(EPS, 2, EPS / 2)]
     assert without_time(evaluate(wrapped, batches, attacks)) == without_time(evaluate(net, batches, attacks))
+
+
+class Stacked(nn.Module):
+    """The mean of several networks by torch.func; the module that plans them is on the meta device."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.plan = copy.deepcopy(networks[0]).to("meta")
+        self.weights = torch.func.stack_module_state(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        def one(parameters: Any, buffers: Any) -> Any:
+            return torch.func.functional_call(self.plan, (parameters, buffers), (inputs,))
+
+        return torch.as_tensor(torch.vmap(one)(*self.weights).mean(0))
+
+
+def test_an_ensemble_by_torch_func_is_measured_as_one_of_modules() -> None:
+    class Listed(nn.ModuleList):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.stack([each(inputs) for each in self]).mean(0)
+
+    networks = [random_net(seed=seed).eval() for seed in range(3)]
+    stacked, listed = Stacked(networks).eval(), Listed(networks).eval()
+    inputs, labels = random_batch(20)
+    attacks: list[Attack] = [FGSM(EPS), PGD(EPS, 3, EPS / 2)]
+    one, other = (
+        [each.robust_accuracy for each in evaluate(net, [(inputs, labels)], attacks)] for net in (stacked, listed)
+    )
+    assert one == other
+    assert recognise(stacked, inputs, labels) == (stacked, [])
+    looks = [Monitor(inputs, labels, eps=EPS, every=1)(net, 1) for net in (stacked, listed)]
+    assert looks[0] is not None
+    assert looks[1] is not None
+    assert looks[0].pgd_loss == pytest.approx(looks[1].pgd_loss, rel=1e-4)
 
 
 def test_a_label_that_the_model_does_not_know_is_refused_and_not_counted_as_wrong() -> None:

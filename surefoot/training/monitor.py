@@ -163,7 +163,7 @@ class Monitor:
         return look
 
     def _measure(self, model: nn.Module) -> dict[str, Any]:
-        device = next((parameter.device for parameter in model.parameters()), self.inputs.device)
+        device = next((each.device for each in model.parameters() if not each.is_meta), self.inputs.device)
         self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
         numbers = self._numbers(model) if device.type != "cuda" else self._replayed(model)
         fgsm_loss, pgd_loss, fgsm_accuracy, pgd_accuracy, lost, *losses, rising, rfgsm, ifgsm, agreement = (
