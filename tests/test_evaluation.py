@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
 from surefoot.core.files import lock_of, locked
@@ -302,6 +302,35 @@ def test_a_data_loader_that_shuffles_by_a_generator_of_its_own_is_refused() -> N
     loader = DataLoader(TensorDataset(inputs, labels), batch_size=16, shuffle=True, generator=own)
     with pytest.raises(ValueError, match="batch 0 has other labels than when it was first read"):
         evaluate(net, loader, [FGSM(EPS)])
+
+
+class Flipped(Dataset[tuple[Tensor, Tensor]]):
+    """Flips at random, by Python's generator, which no DataLoader of one process seeds."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self.inputs, self.labels, self.random = inputs, labels, random.Random(0)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.inputs[index]
+        return image.flip(2) if self.random.random() < 0.5 else image, self.labels[index]
+
+
+def test_images_that_are_augmented_anew_each_time_are_refused() -> None:
+    """An attack would meet others than those that were found right."""
+    net, inputs, labels = trained()
+    with pytest.raises(ValueError, match=r"batch 0 has other images than when .*, not augmented at random"):
+        evaluate(net, DataLoader(Flipped(inputs, labels), batch_size=16), [FGSM(EPS)])
+
+
+def test_a_folder_for_samples_that_cannot_be_made_is_told_before_the_first_attack(tmp_path: Path) -> None:
+    net = Threshold()
+    net.register_forward_hook(lambda *_: pytest.fail("told only after it has run"))
+    (tmp_path / "taken").touch()
+    with pytest.raises(FileExistsError, match="taken"):
+        evaluate(net, HAND, [FGSM(0.1)], samples=tmp_path / "taken")
 
 
 def test_a_seed_decides_what_is_drawn_and_only_inside() -> None:

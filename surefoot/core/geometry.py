@@ -58,6 +58,18 @@ def check_labels(labels: Tensor, classes: int) -> None:
         raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}; {what}.")
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is not a tensor, as a NumPy array.
+
+    Raises:
+        TypeError: with what makes one of it.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} are an object of type {type(value).__name__}; give a tensor, as torch.as_tensor({name}) does."
+        )
+
+
 def check_batch(inputs: Tensor, labels: Tensor) -> None:
     """Refuse what is not a batch of images in [0, 1] with a label each; inside `checked`, shapes and types only.
 
@@ -69,11 +81,8 @@ def check_batch(inputs: Tensor, labels: Tensor) -> None:
         TypeError: what is not a tensor, inputs that are not floating, labels that are not int64.
         ValueError: shapes that do not fit, a negative label, or pixels outside [0, 1] (or NaN).
     """
-    for name, value in (("inputs", inputs), ("labels", labels)):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} are an object of type {type(value).__name__}; give a tensor, as torch.as_tensor({name}) does."
-            )
+    check_tensor("inputs", inputs)
+    check_tensor("labels", labels)
     if not inputs.is_floating_point():
         raise TypeError(f"inputs are {inputs.dtype}; give floats in [0, 1], for example images.float() / 255.")
     if labels.dtype != torch.int64:

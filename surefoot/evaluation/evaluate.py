@@ -1,5 +1,6 @@
 """Accuracy of a model on clean and adversarial samples, one record an attack."""
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,8 +168,8 @@ def evaluate(
 
     Raises:
         ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be read only
-            once or come in another order each time; a label beyond the model's classes; an attack of your own that
-            leaves [0, 1] or its `eps`.
+            once, come in another order or are augmented anew each time; a label beyond the model's classes; an attack
+            of your own that leaves [0, 1] or its `eps`.
         TypeError: what is no attack, no pair of tensors, no module, a model that answers with no tensor, or a field in
             `about` that is not one of those.
 
@@ -277,11 +278,13 @@ def _evaluate(
         }
         for model, about in zip(models, abouts, strict=True)
     ]
+    if samples is not None:
+        Path(samples).mkdir(parents=True, exist_ok=True)  # where that fails, it fails before the first attack
     store = Store(None if unfinished is None else Path(unfinished), tell.on_note)
     hashes = [each["weights_sha256"] for each in known]
     identity = {} if unfinished is None else known_by(models, hashes, source, some, settings, samples is not None)
     worker = Worker(models, source, settings, samples is not None, tell.on_note)
-    first_labels: list[Tensor] = []  # [batch]
+    first_read: list[tuple[Tensor, Tensor]] = []  # [batch]
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
     records: list[list[Record]] = [[] for _ in models]
@@ -299,14 +302,19 @@ def _evaluate(
             for number, (inputs, labels) in enumerate(batches):
                 if stage is None:
                     check_batch(inputs, labels)
-                    first_labels.append(labels.clone())
+                    first_read.append((some_pixels(inputs), labels.clone()))
                 elif number == len(state):
                     done += len(labels)
                     break
-                elif not torch.equal(labels, first_labels[number]):
+                elif not torch.equal(labels, first_read[number][1]):
                     raise ValueError(
                         f"batch {number} has other labels than when it was first read; they are read once an attack, "
                         "so give them in the same order each time, not shuffled by a generator of their own."
+                    )
+                elif not torch.equal(some_pixels(inputs), first_read[number][0]):
+                    raise ValueError(
+                        f"batch {number} has other images than when it was first read; they are read once an attack, "
+                        "so give the same each time, not augmented at random."
                     )
                 file = None if what is None else store.file(what, number, inputs, labels)
                 kept = store.load(file, labels.device)
@@ -403,6 +411,12 @@ def has_radius(attack: Attack) -> bool:
     if isinstance(attack, CompoundAttack):
         return all(has_radius(part) for part in attack.attacks)
     return hasattr(attack, "eps")
+
+
+def some_pixels(inputs: Tensor) -> Tensor:
+    """A few pixels of each image, `[batch, 64]` at most, by which it is known again."""
+    flat = inputs.flatten(1)
+    return flat[:, :: max(1, math.ceil(flat.shape[1] / 64))].clone()
 
 
 def survivors(outcomes: Sequence[Outcome]) -> int:
