@@ -44,6 +44,7 @@ from surefoot.training import (
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.fit import best_device, make_fabric, refuse_non_finite
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
+from surefoot.training.step import EagerStep
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
 
@@ -643,6 +644,16 @@ def test_an_objective_of_ones_own_that_returns_something_else_is_told(found: str
 
     with pytest.raises(TypeError, match=f"^mine returned {found}; an objective returns LossTerms"):
         fit(network(), digits, [Phase(mine, 1)], QUICK)
+
+
+def test_what_is_kept_of_a_step_holds_no_graph(digits: Dataset) -> None:
+    def mine(model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        return LossTerms(loss, loss, loss)  # not detached
+
+    net = network()
+    step = EagerStep(make_fabric(QUICK), net, torch.optim.SGD(net.parameters()))
+    assert not step(mine, *next(iter(Batches(digits.train, 16))), 0.1).requires_grad
 
 
 def test_a_state_of_more_epochs_than_the_phases_have_is_refused(digits: Dataset, tmp_path: Path) -> None:

@@ -54,8 +54,9 @@ def check_labels(labels: Tensor, classes: int) -> None:
     ValueError: a label is 3, but the model has the classes 0 to 2; give the data that it is made for, or more classes.
     """
     if len(labels) and labels.max() >= classes:
-        what = ONE_NUMBER if classes == 1 else "give the data that it is made for, or more classes"
-        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}; {what}.")
+        highest = int(labels.max())
+        what = ONE_NUMBER if classes == highest == 1 else "give the data that it is made for, or more classes"
+        raise ValueError(f"a label is {highest}, but the model has the classes 0 to {classes - 1}; {what}.")
 
 
 def check_tensor(name: str, value: object) -> None:

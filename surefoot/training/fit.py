@@ -288,7 +288,7 @@ def fit(
         phases: at least one.
         config: how to train.
         selection: the attack that selects the epoch; None selects by clean accuracy.
-        run_dir: where the run's files go; None keeps everything in memory.
+        run_dir: where the run's files go, over those of another run there; None keeps everything in memory.
         resume: go on from `run_dir`'s `state.ckpt` where there is one, to the same weights as without a break
             (bit-identical on a CPU with as many threads).
         fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.

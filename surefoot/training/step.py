@@ -52,7 +52,7 @@ class EagerStep:
         self.optimizer.zero_grad()
         self.fabric.backward(terms.loss)
         self.optimizer.step()
-        return torch.stack([terms.loss.detach(), terms.classification, terms.regularizer])
+        return torch.stack([terms.loss, terms.classification, terms.regularizer]).detach()
 
 
 class LossHistory:
