@@ -255,10 +255,13 @@ class Counts(nn.Module):
         self.norm = nn.BatchNorm1d(4)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         self.mean: Any
+        self.unseen: Any
+        self.register_buffer("unseen", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.calls.add_(1)  # type: ignore[operator]
+        self.unseen.data.add_(1)  # a write that PyTorch does not count
         self.mean = self.mean + inputs.detach().mean(0)
         return torch.as_tensor(self.norm(inputs))
 
@@ -286,11 +289,14 @@ def test_crafting_leaves_a_buffer_that_was_made_for_the_inputs() -> None:
             self.made = False
             self.register_buffer("places", None)
             self.register_buffer("table", torch.zeros(0))
+            self.range: Any
+            self.register_buffer("range", torch.zeros(0))
 
         def forward(self, inputs: Tensor) -> Tensor:
             if not self.made:
                 self.made, self.places, self.table = True, torch.arange(4), torch.rand(4)
-            return torch.as_tensor(inputs * self.places + self.table)
+                self.range.resize_(4).copy_(torch.ones(4))  # as an observer of quantisation
+            return torch.as_tensor(inputs * self.places + self.table + self.range)
 
     net = Places()
     FGSM(0.1)(net, torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))

@@ -86,8 +86,13 @@ def buffers_put_back(parts: Iterable[nn.Module]) -> Iterator[None]:
                     now[name] = buffer  # one by one: TorchScript's have no update
         with torch.no_grad():
             for buffer, version, copy in copies:
-                if buffer._version != version:
+                if buffer.shape == copy.shape and (buffer._version != version or written_unseen(buffer, copy)):
                     buffer.copy_(copy)
+
+
+def written_unseen(buffer: Tensor, copy: Tensor) -> bool:
+    """Has it other values, though no write was counted, as by fused kernels of quantisation? Elsewhere to ask waits."""
+    return buffer.device.type == "cpu" and not torch.equal(buffer, copy)
 
 
 def exchanged(old: Tensor | None, new: Tensor | None) -> bool:
