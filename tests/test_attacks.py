@@ -670,6 +670,15 @@ def test_every_attack_refuses_a_bad_batch(
         case.build(EPS)(random_net(), inputs, labels)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in ATTACKS if case.name != "LabelSearch"], ids=lambda case: case.name
+)  # the audit has looked at the labels before
+def test_every_attack_refuses_a_label_beyond_the_models_classes(case: AttackCase) -> None:
+    inputs, labels = random_batch(4)
+    with pytest.raises(ValueError, match="a label is 7, but the model has the classes 0 to 2; give the data"):
+        case.build(EPS)(random_net(), inputs, labels.index_fill(0, torch.tensor(1), 7))
+
+
 BAD_FIELDS: list[tuple[Callable[[], object], str]] = [
     (lambda: FGSM(-0.1), "eps is -0.1; it must be a finite number of at least 0"),
     (lambda: FGSM(8), "eps is 8; pixels are in [0, 1], so write 8/255 instead of 8"),

@@ -954,6 +954,10 @@ def test_a_model_that_cannot_be_audited_is_refused_in_a_sentence() -> None:
         audit(Named(3, 3), inputs, labels, EPS)
     with pytest.raises(ValueError, match=r"a label is 2, but the model has the classes 0 to 1"):
         audit(nn.Linear(3, 2), inputs, labels, EPS)
+    with pytest.raises(TypeError, match="sources is an object of type Linear; give models by name, as"):
+        audit(nn.Linear(3, 3), inputs, labels, EPS, sources=nn.Linear(3, 3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="budget_minutes is -1; it must be at least 0"):
+        audit(nn.Linear(3, 3), inputs, labels, EPS, budget_minutes=-1)
     with pytest.raises(ValueError, match=r"logits have shape \[2\]; give \[batch, classes\]"):
         audit(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), inputs, labels, EPS)
 

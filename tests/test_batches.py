@@ -196,6 +196,8 @@ def test_wrong_splits_and_settings_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             Batches(split, 8)
+    with pytest.raises(TypeError, match="images are an object of type ndarray; give a tensor"):
+        Batches(Split(images.numpy(), labels), 8)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch_size is 0; it must be a whole number of at least 1"):
         Batches(make_split(), 0)
     with pytest.raises(ValueError, match="augment must be one of"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surefoot.attacks import FGSM
+from surefoot.attacks import FGSM, MIFGSM, PGD, CarliniWagnerL2, DeepFool, Square
 from surefoot.attacks.gradient_sign import random_signs
+from surefoot.audit import audit
 from surefoot.core.geometry import check_batch, check_radius, l2_distance, linf_distance, project
 from surefoot.core.gradients import (
     crafting,
@@ -25,7 +27,8 @@ from surefoot.core.gradients import (
 )
 from surefoot.core.losses import MarginLoss, cross_entropy, full_precision, kl_divergence, squared_distance
 from surefoot.core.types import Attack, LossTerms, Objective
-from surefoot.objectives import NormalTraining
+from surefoot.objectives import FgsmAT, NormalTraining, SatR2, SatR3, Trades
+from surefoot.training import FitConfig, Monitor, Phase
 from tests.tables import random_batch, random_net
 
 
@@ -95,6 +98,43 @@ def test_a_step_must_not_be_zero() -> None:
 def test_a_radius_that_is_a_text_is_refused_as_one() -> None:
     with pytest.raises(TypeError, match=r"^eps is '8/255'; it must be a number, for example 8 / 255\.$"):
         check_radius("eps", "8/255")  # type: ignore[arg-type]
+
+
+NOT_ONE_NUMBER: list[tuple[Callable[[Any], object], str]] = [
+    (lambda value: SatR2(0.1, 0.02, lam=value), "lam"),
+    (lambda value: SatR3(0.1, 0.02, 1.0, tau=value), "tau"),
+    (lambda value: Trades(0.1, 2, 0.1, beta=value), "beta"),
+    (lambda value: FgsmAT(0.1, share=value), "share"),
+    (lambda value: NormalTraining(label_smoothing=value), "label_smoothing"),
+    (lambda value: MIFGSM(0.1, 3, decay=value), "decay"),
+    (lambda value: MarginLoss(confidence=value), "confidence"),
+    (lambda value: DeepFool(overshoot=value), "overshoot"),
+    (lambda value: CarliniWagnerL2(confidence=value), "confidence"),
+    (lambda value: CarliniWagnerL2(learning_rate=value), "learning_rate"),
+    (lambda value: CarliniWagnerL2(initial_c=value), "initial_c"),
+    (lambda value: Square(0.1, p_init=value), "p_init"),
+    (lambda value: FitConfig(learning_rate=value), "learning_rate"),
+    (lambda value: FitConfig(momentum=value), "momentum"),
+    (lambda value: FitConfig(weight_decay=value), "weight_decay"),
+    (lambda value: FitConfig(ema_decay=value), "ema_decay"),
+    (lambda value: Phase(NormalTraining(), 1, learning_rate=value), "learning_rate"),
+    (lambda value: Monitor(*random_batch(), eps=0.1, bound=value), "bound"),
+    (lambda value: audit(random_net(), *random_batch(), eps=0.1, required=value), "required"),
+    (lambda value: audit(random_net(), *random_batch(), eps=0.1, budget_minutes=value), "budget_minutes"),
+]
+
+
+@pytest.mark.parametrize("value", ["0.5", [0.5, 0.5], torch.tensor([0.5, 0.5])], ids=["text", "list", "tensor of two"])
+@pytest.mark.parametrize(("build", "name"), NOT_ONE_NUMBER, ids=range(len(NOT_ONE_NUMBER)))
+def test_what_is_not_one_number_is_refused_as_that(build: Callable[[Any], object], name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{name} is .*; it must be a number, for example .*\.$"):
+        build(value)
+
+
+def test_a_run_needs_a_learning_rate_and_a_phase_may_take_the_runs() -> None:
+    assert Phase(NormalTraining(), 1, learning_rate=None).learning_rate is None
+    with pytest.raises(TypeError, match="learning_rate is None; it must be a number"):
+        FitConfig(learning_rate=None)  # type: ignore[arg-type]
 
 
 def test_a_good_batch_passes_also_flat_empty_and_at_the_ends_of_the_range() -> None:
@@ -205,6 +245,70 @@ def test_crafting_puts_back_a_flag_that_the_models_own_forward_changes() -> None
         lent(torch.rand(2, 2))
         assert net.drop.training
     assert not net.drop.training
+
+
+class Counts(nn.Module):
+    """Changes its buffers in evaluation mode too: one in place, one by another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.mean: Any
+        self.unseen: Any
+        self.register_buffer("unseen", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls.add_(1)  # type: ignore[operator]
+        self.unseen.data.add_(1)  # a write that PyTorch does not count
+        self.mean = self.mean + inputs.detach().mean(0)
+        return torch.as_tensor(self.norm(inputs))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_crafting_puts_back_the_buffers_that_a_forward_changes_in_evaluation_mode(training: bool) -> None:
+    net: Any = nn.Sequential(Counts(), nn.Linear(4, 3)).train(training)
+    net(torch.rand(2, 4))
+    kept = {name: (buffer, buffer.clone()) for name, buffer in net.named_buffers()}
+    inputs, labels = torch.rand(8, 4), torch.zeros(8, dtype=torch.int64)
+    FGSM(0.1)(net, inputs, labels)
+    with pytest.raises(ValueError, match="one value a sample"):
+        PGD(0.1, 2, 0.1, loss=F.cross_entropy)(net, inputs, labels)
+    assert net[0].calls == 1
+    for name, buffer in net.named_buffers():
+        same, value = kept[name]
+        assert buffer is same
+        assert torch.equal(buffer, value)
+
+
+def test_crafting_leaves_a_buffer_that_was_made_for_the_inputs() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.made = False
+            self.register_buffer("places", None)
+            self.register_buffer("table", torch.zeros(0))
+            self.range: Any
+            self.register_buffer("range", torch.zeros(0))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if not self.made:
+                self.made, self.places, self.table = True, torch.arange(4), torch.rand(4)
+                self.range.resize_(4).copy_(torch.ones(4))  # as an observer of quantisation
+            return torch.as_tensor(inputs * self.places + self.table + self.range)
+
+    net = Places()
+    FGSM(0.1)(net, torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))
+    assert net(torch.rand(2, 4)).shape == (2, 4)
+
+
+def test_crafting_does_not_spoil_a_graph_that_has_saved_a_buffer() -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    net.register_buffer("mask", torch.ones(3))
+    loss = (net(torch.rand(2, 4)) * net.mask).sum()
+    FGSM(0.1)(net, torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))
+    loss.backward()
 
 
 def test_crafting_puts_the_flags_back_through_an_exception() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import random
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
 from surefoot.core.files import lock_of, locked
@@ -32,10 +33,12 @@ from surefoot.evaluation import (
     evaluate,
     evaluate_transfer,
     read_records,
+    recognise,
     wilson_interval,
 )
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
 from surefoot.evaluation.worker import fields_of, predictions
+from surefoot.training import Monitor
 from tests.tables import ATTACKS, EPS, AttackCase, forwards_that_spoil_autocast, random_batch, random_net, trained
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -301,6 +304,35 @@ def test_a_data_loader_that_shuffles_by_a_generator_of_its_own_is_refused() -> N
         evaluate(net, loader, [FGSM(EPS)])
 
 
+class Flipped(Dataset[tuple[Tensor, Tensor]]):
+    """Flips at random, by Python's generator, which no DataLoader of one process seeds."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self.inputs, self.labels, self.random = inputs, labels, random.Random(0)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.inputs[index]
+        return image.flip(2) if self.random.random() < 0.5 else image, self.labels[index]
+
+
+def test_images_that_are_augmented_anew_each_time_are_refused() -> None:
+    """An attack would meet others than those that were found right."""
+    net, inputs, labels = trained()
+    with pytest.raises(ValueError, match=r"batch 0 has other images than when .*, not augmented at random"):
+        evaluate(net, DataLoader(Flipped(inputs, labels), batch_size=16), [FGSM(EPS)])
+
+
+def test_a_folder_for_samples_that_cannot_be_made_is_told_before_the_first_attack(tmp_path: Path) -> None:
+    net = Threshold()
+    net.register_forward_hook(lambda *_: pytest.fail("told only after it has run"))
+    (tmp_path / "taken").touch()
+    with pytest.raises(FileExistsError, match="taken"):
+        evaluate(net, HAND, [FGSM(0.1)], samples=tmp_path / "taken")
+
+
 def test_a_seed_decides_what_is_drawn_and_only_inside() -> None:
     torch.manual_seed(3)
     expected, after = torch.rand(2), torch.rand(2)
@@ -349,6 +381,41 @@ def test_wrapped_models_give_the_same_records() -> None:
     wrapped = Fabric(accelerator="cpu", devices=1).setup(net)
     attacks: list[Attack] = [PGD(EPS, 2, EPS / 2)]
     assert without_time(evaluate(wrapped, batches, attacks)) == without_time(evaluate(net, batches, attacks))
+
+
+class Stacked(nn.Module):
+    """The mean of several networks by torch.func; the module that plans them is on the meta device."""
+
+    def __init__(self, networks: list[nn.Module]) -> None:
+        super().__init__()
+        self.plan = copy.deepcopy(networks[0]).to("meta")
+        self.weights = torch.func.stack_module_state(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        def one(parameters: Any, buffers: Any) -> Any:
+            return torch.func.functional_call(self.plan, (parameters, buffers), (inputs,))
+
+        return torch.as_tensor(torch.vmap(one)(*self.weights).mean(0))
+
+
+def test_an_ensemble_by_torch_func_is_measured_as_one_of_modules() -> None:
+    class Listed(nn.ModuleList):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.stack([each(inputs) for each in self]).mean(0)
+
+    networks = [random_net(seed=seed).eval() for seed in range(3)]
+    stacked, listed = Stacked(networks).eval(), Listed(networks).eval()
+    inputs, labels = random_batch(20)
+    attacks: list[Attack] = [FGSM(EPS), PGD(EPS, 3, EPS / 2)]
+    one, other = (
+        [each.robust_accuracy for each in evaluate(net, [(inputs, labels)], attacks)] for net in (stacked, listed)
+    )
+    assert one == other
+    assert recognise(stacked, inputs, labels) == (stacked, [])
+    looks = [Monitor(inputs, labels, eps=EPS, every=1)(net, 1) for net in (stacked, listed)]
+    assert looks[0] is not None
+    assert looks[1] is not None
+    assert looks[0].pgd_loss == pytest.approx(looks[1].pgd_loss, rel=1e-4)
 
 
 def test_a_label_that_the_model_does_not_know_is_refused_and_not_counted_as_wrong() -> None:
@@ -459,9 +526,10 @@ class Own:
         (lambda inputs: (inputs + 0.3).clamp(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
         (lambda inputs: inputs.add_(0.3).clamp_(0, 1), "Own moved a pixel by 0.3, further than its eps, 0.2"),
         (lambda inputs: inputs[:, 0], "Own returned shape [4, 2, 2] for inputs of shape [4, 1, 2, 2]"),
+        (lambda inputs: inputs.double(), "Own returned pixels of float64 for inputs of float32"),
         (lambda inputs: None, "Own returned an object of type NoneType"),
     ],
-    ids=["NaN", "outside the range", "outside the ball", "outside the ball in place", "another shape", "nothing"],
+    ids=["NaN", "outside the range", "outside the ball", "outside the ball in place", "shape", "type", "nothing"],
 )
 def test_what_an_own_attack_may_not_give_is_refused_instead_of_counted_as_fooled(
     change: Callable[[Tensor], Any], said: str
@@ -509,8 +577,13 @@ def test_a_function_is_recorded_by_its_name() -> None:
 
 
 def test_a_field_that_no_record_has_is_refused() -> None:
-    with pytest.raises(TypeError, match="colour"):
-        evaluate(Threshold(), HAND, [], about={"colour": "blue"})
+    net = Threshold()
+    net.register_forward_hook(lambda *_: pytest.fail("refused only after it has run"))
+    for name in ("colour", "attack"):
+        with pytest.raises(
+            TypeError, match=f"about has '{name}'; the fields of a record that it may tell are recipe, "
+        ):
+            evaluate(net, HAND, [], about={name: "blue"})
 
 
 # Records.

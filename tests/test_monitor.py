@@ -213,6 +213,8 @@ def test_looks_are_json_and_lines_to_plot() -> None:
     sentence = describe(look)
     assert f"FGSM's loss is {look.fgsm_loss:.3g}, PGD's {look.pgd_loss:.3g}" in sentence
     assert "100 % of the held-out images withstand FGSM but fall to PGD" in sentence
+    assert sentence.startswith("gradients are masked at step 1: ")
+    assert describe(dataclasses.replace(look, masked=False)).startswith("no clear sign of masking at step 1: ")
 
 
 @pytest.mark.parametrize(

@@ -694,6 +694,32 @@ def test_a_model_that_answers_with_a_tuple_is_refused_with_what_wraps_it(case: O
 
 
 @pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_a_label_beyond_the_models_classes_is_refused_in_a_sentence(case: ObjectiveCase) -> None:
+    inputs, labels = random_batch(4)
+    with pytest.raises(ValueError, match="a label is 7, but the model has the classes 0 to 2; give the data"):
+        case.build((random_net(),))(random_net(), inputs, labels.index_fill(0, torch.tensor(1), 7))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (nn.Sequential(nn.Linear(4, 1)), "a label is 1, but the model has the classes 0 to 0"),
+        (nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), r"logits have shape \[.*\]; give \[batch, classes\]"),
+    ],
+    ids=["one logit", "one number"],
+)
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_one_number_for_two_classes_is_refused_with_what_wraps_it(
+    case: ObjectiveCase, kind: nn.Module, said: str
+) -> None:
+    inputs, labels = torch.rand(4, 4), torch.tensor([0, 1, 1, 0])
+    with pytest.raises(
+        ValueError, match=f"{said}; surefoot.models.TwoLogits.* makes two logits of one number a sample"
+    ):
+        case.build((kind,))(kind, inputs, labels)
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
 def test_weights_of_another_type_than_the_images_are_refused_in_a_sentence(case: ObjectiveCase) -> None:
     with pytest.raises(TypeError, match=r"weights are float64, the images float32, .* model.to\(inputs.dtype\)"):
         terms_of(case.build((random_net(PlainNet),)), random_net(PlainNet).double(), *random_batch())

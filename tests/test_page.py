@@ -381,6 +381,8 @@ def test_nothing_but_a_verdict_is_enough() -> None:
     mixed = Read(page([bare, audit(curves=[Curve(plot="loss-eps", name="FGSM", x=[], y=[])])]))
     assert "model-2-loss-eps" not in mixed.figures
     assert mixed.figures["model-2-surface"]["choices"]
+    with pytest.raises(TypeError, match="audits is a single one; give a list of them"):
+        write_page(audit(), Path("page.html"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one audit"):
         page([])
 

@@ -695,6 +695,7 @@ def test_no_trace_is_left_on_torch_script() -> None:
     inputs, labels = batch()
     model = torch.jit.script(CountingScript()).train()
     assert recognise(model, inputs, labels)[0] is model
+    FGSM(0.1)(model, inputs, labels)
     assert (float(model.calls), float(model.count)) == (0, 0)
     assert model.training
     assert all(part.training for part in model.modules())

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from surefoot.attacks import IFGSM
 from surefoot.cli.models import pick_device
@@ -43,6 +45,7 @@ from surefoot.training import (
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.fit import best_device, make_fabric, refuse_non_finite
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
+from surefoot.training.step import EagerStep
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
 
@@ -595,12 +598,90 @@ def test_images_that_cannot_be_trained_on_are_refused(labels: list[int], words: 
         fit(network(), dataclasses.replace(digits, train=train_split), [Phase(NormalTraining(), 1)], QUICK)
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_model_with_fewer_logits_than_labels_is_refused_before_the_first_step(split: str, digits: Dataset) -> None:
+    def up_to(highest: int, images: Tensor, labels: Tensor) -> Split:
+        return Split(images[:60], labels[:60].clamp(max=highest))
+
+    train_split = up_to(9 if split == "train" else 4, *digits.train)
+    few = dataclasses.replace(digits, train=train_split, validation=up_to(9, *digits.validation))
+    steps: list[int] = []
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+    net.register_forward_hook(lambda module, inputs, output: steps.append(len(output)) if module.training else None)
+    with pytest.raises(ValueError, match="a label is 9, but the model has the classes 0 to 4; give the data that it"):
+        fit(net, few, [Phase(NormalTraining(), 1)], QUICK)
+    assert steps == []
+
+
 @pytest.mark.parametrize("name", ["lightning_fabric", "lightning.fabric"])
 def test_a_training_leaves_the_callers_loggers_as_they_are(name: str, caplog: pytest.LogCaptureFixture) -> None:
     logger = f"{name}.utilities.rank_zero"
     with caplog.at_level(logging.INFO, logger):
         make_fabric(QUICK)
         assert logging.getLogger(logger).level == logging.INFO
+
+
+BAD_CALLS: list[tuple[dict[str, Any], str]] = [
+    ({"model": "lenet-plus"}, "the model is an object of type str, not a torch.nn.Module"),
+    ({"dataset": (1, 2)}, "dataset is an object of type tuple; give a Dataset, as surefoot.data.load gives it"),
+    ({"config": {"batch_size": 32}}, "config is an object of type dict; give a FitConfig"),
+    ({"phases": Phase(NormalTraining(), 1)}, r"phases is a single one; give a list of them, as \[phase\]"),
+    ({"repair": FgsmAT}, r"repair is <class .*; give one with its settings, for example FgsmAT"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), BAD_CALLS, ids=[next(iter(given)) for given, _ in BAD_CALLS])
+def test_an_argument_of_another_kind_is_refused(given: dict[str, Any], words: str, digits: Dataset) -> None:
+    usual = {"model": network(), "dataset": digits, "phases": [Phase(NormalTraining(), 1)], "config": QUICK}
+    with pytest.raises(TypeError, match=words):
+        fit(**{**usual, **given})
+
+
+def test_a_model_without_a_weight_to_train_is_refused(digits: Dataset) -> None:
+    with pytest.raises(ValueError, match="no weight of the model has requires_grad"):
+        fit(network().requires_grad_(False), digits, [Phase(NormalTraining(), 1)], QUICK)
+
+
+BAD_TERMS: dict[str, Callable[[Tensor], Any]] = {
+    "an object of type Tensor": lambda loss: loss.mean(),
+    "an object of type tuple": lambda loss: (loss.mean(), loss.mean().detach(), 0.0),
+    "a loss that is no scalar tensor": lambda loss: LossTerms(loss, loss.mean().detach(), loss.new_zeros(())),
+    "a regularizer that is no scalar tensor": lambda loss: LossTerms(loss.mean(), loss.mean().detach(), 0.0),  # type: ignore[arg-type]
+    "a loss without a gradient": lambda loss: LossTerms(*3 * [loss.mean().detach()]),
+}
+
+
+@pytest.mark.parametrize("found", BAD_TERMS)
+def test_an_objective_of_ones_own_that_returns_something_else_is_told(found: str, digits: Dataset) -> None:
+    def mine(model: nn.Module, inputs: Tensor, labels: Tensor) -> Any:
+        return BAD_TERMS[found](nn.functional.cross_entropy(model(inputs), labels, reduction="none"))
+
+    with pytest.raises(TypeError, match=f"^mine returned {found}; an objective returns LossTerms"):
+        fit(network(), digits, [Phase(mine, 1)], QUICK)
+
+
+def test_what_is_kept_of_a_step_holds_no_graph(digits: Dataset) -> None:
+    def mine(model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        return LossTerms(loss, loss, loss)  # not detached
+
+    net = network()
+    step = EagerStep(make_fabric(QUICK), net, torch.optim.SGD(net.parameters()))
+    assert not step(mine, *next(iter(Batches(digits.train, 16))), 0.1).requires_grad
+
+
+def test_a_state_of_more_epochs_than_the_phases_have_is_refused(digits: Dataset, tmp_path: Path) -> None:
+    fit(network(), digits, [Phase(NormalTraining(), 2)], QUICK, run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="of another run: it has 2 epochs, and the phases 1"):
+        fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path, resume=True)
+
+
+def test_an_average_of_a_model_that_cannot_be_copied_is_refused(digits: Dataset) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    prune.random_unstructured(net[1], "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match=r"cannot be copied .*; train without ema_decay, or make pruning permanent"):
+        fit(net, digits, [Phase(NormalTraining(), 1)], dataclasses.replace(QUICK, ema_decay=0.9))
+    assert fit(net, digits, [Phase(NormalTraining(), 1)], QUICK).best_epoch == 1
 
 
 def test_a_selection_without_its_settings_is_refused_before_the_first_epoch(digits: Dataset) -> None:

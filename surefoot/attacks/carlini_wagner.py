@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_count
-from surefoot.core.losses import full_precision
+from surefoot.core.limits import check_count, check_number
+from surefoot.core.losses import check_logits, full_precision, margin
 
 EDGE = 1e-3
 """Black and white start this far inside tanh's range of (-1, 1), where its slope still lets them move."""
@@ -47,7 +47,8 @@ class CarliniWagnerL2:
 
     Raises:
         ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.
-        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, labels that are not int64, or a
+            field that is no number.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -72,6 +73,8 @@ class CarliniWagnerL2:
     targeted: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("confidence", "learning_rate", "initial_c"):
+            check_number(name, getattr(self, name), example=f"{getattr(type(self), name)}")
         if not 0 <= self.confidence < math.inf:
             raise ValueError(f"confidence is {self.confidence}; it must be a finite number of at least 0.")
         if not 0 < self.learning_rate < math.inf:
@@ -102,11 +105,9 @@ class CarliniWagnerL2:
 
     def _gap(self, logits: Tensor, labels: Tensor) -> Tensor:
         """g of each sample, below 0 where the attack has what it wants."""
-        logits, index = full_precision(logits), labels.unsqueeze(1)
-        if logits.shape[1] < 2:
+        if check_logits(logits).shape[1] < 2:
             raise ValueError("CarliniWagnerL2 compares two classes, but the model has one logit a sample.")
-        gap = logits.gather(1, index).squeeze(1) - logits.scatter(1, index, -math.inf).amax(dim=1)
-        return -gap if self.targeted else gap
+        return margin(logits, labels) if self.targeted else -margin(logits, labels)
 
     def _succeeds(self, gap: Tensor) -> Tensor:
         return (gap < 0) & (gap <= -self.confidence)

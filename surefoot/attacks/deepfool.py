@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from surefoot.core.geometry import check_batch, per_sample
+from surefoot.core.geometry import check_batch, check_labels, per_sample
 from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
-from surefoot.core.limits import check_count
+from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import full_precision
 
 PAST_BOUNDARY = 1e-4  # l2 added to every step: a boundary that is merely reached is not crossed
@@ -42,7 +42,8 @@ class DeepFool:
 
     Raises:
         ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.
-        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, labels that are not int64, or a
+            field that is no number.
 
     Example:
         >>> net = nn.Linear(2, 2, bias=False)
@@ -65,6 +66,7 @@ class DeepFool:
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
+        check_number("overshoot", self.overshoot, example="0.02")
         if not 0 <= self.overshoot <= 1:
             raise ValueError(f"overshoot is {self.overshoot}; it must be in [0, 1].")
         check_count("candidates", self.candidates)
@@ -87,6 +89,8 @@ class DeepFool:
             logits = full_precision(model(points))
             if not logits.requires_grad:
                 raise ValueError(NO_GRADIENT)
+            if step == 0:
+                check_labels(labels, logits.shape[1])
             alive = logits.argmax(dim=1) == labels
             result[rows] = points.detach()
             if step == self.steps or not alive.any():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_radius, per_sample, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_count
+from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss, check_loss
 
@@ -285,6 +285,7 @@ class MIFGSM:
         check_loss(self.loss)
         check_radius("eps", self.eps)
         check_count("steps", self.steps)
+        check_number("decay", self.decay, example="1.0")
         if not 0 <= self.decay < float("inf"):
             raise ValueError(f"decay is {self.decay}; it must be a finite number of at least 0.")
 

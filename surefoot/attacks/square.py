@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks.worst_case import Logits, fool_in_turn
 from surefoot.core.geometry import check_radius
-from surefoot.core.limits import check_count
+from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import margin
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the window's area is halved after so many queries
@@ -100,7 +100,8 @@ class Square:
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1], p_init outside (0, 1], or one class.
-        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, labels that are not int64, or a
+            field that is no number.
 
     Example:
         >>> x, y = torch.full((1, 1, 4, 4), 0.5), torch.tensor([0])
@@ -127,6 +128,7 @@ class Square:
         check_radius("eps", self.eps)
         check_count("queries", self.queries)
         check_count("restarts", self.restarts)
+        check_number("p_init", self.p_init, example="0.8")
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is {self.p_init}; it is a share of the image, above 0 and at most 1.")
 

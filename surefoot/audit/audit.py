@@ -19,6 +19,7 @@ from surefoot.audit.trials import plain_name
 from surefoot.audit.verdict import Looks, decide
 from surefoot.core.geometry import check_batch, check_labels, check_radius, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
+from surefoot.core.limits import check_number
 from surefoot.core.losses import check_logits
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.passes import seeded, weights_sha256
@@ -79,7 +80,7 @@ def audit(
 
     Raises:
         ValueError: no images, pixels outside [0, 1], a label beyond the model's classes, a bad radius or requirement.
-        TypeError: no module, or a model that answers with something other than a tensor.
+        TypeError: no module, a model that answers with something other than a tensor, or a setting that is no number.
 
     Example:
         >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(8, 1, 2, 2)
@@ -92,8 +93,17 @@ def audit(
     if len(labels) == 0:
         raise ValueError("there are no images to audit on.")
     check_radius("eps", eps, positive=True)
+    check_number("required", required, example="0.1")
     if not 0 < required < 1:
         raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
+    if budget_minutes is not None:
+        check_number("budget_minutes", budget_minutes, example="10")
+        if not budget_minutes >= 0:
+            raise ValueError(f"budget_minutes is {budget_minutes}; it must be at least 0.")
+    if sources is not None and not isinstance(sources, Mapping):
+        raise TypeError(
+            f"sources is an object of type {type(sources).__name__}; give models by name, as {{name: model}}."
+        )
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
     count = count_classes(model, inputs)

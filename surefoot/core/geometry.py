@@ -8,6 +8,10 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from surefoot.core.limits import check_number
+
+ONE_NUMBER = "surefoot.models.TwoLogits(model) makes two logits of one number a sample"
+
 _checked = ContextVar("checked", default=False)
 
 
@@ -18,11 +22,8 @@ def check_radius(name: str, value: float, *, positive: bool = False) -> None:
         ValueError: with the name, the value and, for values above 1, the hint that pixels are in [0, 1].
         TypeError: no number, as the text "8/255".
     """
-    try:
-        finite = math.isfinite(value)
-    except TypeError as error:
-        raise TypeError(f"{name} is {value!r}; it must be a number, for example 8 / 255.") from error
-    if not finite or value < 0 or (positive and value == 0):
+    check_number(name, value, example="8 / 255")
+    if not math.isfinite(value) or value < 0 or (positive and value == 0):
         raise ValueError(f"{name} is {value}; it must be a finite number {'above' if positive else 'of at least'} 0.")
     if value > 1:
         raise ValueError(f"{name} is {value}; pixels are in [0, 1], so write 8/255 instead of 8.")
@@ -50,10 +51,24 @@ def check_labels(labels: Tensor, classes: int) -> None:
 
     >>> check_labels(torch.tensor([0, 3]), classes=3)
     Traceback (most recent call last):
-    ValueError: a label is 3, but the model has the classes 0 to 2.
+    ValueError: a label is 3, but the model has the classes 0 to 2; give the data that it is made for, or more classes.
     """
     if len(labels) and labels.max() >= classes:
-        raise ValueError(f"a label is {int(labels.max())}, but the model has the classes 0 to {classes - 1}.")
+        highest = int(labels.max())
+        what = ONE_NUMBER if classes == highest == 1 else "give the data that it is made for, or more classes"
+        raise ValueError(f"a label is {highest}, but the model has the classes 0 to {classes - 1}; {what}.")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is not a tensor, as a NumPy array.
+
+    Raises:
+        TypeError: with what makes one of it.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} are an object of type {type(value).__name__}; give a tensor, as torch.as_tensor({name}) does."
+        )
 
 
 def check_batch(inputs: Tensor, labels: Tensor) -> None:
@@ -67,11 +82,8 @@ def check_batch(inputs: Tensor, labels: Tensor) -> None:
         TypeError: what is not a tensor, inputs that are not floating, labels that are not int64.
         ValueError: shapes that do not fit, a negative label, or pixels outside [0, 1] (or NaN).
     """
-    for name, value in (("inputs", inputs), ("labels", labels)):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{name} are an object of type {type(value).__name__}; give a tensor, as torch.as_tensor({name}) does."
-            )
+    check_tensor("inputs", inputs)
+    check_tensor("labels", labels)
     if not inputs.is_floating_point():
         raise TypeError(f"inputs are {inputs.dtype}; give floats in [0, 1], for example images.float() / 255.")
     if labels.dtype != torch.int64:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from surefoot.core.failures import explain_types
 from surefoot.core.geometry import per_sample
@@ -66,11 +67,51 @@ def put_in_mode(flags: Iterable[tuple[nn.Module, bool]]) -> None:
 
 
 @contextmanager
+def buffers_put_back(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Put these modules' own buffers back after, where they were changed, or exchanged for others of the same shape.
+
+    One that took another shape, or was None, is a cache that the module made for these inputs, and may have noted so
+    elsewhere. What was not changed is not copied back, which would spoil a graph that has saved the buffer.
+    """
+    kept = [(part._buffers, dict(part._buffers)) for part in parts if part._buffers]
+    buffers = [buffer for _, old in kept for buffer in old.values() if buffer is not None]
+    # nothing outside of inference_mode can write to its tensors, which count no versions
+    copies = [(each, each._version, each.detach().clone()) for each in buffers if not each.is_inference()]
+    try:
+        yield
+    finally:
+        for now, old in kept:
+            for name, buffer in old.items():
+                if exchanged(buffer, now[name] if name in now else None):  # noqa: SIM401 TorchScript's have no get
+                    now[name] = buffer  # one by one: TorchScript's have no update
+        with torch.no_grad():
+            for buffer, version, copy in copies:
+                if buffer.shape == copy.shape and (buffer._version != version or written_unseen(buffer, copy)):
+                    buffer.copy_(copy)
+
+
+def written_unseen(buffer: Tensor, copy: Tensor) -> bool:
+    """Has it other values, though no write was counted, as by fused kernels of quantisation? Elsewhere to ask waits."""
+    return buffer.device.type == "cpu" and not torch.equal(buffer, copy)
+
+
+def exchanged(old: Tensor | None, new: Tensor | None) -> bool:
+    """Is it another tensor of the same shape?"""
+    return old is not None and new is not None and new is not old and new.shape == old.shape
+
+
+def may_change(module: nn.Module) -> bool:
+    """May its forward change its buffers in evaluation mode? PyTorch's own norms, which most buffers are of, do not."""
+    return not isinstance(module, _NormBase)
+
+
+@contextmanager
 def crafting(model: nn.Module, inputs: Tensor | None = None) -> Iterator[nn.Module]:
     """Lend the plain module in evaluation mode with gradients on, and put everything back after.
 
     Inside, dropout is off and batch-norm uses its running statistics without changing them. On the way
-    out, also through an exception, each module's own training flag is what it was.
+    out, also through an exception, each module's own training flag is what it was, and so are its buffers where its
+    forward changes them in evaluation mode too, as one that counts its calls.
 
     Args:
         model: any module, wrapped by Fabric, DDP or torch.compile or not.
@@ -95,7 +136,11 @@ def crafting(model: nn.Module, inputs: Tensor | None = None) -> Iterator[nn.Modu
     put_in_mode((part, False) for part, _ in before)
     token = _crafting.set({})
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.inference_mode(False),
+            buffers_put_back(part for part, _ in before if may_change(part)),
+            torch.enable_grad(),
+        ):
             yield module
     except RuntimeError as error:
         if inputs is not None:

@@ -1,5 +1,6 @@
-"""Bounds on whole numbers: what lies beyond is a slip of the keyboard, and would cost memory or time without end."""
+"""Numbers that are numbers, and bounds on whole ones, beyond which lies a slip that would cost time without end."""
 
+import math
 from numbers import Integral
 from typing import Any
 
@@ -12,6 +13,24 @@ MOST = {
     "workers": 1024,
     "seeds": 1000,
 }
+
+
+def check_number(name: str, value: Any, *, example: str = "0.5") -> None:
+    """Refuse what is not one number, as a text, so that a field's own bounds may be asked of it.
+
+    Raises:
+        TypeError: with an example of one.
+
+    Example:
+        >>> check_number("lam", "1.0")
+        Traceback (most recent call last):
+        ...
+        TypeError: lam is '1.0'; it must be a number, for example 0.5.
+    """
+    try:
+        math.isfinite(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # the last two of an array or a tensor of several
+        raise TypeError(f"{name} is {value!r}; it must be a number, for example {example}.") from error
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> None:

@@ -1,11 +1,16 @@
 """Losses, one value a sample, in float32 at least whatever the network's precision."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from surefoot.core.geometry import ONE_NUMBER, check_labels
+from surefoot.core.limits import check_number
 
 
 def check_logits(output: Any) -> Tensor:
@@ -28,6 +33,26 @@ def full_precision(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+@contextmanager
+def explaining_logits(logits: Tensor, labels: Tensor | None = None) -> Iterator[None]:
+    """Where a loss fails on the CPU by logits of another shape, or a label without one, say so; else it costs nothing.
+
+    Raises:
+        ValueError: logits that are not `[batch, classes]`, or a label beyond the classes.
+    """
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if logits.dim() != 2:
+            hint = f"; {ONE_NUMBER}" if logits.dim() == 1 else ""
+            raise ValueError(
+                f"the model's logits have shape {list(logits.shape)}; give [batch, classes]{hint}."
+            ) from error
+        if labels is not None:
+            check_labels(labels, logits.shape[1])
+        raise
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy J(f(x), y) of each sample.
 
@@ -38,11 +63,15 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         `[batch]`, float32 (float64 for float64 logits), in nats, >= 0.
 
+    Raises:
+        ValueError: logits of another shape, or a label beyond the classes, on the CPU.
+
     Example:
         >>> cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
         tensor([0.6931])
     """
-    return F.cross_entropy(full_precision(logits), labels, reduction="none")
+    with explaining_logits(logits, labels):
+        return F.cross_entropy(full_precision(logits), labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -62,8 +91,9 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([-1.])
     """
     logits, index = full_precision(logits), labels.unsqueeze(1)
-    others = logits.scatter(1, index, float("-inf")).amax(dim=1)
-    return others - logits.gather(1, index).squeeze(1)
+    with explaining_logits(logits, labels):
+        others = logits.scatter(1, index, float("-inf")).amax(dim=1)
+        return others - logits.gather(1, index).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -82,6 +112,7 @@ class MarginLoss:
 
     Raises:
         ValueError: `confidence` is negative.
+        TypeError: or no number.
 
     Example:
         >>> MarginLoss(confidence=0.0)(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
@@ -94,6 +125,7 @@ class MarginLoss:
     confidence: float = 50.0
 
     def __post_init__(self) -> None:
+        check_number("confidence", self.confidence, example="50.0")
         if not self.confidence >= 0:
             raise ValueError(f"confidence is {self.confidence}; it must be at least 0.")
 
@@ -138,6 +170,7 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
     Source:
         Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", 2019.
     """
-    log_p = F.log_softmax(full_precision(logits), dim=1)
-    log_q = F.log_softmax(full_precision(reference_logits), dim=1)
+    with explaining_logits(logits):
+        log_p = F.log_softmax(full_precision(logits), dim=1)
+        log_q = F.log_softmax(full_precision(reference_logits), dim=1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)

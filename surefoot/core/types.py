@@ -1,7 +1,7 @@
 """The few shapes that the rest of surefoot is made of."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -61,6 +61,16 @@ def check_loss(loss: object) -> None:
         raise ValueError(f"loss is {loss!r}; give a function (logits, labels) -> [batch], as cross_entropy is.")
 
 
+def check_objective(name: str, objective: object) -> None:
+    """Refuse what is no objective, or one without its settings.
+
+    Raises:
+        TypeError: with what to give.
+    """
+    if isinstance(objective, type) or not callable(objective):
+        raise TypeError(f"{name} is {objective!r}; give one with its settings, for example FgsmAT(eps=8 / 255).")
+
+
 class LossTerms(NamedTuple):
     """What an objective returns: the scalar to minimise and its two parts.
 
@@ -72,6 +82,31 @@ class LossTerms(NamedTuple):
     loss: Tensor
     classification: Tensor
     regularizer: Tensor
+
+
+def check_terms(objective: object, terms: Any) -> None:
+    """Refuse what an objective may not return.
+
+    Raises:
+        TypeError: with what to return.
+    """
+    if not all(hasattr(terms, name) for name in LossTerms._fields):
+        found = f"an object of type {type(terms).__name__}"
+    elif bad := [name for name in LossTerms._fields if not is_scalar(getattr(terms, name))]:
+        found = f"a {bad[0]} that is no scalar tensor"
+    elif not terms.loss.requires_grad:
+        found = "a loss without a gradient"
+    else:
+        return
+    raise TypeError(
+        f"{getattr(objective, '__name__', type(objective).__name__)} returned {found}; an objective returns "
+        "LossTerms(loss, classification, regularizer), three scalar tensors, and the loss with its gradient."
+    )
+
+
+def is_scalar(value: object) -> bool:
+    """Is it a tensor of one number and no dimension?"""
+    return isinstance(value, Tensor) and value.dim() == 0
 
 
 @runtime_checkable

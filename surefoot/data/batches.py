@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from surefoot.core.devices import image_format
+from surefoot.core.geometry import check_tensor
 from surefoot.core.limits import check_count
 from surefoot.data.augment import horizontal_flip, pad_crop
 from surefoot.data.load import Split
@@ -52,6 +53,7 @@ class Batches:
     Raises:
         ValueError: shapes or dtypes are not those above, images and labels differ in number,
             `batch_size` is below 1, or `augment` is unknown.
+        TypeError: images or labels that are no tensors.
 
     >>> split = Split(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10))
     >>> batches = Batches(split, 4, shuffle=True, seed=1)
@@ -72,6 +74,8 @@ class Batches:
         channels_last: bool = False,
     ) -> None:
         images, labels = split
+        check_tensor("images", images)
+        check_tensor("labels", labels)
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(f"images must be uint8 [n, c, h, w], got {images.dtype} of shape {tuple(images.shape)}")
         if labels.dtype != torch.int64 or labels.ndim != 1:

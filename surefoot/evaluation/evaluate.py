@@ -1,5 +1,6 @@
 """Accuracy of a model on clean and adversarial samples, one record an attack."""
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ from surefoot.models.wrappers import describe
 
 Progress = Callable[[str, int, int], None]
 """Told `(what is running, samples done, samples in all)`."""
+
+
+TOLD = ("recipe", "seed", "dataset", "split", "source", "commit")
+"""Fields of a record that only its caller knows."""
 
 
 def versions() -> dict[str, str]:
@@ -155,16 +160,18 @@ def evaluate(
         unfinished: a folder that keeps finished batches until all is done: the same call goes on from there. A model
             is known by its weights, its modules, their settings and how it answers; of an attack that is or holds
             something without an importable name, as a lambda, nothing is kept, nor where the folder cannot be written.
-        samples: a folder to write each attack's per-sample outcomes to, as safetensors.
+        samples: a folder to write each attack's per-sample outcomes to, as `1-FGSM.safetensors`, in the batches' order:
+            `adv_inputs`, `labels`, `clean_prediction`, `prediction`, `robust` (it survived), `l2` and `linf`.
 
     Returns:
         The clean record first, then one an attack, in order, then the worst case.
 
     Raises:
         ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be read only
-            once or come in another order each time; a label beyond the model's classes; an attack of your own that
-            leaves [0, 1] or its `eps`.
-        TypeError: what is no attack, no pair of tensors, no module, or a model that answers with no tensor.
+            once, come in another order or are augmented anew each time; a label beyond the model's classes; an attack
+            of your own that leaves [0, 1] or its `eps`.
+        TypeError: what is no attack, no pair of tensors, no module, a model that answers with no tensor, or a field in
+            `about` that is not one of those.
 
     Example:
         >>> from surefoot.attacks import FGSM
@@ -247,6 +254,7 @@ def _evaluate(
                 f"{type(given).__name__} is targeted: it would need the classes to reach, and an evaluation has "
                 "the true ones; give it untargeted, or call it yourself."
             )
+    check_about(abouts)
     total, some = 0, torch.empty(0)
     with seeded(settings.seed):  # a shuffling DataLoader draws from the global generator when it is read
         for inputs, labels in pairs(batches):
@@ -270,11 +278,13 @@ def _evaluate(
         }
         for model, about in zip(models, abouts, strict=True)
     ]
+    if samples is not None:
+        Path(samples).mkdir(parents=True, exist_ok=True)  # where that fails, it fails before the first attack
     store = Store(None if unfinished is None else Path(unfinished), tell.on_note)
     hashes = [each["weights_sha256"] for each in known]
     identity = {} if unfinished is None else known_by(models, hashes, source, some, settings, samples is not None)
     worker = Worker(models, source, settings, samples is not None, tell.on_note)
-    first_labels: list[Tensor] = []  # [batch]
+    first_read: list[tuple[Tensor, Tensor]] = []  # [batch]
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
     records: list[list[Record]] = [[] for _ in models]
@@ -292,14 +302,19 @@ def _evaluate(
             for number, (inputs, labels) in enumerate(batches):
                 if stage is None:
                     check_batch(inputs, labels)
-                    first_labels.append(labels.clone())
+                    first_read.append((some_pixels(inputs), labels.clone()))
                 elif number == len(state):
                     done += len(labels)
                     break
-                elif not torch.equal(labels, first_labels[number]):
+                elif not torch.equal(labels, first_read[number][1]):
                     raise ValueError(
                         f"batch {number} has other labels than when it was first read; they are read once an attack, "
                         "so give them in the same order each time, not shuffled by a generator of their own."
+                    )
+                elif not torch.equal(some_pixels(inputs), first_read[number][0]):
+                    raise ValueError(
+                        f"batch {number} has other images than when it was first read; they are read once an attack, "
+                        "so give the same each time, not augmented at random."
                     )
                 file = None if what is None else store.file(what, number, inputs, labels)
                 kept = store.load(file, labels.device)
@@ -356,6 +371,16 @@ def _evaluate(
     return records
 
 
+def check_about(abouts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what is no field of a record that a caller may tell, before anything is run.
+
+    Raises:
+        TypeError: with those that are.
+    """
+    for name in (name for about in abouts for name in about if name not in TOLD):
+        raise TypeError(f"about has {name!r}; the fields of a record that it may tell are {', '.join(TOLD)}.")
+
+
 def known_by(
     models: Sequence[nn.Module],
     hashes: Sequence[str],
@@ -386,6 +411,12 @@ def has_radius(attack: Attack) -> bool:
     if isinstance(attack, CompoundAttack):
         return all(has_radius(part) for part in attack.attacks)
     return hasattr(attack, "eps")
+
+
+def some_pixels(inputs: Tensor) -> Tensor:
+    """A few pixels of each image, `[batch, 64]` at most, by which it is known again."""
+    flat = inputs.flatten(1)
+    return flat[:, :: max(1, math.ceil(flat.shape[1] / 64))].clone()
 
 
 def survivors(outcomes: Sequence[Outcome]) -> int:

@@ -91,7 +91,8 @@ def add_to(digest: "hashlib._Hash", name: str, value: Any) -> None:
         add_to(digest, name, (value.int_repr(), value.dequantize()))  # the second has its scale
     elif isinstance(value, Tensor):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if not value.is_meta:  # the plan of an ensemble by torch.func: its weights lie elsewhere
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     elif isinstance(value, Mapping | tuple | list):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in items:

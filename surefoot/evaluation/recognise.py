@@ -117,7 +117,8 @@ def recognise(
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Put a module's buffers back after: a batch-norm forced to training mode updates its statistics."""
     kept = [(part._buffers, dict(part._buffers)) for part in module.modules()]
-    values = [(buffer, buffer.clone()) for _, old in kept for buffer in old.values() if buffer is not None]
+    present = [buffer for _, old in kept for buffer in old.values() if buffer is not None and not buffer.is_meta]
+    values = [(buffer, buffer.clone()) for buffer in present]
     try:
         yield
     finally:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.devices import image_format
-from surefoot.core.geometry import check_labels, l2_distance, linf_distance, per_sample
+from surefoot.core.failures import type_name
+from surefoot.core.geometry import ONE_NUMBER, check_labels, l2_distance, linf_distance, per_sample
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module, without_gradients
 from surefoot.core.losses import check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
@@ -52,7 +53,7 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
 
     Raises:
         TypeError: something other than a tensor.
-        ValueError: another shape, NaN, pixels outside [0, 1], or further away than the attack's own `eps`.
+        ValueError: another shape or type, NaN, pixels outside [0, 1], or further away than the attack's own `eps`.
     """
     name, eps = name_of(attack), getattr(attack, "eps", None)
     if not isinstance(adv_inputs, Tensor):
@@ -61,6 +62,11 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
         raise ValueError(
             f"{name} returned shape {list(adv_inputs.shape)} for inputs of shape {list(inputs.shape)}; an attack "
             "returns an image for each."
+        )
+    if adv_inputs.dtype != inputs.dtype:
+        raise ValueError(
+            f"{name} returned pixels of {type_name(adv_inputs.dtype)} for inputs of {type_name(inputs.dtype)}; let it "
+            "end with .to(inputs.dtype)."
         )
     if adv_inputs.numel() == 0:
         return
@@ -86,8 +92,9 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
     with crafting(model, inputs) as frozen, without_gradients():
         logits = check_logits(frozen(inputs))
     if logits.dim() != 2 or len(logits) != len(inputs):
+        hint = f"; {ONE_NUMBER}" if logits.dim() == 1 else ""
         raise ValueError(
-            f"the model's logits have shape {list(logits.shape)} for {len(inputs)} images; give [batch, classes]."
+            f"the model's logits have shape {list(logits.shape)} for {len(inputs)} images; give [batch, classes]{hint}."
         )
     if labels is not None:
         check_labels(labels, logits.shape[1])

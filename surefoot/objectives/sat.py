@@ -11,7 +11,7 @@ from surefoot.attacks import FGSM, IFGSM, RFGSM
 from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
-from surefoot.core.limits import check_count
+from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import check_label_smoothing, check_weight, logits_of, mean_cross_entropy
@@ -206,6 +206,7 @@ class SatR3:
         if not self.eps_low < self.eps:
             raise ValueError(f"eps_low is {self.eps_low:.4g}; it must be below eps, {self.eps:.4g}.")
         check_weight("lam", self.lam)
+        check_number("tau", self.tau)
         if not 0 < self.tau < 1:
             raise ValueError(f"tau is {self.tau}; it must be in (0, 1).")
         RFGSM(self.eps, self.random_step)

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, RFGSM
 from surefoot.core.geometry import check_batch
+from surefoot.core.limits import check_number
 from surefoot.core.types import Attack, LossTerms
 from surefoot.objectives.standard import check_label_smoothing, logits_of, mean_cross_entropy, only_classification
 
 
 def check_share(value: float) -> None:
     """Refuse a share of the mini-batch outside (0, 1]."""
+    check_number("share", value)
     if not 0 < value <= 1:
         raise ValueError(f"share is {value}; it is the part of the mini-batch that is replaced, in (0, 1].")
 

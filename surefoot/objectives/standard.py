@@ -8,18 +8,21 @@ from torch import Tensor, nn
 
 from surefoot.core.failures import explain_types
 from surefoot.core.geometry import check_batch
-from surefoot.core.losses import check_logits, full_precision
+from surefoot.core.limits import check_number
+from surefoot.core.losses import check_logits, explaining_logits, full_precision
 from surefoot.core.types import LossTerms
 
 
 def check_label_smoothing(value: float) -> None:
     """Refuse a label smoothing outside [0, 1)."""
+    check_number("label_smoothing", value, example="0.1")
     if not 0 <= value < 1:
         raise ValueError(f"label_smoothing is {value}; it must be in [0, 1).")
 
 
 def check_weight(name: str, value: float) -> None:
     """Refuse a regularizer's weight that is negative or not finite."""
+    check_number(name, value, example="1.0")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
 
@@ -39,7 +42,8 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
     """(1/m) sum J over the batch, the first term of every objective."""
-    return F.cross_entropy(full_precision(logits), labels, label_smoothing=label_smoothing)
+    with explaining_logits(logits, labels):
+        return F.cross_entropy(full_precision(logits), labels, label_smoothing=label_smoothing)
 
 
 def only_classification(loss: Tensor) -> LossTerms:
@@ -59,7 +63,8 @@ class NormalTraining:
 
     Raises:
         ValueError: inputs outside [0, 1], shapes that do not fit, or a bad field.
-        TypeError: inputs that are not floating or of another type than the weights, or labels that are not int64.
+        TypeError: inputs that are not floating or of another type than the weights, labels that are not int64, or a
+            field that is no number.
 
     Example:
         >>> import torch

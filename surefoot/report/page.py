@@ -51,6 +51,7 @@ def write_page(audits: Sequence[Audit], path: str | Path) -> None:
 
     Raises:
         ValueError: there is no audit, or a picture's pixels are none.
+        TypeError: a single audit, outside of a list.
 
     Example:
         >>> write_page([], Path("audit.html"))
@@ -58,6 +59,8 @@ def write_page(audits: Sequence[Audit], path: str | Path) -> None:
         ...
         ValueError: a page shows at least one audit; none was given.
     """
+    if isinstance(audits, Audit):
+        raise TypeError("audits is a single one; give a list of them, as [audit].")
     write_text(Path(path), page(audits))
 
 

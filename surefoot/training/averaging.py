@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from surefoot.core.failures import in_one_line
 from surefoot.core.gradients import crafting
 
 
@@ -20,6 +21,9 @@ class MovingAverage(nn.Module):
         model: what is averaged; `module` is its copy.
         decay: in [0, 1).
 
+    Raises:
+        ValueError: the model cannot be copied.
+
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
         >>> average = MovingAverage(net, decay=0.75)
@@ -32,7 +36,13 @@ class MovingAverage(nn.Module):
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__()
-        self.module = copy.deepcopy(model)
+        try:
+            self.module = copy.deepcopy(model)
+        except RuntimeError as error:  # as of pruned layers, whose weight is computed from another
+            raise ValueError(
+                f"the average of the weights needs a copy of the model, which cannot be copied ({in_one_line(error)}); "
+                "train without ema_decay, or make pruning permanent with torch.nn.utils.prune.remove."
+            ) from error
         self.decay = decay
 
     @torch.no_grad()

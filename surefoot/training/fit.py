@@ -22,10 +22,12 @@ from torch.optim import Optimizer
 from surefoot.core.devices import image_format
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
-from surefoot.core.limits import check_count, check_whole
-from surefoot.core.types import Attack, Objective, check_attacks
+from surefoot.core.limits import check_count, check_number, check_whole
+from surefoot.core.types import Attack, Objective, check_attacks, check_objective
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
+from surefoot.evaluation.passes import seeded
+from surefoot.evaluation.worker import predictions
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep
 from surefoot.training.checkpoint import check_fits, load_weights, save_weights
@@ -54,7 +56,7 @@ class Phase:
 
     Raises:
         ValueError: epochs or a learning rate out of range.
-        TypeError: what is no objective, or one without its settings.
+        TypeError: what is no objective, one without its settings, or a learning rate that is no number.
 
     Example:
         >>> from surefoot.objectives import FgsmAT, SatR3
@@ -68,12 +70,10 @@ class Phase:
     learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.objective, type) or not callable(self.objective):
-            raise TypeError(
-                f"objective is {self.objective!r}; give one with its settings, for example FgsmAT(eps=8 / 255)."
-            )
+        check_objective("objective", self.objective)
         check_whole("epochs", self.epochs)
-        check_learning_rate(self.learning_rate)
+        if self.learning_rate is not None:
+            check_learning_rate(self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class FitConfig:
 
     Raises:
         ValueError: a field out of its range.
+        TypeError: or no number.
 
     Example:
         >>> FitConfig(batch_size=64, learning_rate=0.1, schedule="one-cycle", precision="bf16").momentum
@@ -129,6 +130,8 @@ class FitConfig:
         if self.monitor_every is not None:
             check_count("monitor_every", self.monitor_every)
         check_learning_rate(self.learning_rate)
+        for name in ("momentum", "ema_decay", "weight_decay"):
+            check_number(name, getattr(self, name), example="0.9")
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
@@ -140,9 +143,10 @@ class FitConfig:
                 raise ValueError(f"{field.name} is {value!r}; it is one of {', '.join(choices)}.")
 
 
-def check_learning_rate(value: float | None) -> None:
+def check_learning_rate(value: float) -> None:
     """Refuse a learning rate that is not a finite number above 0."""
-    if value is not None and not 0 < value < math.inf:
+    check_number("learning_rate", value, example="0.01")
+    if not 0 < value < math.inf:
         raise ValueError(f"learning_rate is {value}; it must be a finite number above 0.")
 
 
@@ -278,12 +282,13 @@ def fit(
     and `state.ckpt` all that is needed to go on; each is written atomically after every epoch.
 
     Args:
-        model: any module; trained in place.
+        model: any module; trained in place, all of it in training mode: the statistics of a batch-norm whose weights
+            are frozen move too, unless the module's own `train` keeps it in evaluation mode.
         dataset: `train` is fitted, `validation` selects the epoch; where it is empty, the last is selected.
         phases: at least one.
         config: how to train.
         selection: the attack that selects the epoch; None selects by clean accuracy.
-        run_dir: where the run's files go; None keeps everything in memory.
+        run_dir: where the run's files go, over those of another run there; None keeps everything in memory.
         resume: go on from `run_dir`'s `state.ckpt` where there is one, to the same weights as without a break
             (bit-identical on a CPU with as many threads).
         fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.
@@ -296,8 +301,9 @@ def fit(
             step cannot be captured.
 
     Raises:
-        ValueError: a bad setting, no training images or a label beyond the data set's classes, no phases, or no monitor
-            or repair where `on_masking` needs one.
+        ValueError: a bad setting, no training images, a label beyond the classes of the data set or the model, no
+            phases, no weight to train, or no monitor or repair where `on_masking` needs one.
+        TypeError: an argument of another kind, or an objective that returns no `LossTerms`.
         CheckpointError: a state that is damaged, pickled, or of another run.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
@@ -311,6 +317,15 @@ def fit(
         >>> fit(net, digits, [phase], FitConfig(device="cpu")).best_epoch
         1
     """
+    module = plain_module(model)
+    for name, value, kind, how in (
+        ("dataset", dataset, Dataset, "a Dataset, as surefoot.data.load gives it"),
+        ("config", config, FitConfig, "a FitConfig"),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is an object of type {type(value).__name__}; give {how}.")
+    if isinstance(phases, Phase):
+        raise TypeError("phases is a single one; give a list of them, as [phase].")
     if not phases:
         raise ValueError("phases is empty; give at least one Phase(objective, epochs).")
     for phase in phases:
@@ -318,6 +333,10 @@ def fit(
             raise TypeError(f"phases has {phase!r}; give Phase(objective, epochs).")
     if selection is not None:
         check_attacks([selection])
+    if repair is not None:
+        check_objective("repair", repair)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError("no weight of the model has requires_grad, so that none would be trained; set it on some.")
     if config.on_masking in ("stop", "repair") and monitor is None:
         raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
     check_training_split(dataset)
@@ -328,7 +347,6 @@ def fit(
     channels_last = any(parameter.dim() == 4 for parameter in model.parameters())
     if channels_last:
         model = model.to(memory_format=image_format(device))  # type: ignore[call-overload]
-    module = plain_module(model)
     optimizer = torch.optim.SGD(
         module.parameters(),
         lr=config.learning_rate,
@@ -369,7 +387,14 @@ def fit(
     best_weights: dict[str, Tensor] = {}
     if resume and run is not None and (run / "state.ckpt").exists():
         metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average, guard)
+        if len(metrics) > len(schedule):
+            raise CheckpointError(
+                f"{run / 'state.ckpt'} is of another run: it has {len(metrics)} epochs, and the phases "
+                f"{len(schedule)}; give the phases that it was trained by, or another run_dir."
+            )
 
+    with fabric.autocast():
+        check_answers(module, dataset, device, config.seed)
     started = time.perf_counter()
     for epoch in range(len(metrics) + 1, len(schedule) + 1):
         if guard is not None and guard.did("stop"):
@@ -472,6 +497,18 @@ def check_training_split(dataset: Dataset) -> None:
             f"a label is {lowest if lowest < 0 else highest} in the training split; labels are class indices from 0 to "
             f"{dataset.num_classes - 1}, as the data set has {dataset.num_classes} classes."
         )
+
+
+def check_answers(module: nn.Module, dataset: Dataset, device: torch.device, seed: int) -> None:
+    """Let the model answer on two images, and refuse one that has no logit for a class; a GPU would die of it.
+
+    Raises:
+        TypeError: it answers with something other than a tensor.
+        ValueError: or with one of another shape than `[batch, classes]`; a label beyond its classes.
+    """
+    labels = torch.cat([dataset.train.labels, dataset.validation.labels])
+    with seeded(seed):
+        predictions(module, dataset.train.images[:2].to(device).float() / 255, labels)
 
 
 def is_too_small(images: int, batch_size: int, devices: int, module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.devices import cosines, in_float64
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_count
+from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
@@ -137,6 +137,7 @@ class Monitor:
         if self.steps < 2:
             raise ValueError(f"steps is {self.steps}; PGD needs at least 2 to be more than FGSM.")
         for name in ("bound", "false_alarm_rate"):
+            check_number(name, getattr(self, name), example="0.01")
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
 
@@ -162,7 +163,7 @@ class Monitor:
         return look
 
     def _measure(self, model: nn.Module) -> dict[str, Any]:
-        device = next((parameter.device for parameter in model.parameters()), self.inputs.device)
+        device = next((each.device for each in model.parameters() if not each.is_meta), self.inputs.device)
         self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
         numbers = self._numbers(model) if device.type != "cuda" else self._replayed(model)
         fgsm_loss, pgd_loss, fgsm_accuracy, pgd_accuracy, lost, *losses, rising, rfgsm, ifgsm, agreement = (
@@ -309,10 +310,11 @@ def describe(look: Look) -> str:
         >>> monitor = Monitor(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64), eps=0.1, every=1)
         >>> look = monitor(nn.Linear(4, 3), step=1)
         >>> describe(look).partition(":")[0]
-        'gradients are masked at step 1'
+        'no clear sign of masking at step 1'
     """
+    finding = "gradients are masked" if look.masked else "no clear sign of masking"
     return (
-        f"gradients are masked at step {look.step}: FGSM's loss is {look.fgsm_loss:.3g}, PGD's {look.pgd_loss:.3g}, "
+        f"{finding} at step {look.step}: FGSM's loss is {look.fgsm_loss:.3g}, PGD's {look.pgd_loss:.3g}, "
         f"and {100 * look.share:.0f} % of the held-out images withstand FGSM but fall to PGD (p = {look.p_value:.1g})"
     )
 

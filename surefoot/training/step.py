@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from surefoot.core.geometry import checked
 from surefoot.core.gradients import plain_module
-from surefoot.core.types import Objective
+from surefoot.core.types import Objective, check_terms
 
 Step = Callable[[Objective, Tensor, Tensor, float], Tensor]
 """`(objective, inputs, labels, learning rate) -> [3]`: the loss and its two terms, on the device."""
@@ -48,10 +48,11 @@ class EagerStep:
         plain_module(self.model).train()
         with self.fabric.autocast(), checked():
             terms = objective(self.model, inputs, labels)
+        check_terms(objective, terms)
         self.optimizer.zero_grad()
         self.fabric.backward(terms.loss)
         self.optimizer.step()
-        return torch.stack([terms.loss.detach(), terms.classification, terms.regularizer])
+        return torch.stack([terms.loss, terms.classification, terms.regularizer]).detach()
 
 
 class LossHistory:
