@@ -23,7 +23,6 @@ from surefoot.audit.audit import pictures
 from surefoot.audit.bench import Bench, OutOfTime, Trial
 from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.controls import (
-    MASKS,
     BadGradient,
     Detached,
     Noisy,
@@ -33,6 +32,7 @@ from surefoot.audit.controls import (
     Staircase,
     Wrinkled,
     distilled,
+    masks,
 )
 from surefoot.audit.effort import Effort
 from surefoot.audit.finding import by_share, judge, mean
@@ -875,9 +875,18 @@ def test_a_linear_model_is_robust_at_a_small_radius_and_honestly_not_at_a_large_
 @pytest.mark.parametrize("name", ["logits x 1000", "zero gradient", "NaN gradient", "random gradient", "no gradient"])
 def test_masks_are_seen(name: str) -> None:
     model = Matching(300.0) if name.startswith("logits") else Matching()
-    found = examined(MASKS[name](model), sources={"a twin": Matching()})
+    found = examined(masks(EPS)[name](model), sources={"a twin": Matching()})
     assert found.verdict == "masked", found.sentence
     assert found.worst_case_accuracy < 0.1
+
+
+def test_masks_on_pixels_are_as_coarse_as_the_radius() -> None:
+    digits, colour = masks(0.3), masks(8 / 255)
+    assert [list(each)[1] for each in (digits, colour)] == ["pixels rounded to 4 levels", "pixels rounded to 30 levels"]
+    x = torch.rand(64, 1, 8, 8)
+    for name in ("pixels rounded to 30 levels", "noise at the input", "steep staircase", "fast sine on the pixels"):
+        moved = float((colour[name](nn.Identity())(x) - x).abs().mean())
+        assert 0.02 < moved / (8 / 255) < 1, name
 
 
 def test_masks_change_what_they_say() -> None:
