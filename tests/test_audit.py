@@ -696,6 +696,23 @@ def test_substitutes_leave_the_budget_to_the_attacks(monkeypatch: pytest.MonkeyP
     assert given[2:] == [math.inf] * 2
 
 
+@pytest.mark.parametrize(("minutes", "most"), [(0.5, 225), (None, 1800)])
+def test_substitutes_ask_a_slow_model_less(minutes: float | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def trained(model: nn.Module, inputs: Tensor, *_: Any, **__: Any) -> nn.Module:
+        asked.append(len(inputs))
+        return Matching()
+
+    module = sys.modules["surefoot.audit.audit"]
+    monkeypatch.setattr(module, "train_substitute", trained)
+    monkeypatch.setattr(Effort, "within", lambda *_: (QUICK, 24))
+    for seconds in (0.01, 1e-6):  # a gradient: an answer takes a third, of two of each image
+        monkeypatch.setattr(module, "seconds_of_gradient", lambda *_, taken=seconds: taken)
+        examined(Matching(), 0.1, budget_minutes=minutes, others=torch.rand(5000, 1, 4, 4))
+    assert asked == [most, most, 5000, 5000]
+
+
 def test_effort_follows_the_budget() -> None:
     assert Effort.within(None, 1e-6, 100) == (Effort(), 100)
     assert Effort.within(10.0, 1e-6, 100) == (Effort.thorough(), 100)
