@@ -23,7 +23,6 @@ from surefoot.audit.audit import pictures
 from surefoot.audit.bench import Bench, OutOfTime, Trial
 from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.controls import (
-    MASKS,
     BadGradient,
     Detached,
     Noisy,
@@ -33,6 +32,7 @@ from surefoot.audit.controls import (
     Staircase,
     Wrinkled,
     distilled,
+    masks,
 )
 from surefoot.audit.effort import Effort
 from surefoot.audit.finding import by_share, judge, mean
@@ -696,6 +696,23 @@ def test_substitutes_leave_the_budget_to_the_attacks(monkeypatch: pytest.MonkeyP
     assert given[2:] == [math.inf] * 2
 
 
+@pytest.mark.parametrize(("minutes", "most"), [(0.5, 225), (None, 1800)])
+def test_substitutes_ask_a_slow_model_less(minutes: float | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def trained(model: nn.Module, inputs: Tensor, *_: Any, **__: Any) -> nn.Module:
+        asked.append(len(inputs))
+        return Matching()
+
+    module = sys.modules["surefoot.audit.audit"]
+    monkeypatch.setattr(module, "train_substitute", trained)
+    monkeypatch.setattr(Effort, "within", lambda *_: (QUICK, 24))
+    for seconds in (0.01, 1e-6):  # a gradient: an answer takes a third, of two of each image
+        monkeypatch.setattr(module, "seconds_of_gradient", lambda *_, taken=seconds: taken)
+        examined(Matching(), 0.1, budget_minutes=minutes, others=torch.rand(5000, 1, 4, 4))
+    assert asked == [most, most, 5000, 5000]
+
+
 def test_effort_follows_the_budget() -> None:
     assert Effort.within(None, 1e-6, 100) == (Effort(), 100)
     assert Effort.within(10.0, 1e-6, 100) == (Effort.thorough(), 100)
@@ -875,9 +892,18 @@ def test_a_linear_model_is_robust_at_a_small_radius_and_honestly_not_at_a_large_
 @pytest.mark.parametrize("name", ["logits x 1000", "zero gradient", "NaN gradient", "random gradient", "no gradient"])
 def test_masks_are_seen(name: str) -> None:
     model = Matching(300.0) if name.startswith("logits") else Matching()
-    found = examined(MASKS[name](model), sources={"a twin": Matching()})
+    found = examined(masks(EPS)[name](model), sources={"a twin": Matching()})
     assert found.verdict == "masked", found.sentence
     assert found.worst_case_accuracy < 0.1
+
+
+def test_masks_on_pixels_are_as_coarse_as_the_radius() -> None:
+    digits, colour = masks(0.3), masks(8 / 255)
+    assert [list(each)[1] for each in (digits, colour)] == ["pixels rounded to 4 levels", "pixels rounded to 30 levels"]
+    x = torch.rand(64, 1, 8, 8)
+    for name in ("pixels rounded to 30 levels", "noise at the input", "steep staircase", "fast sine on the pixels"):
+        moved = float((colour[name](nn.Identity())(x) - x).abs().mean())
+        assert 0.02 < moved / (8 / 255) < 1, name
 
 
 def test_masks_change_what_they_say() -> None:

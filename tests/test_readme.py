@@ -237,7 +237,7 @@ def test_how_much_faster_attacks_are_is_what_was_measured() -> None:
         assert cells == [times_faster(race, model, f"{named}, {images} images", precision or "fp32") for race in races]
 
 
-@pytest.mark.parametrize("dataset", ["digits", "mnist", "mnist-lenet-plus-paper"])
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "mnist-lenet-plus-paper", "cifar10"])
 def test_the_calibration_is_what_was_measured(dataset: str) -> None:
     *lines, last = read_lines(ROOT / "results" / "audit" / f"{dataset}.jsonl")
     text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")

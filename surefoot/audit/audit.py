@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surefoot.audit.bench import Bench, Trial
 from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
-from surefoot.audit.effort import Effort, seconds_of_gradient
+from surefoot.audit.effort import SUBSTITUTES_SHARE, Effort, images_to_learn_from, seconds_of_gradient
 from surefoot.audit.landscape import surface
 from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
 from surefoot.audit.substitute import train_substitute
@@ -32,9 +32,6 @@ REQUIRED = 0.1
 
 DRAWS = 8
 """Calls over which a model's random answers are averaged."""
-
-SUBSTITUTES_SHARE = 0.1
-"""The share of a time budget that each of the two substitutes may take before the first attack."""
 
 
 @torch.inference_mode(False)  # networks that are made on the way could not be differentiated
@@ -132,7 +129,7 @@ def audit(
     )
     if not sources and others is not None:
         share = math.inf if budget_minutes is None else SUBSTITUTES_SHARE * 60 * budget_minutes
-        bench.substitutes = substitutes(bench, others, share)
+        bench.substitutes = substitutes(bench, others[: images_to_learn_from(budget_minutes, seconds)], share)
     checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
     names = list(classes or [])
     names += [str(each) for each in range(len(names), count)]  # a model may have more classes than the data set

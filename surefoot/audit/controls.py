@@ -174,16 +174,25 @@ def distilled(
         return learn(softened)
 
 
-MASKS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "logits x 1000": lambda model: Scaled(model, 1000.0),
-    "pixels rounded to 4 levels": lambda model: Rounded(model, 4),
-    "noise at the input": lambda model: Noisy(model, 0.3),
-    "random resizing": lambda model: Resized(model, 2),
-    "steep staircase": lambda model: Staircase(model, 8, 60.0),
-    "fast sine on the pixels": lambda model: Wrinkled(model, 1000.0, 0.02),
-    "zero gradient": lambda model: BadGradient(model, "zero"),
-    "random gradient": lambda model: BadGradient(model, "random"),
-    "NaN gradient": lambda model: BadGradient(model, "nan"),
-    "no gradient": Detached,
-}
-"""Masks on a model that is not robust, by what they do."""
+def masks(eps: float) -> dict[str, Callable[[nn.Module], nn.Module]]:
+    """Masks on a model that is not robust at `eps`, by what they do; what they do to the pixels is as coarse as `eps`.
+
+    Much coarser, and they are no masks: noise of 0.3 in CIFAR-10, where ε is 8/255, drowns the image and the attack.
+
+    Example:
+        >>> next(name for name in masks(0.3) if "rounded" in name)
+        'pixels rounded to 4 levels'
+    """
+    levels, stairs = 1 + round(0.9 / eps), round(2.4 / eps)
+    return {
+        "logits x 1000": lambda model: Scaled(model, 1000.0),
+        f"pixels rounded to {levels} levels": lambda model: Rounded(model, levels),
+        "noise at the input": lambda model: Noisy(model, eps),
+        "random resizing": lambda model: Resized(model, 2),
+        "steep staircase": lambda model: Staircase(model, stairs, 60.0),
+        "fast sine on the pixels": lambda model: Wrinkled(model, 300 / eps, eps / 15),
+        "zero gradient": lambda model: BadGradient(model, "zero"),
+        "random gradient": lambda model: BadGradient(model, "random"),
+        "NaN gradient": lambda model: BadGradient(model, "nan"),
+        "no gradient": Detached,
+    }

@@ -12,6 +12,9 @@ from surefoot.audit.landscape import gradients
 MINUTES = 4.0
 """About what an audit without a budget takes at most; where it would take longer, fewer images are examined."""
 
+SUBSTITUTES_SHARE = 0.1
+"""The share of the time that each of the two substitutes may take before the first attack."""
+
 FEWEST = 48
 """Images that are examined at least: with fewer, chance decides."""
 
@@ -68,6 +71,22 @@ class Effort:
             return usual, images
         quick = dataclasses.replace(usual, more_steps=60, restarts=1, queries=200, substitute_steps=250)
         return quick, max(min(FEWEST, images), min(images, int(allowed / quick.passes())))
+
+
+def images_to_learn_from(minutes: float | None, seconds: float) -> int:
+    """How many images a substitute may ask a model about: half of its share of the time is for the answers.
+
+    Args:
+        minutes: the budget; None is `MINUTES`.
+        seconds: what a gradient of one image takes, three times what an answer does; it is asked two, one of a noisy
+            copy.
+
+    Example:
+        >>> images_to_learn_from(None, 1e-4) > 5000, images_to_learn_from(1.0, 0.05)
+        (True, 90)
+    """
+    allowed = SUBSTITUTES_SHARE * 60 * (MINUTES if minutes is None else minutes) / 2
+    return max(1, round(allowed / max(2 * seconds / 3, 1e-9)))
 
 
 def seconds_of_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import nn
 
 from surefoot.attacks import FGSM, PGD, AutoAttack
-from surefoot.audit.controls import MASKS, distilled
+from surefoot.audit.controls import distilled, masks
 from surefoot.audit.record import Audit, VerdictName
 from surefoot.audit.verdict import LOOKS_ROBUST, MOSTLY_LOST
 from surefoot.cli.models import ModelOptions, Opened, open_run, split_batches
@@ -89,7 +89,7 @@ def controls(names: Sequence[str], folder: Path, options: ModelOptions) -> Itera
         yield Control(dataclasses.replace(opened, name=title), look_at(opened.model, opened, left, options))
         if method.partition("-")[0] != "normal":
             continue
-        for what, mask in MASKS.items():
+        for what, mask in masks(opened.settings["eps"]).items():
             model = mask(opened.model).eval()
             whole = dataclasses.replace(opened, name=f"{title}, {what}", model=model)
             yield Control(whole, look_at(model, opened, left, options))
