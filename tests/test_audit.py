@@ -1121,6 +1121,21 @@ def test_an_answer_that_is_no_number_is_right_of_no_image() -> None:
     assert (table.answers(table.model, table.inputs + 0.001) == -1).all()
 
 
+class Barred(Matching):
+    """A fourth class that no image may have."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.pad(super().forward(inputs), (0, 1), value=-torch.inf)
+
+
+def test_a_class_that_is_barred_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Effort, "within", lambda *_: (QUICK, 48))
+    inputs, labels = images(48)
+    small, large = (audit(Barred(), inputs, labels, eps, others=inputs) for eps in (0.03, 0.2))
+    assert (small.verdict, large.verdict) == ("robust", "not robust")
+    assert not any("differently" in each for each in small.warnings)
+
+
 def test_answers_that_change_are_seen_without_being_told() -> None:
     found = examined(Noisy(Matching(), 0.05), sources={"a twin": Matching()})
     (repeats,) = [each for each in found.checks if each.key == "answers-repeat"]

@@ -454,6 +454,14 @@ def test_what_differs(classes: int, scale: float) -> None:
     assert not differ(large, large * (1 + 1e-4))
 
 
+def test_an_infinite_logit_differs_from_all_but_itself() -> None:
+    logits = torch.tensor([[1.0, 2.0, 6.0, -torch.inf], [3.0, 1.0, 2.0, -torch.inf]])
+    assert not differ(logits, logits.clone())
+    assert differ(logits, logits + torch.tensor([0.1, 0, 0, 0]))
+    assert differ(logits, logits.clamp(min=-9))
+    assert differ(logits, logits.abs())
+
+
 def test_rows_without_a_spread_do_not_make_rounding_a_difference() -> None:
     logits = torch.cat([torch.zeros(5, 3), torch.tensor([[1.0, 2.0, 6.0]])])
     assert not differ(logits, logits + 5e-4)

@@ -43,7 +43,9 @@ def logit_distances(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:
         tensor([1.])
     """
     with crafting(model) as frozen, torch.no_grad():
-        return squared_distance(frozen(first), frozen(second)).sqrt()
+        one, other = frozen(first), frozen(second)
+        same = one == other  # as a class that is masked by -inf is: it has not moved
+        return squared_distance(one.masked_fill(same, 0), other.masked_fill(same, 0)).sqrt()
 
 
 def losses_along(model: nn.Module, inputs: Tensor, labels: Tensor, direction: Tensor, radii: Sequence[float]) -> Tensor:

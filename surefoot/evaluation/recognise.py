@@ -343,6 +343,7 @@ def differ(first: Tensor, second: Tensor, *, rounding: float = 0.001) -> bool:
     """Do two answers `[batch, classes]` differ by more than rounding, in units of the logits' spread?
 
     A logit that is often farther from its row's median than the spread, as a huge one is, is measured by that distance.
+    One that is the same in both, infinite as it may be, does not differ.
 
     >>> logits = torch.tensor([[1.0, 2.0, 6.0]])
     >>> differ(logits, logits + 0.001), differ(logits, logits + 0.1)
@@ -359,7 +360,8 @@ def differ(first: Tensor, second: Tensor, *, rounding: float = 0.001) -> bool:
     # the lower median, by a way that CUDA also has under torch.use_deterministic_algorithms
     units = torch.maximum(spread, distances.quantile(0.5, dim=0, interpolation="lower"))
     allowed = max(rounding, precision**0.5) * units + 8 * precision * first.abs().amax(dim=0)
-    return not bool(((first - second).abs() <= allowed).all())  # NaN differs
+    moved = (first - second).abs()
+    return not bool(((first == second) | (moved.isfinite() & (moved <= allowed))).all())  # NaN differs
 
 
 def middle(rows: Tensor) -> Tensor:
