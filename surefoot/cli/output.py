@@ -124,7 +124,8 @@ class TrainingProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # or an older rich prints an empty line
+            self.bar.stop()
 
     def on_step(self, report: StepReport) -> None:
         """Move the bar."""
@@ -178,7 +179,8 @@ class EvaluationProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:  # or an older rich prints an empty line
+            self.bar.stop()
 
     def __call__(self, name: str, done: int, total: int) -> None:
         if name != self.running or done == 0:
