@@ -12,10 +12,10 @@ import pytest
 
 from surefoot.cli.train import recipe_named
 from surefoot.evaluation import Record, read_records
-from surefoot.paper.beside import Cell
+from surefoot.paper.beside import Cell, printed
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.page import Number
-from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
+from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS, TABLE_7, TABLE_7_COLUMNS
 from surefoot.paper.profiles import PROFILES, QUICK
 from surefoot.paper.runs import Workplace
 from surefoot.paper.tables import auto_attack, main, read_runs, table_3, table_3_black_box, table_6
@@ -500,6 +500,35 @@ def test_what_auto_attack_adds_is_what_was_measured() -> None:
 
 def about(folder: Path) -> str:
     return (folder / "recipe.json").read_text(encoding="utf-8")
+
+
+def test_what_the_regularizers_add_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    last: dict[tuple[str | None, str | None], Record] = {}
+    for record in read_records(ROOT / "results" / "last-epoch" / "regularizers.jsonl"):
+        assert record.num_examples == 1000
+        last[record.recipe, record.attack] = record
+    rows = marked_rows(text, "regularizers")
+    assert [row[0] for row in rows] == ["SAT-R1", "SAT-R2", "SAT-R3", "Ablation-R3-1", "Ablation-R3-2"]
+    for name, selected, *cells in rows:
+        recipe = f"mnist/{name.lower()}"
+        (run,) = (ROOT / "results" / "reproduction-xeon" / "runs" / recipe).iterdir()
+        epochs = read_lines(run / "metrics.jsonl")
+        records = {
+            (record.attack, record.attack_fields.get("steps")): record
+            for file in (run / "evaluations").glob("*.jsonl")
+            for record in read_records(file)
+            if (record.source, record.attack_fields.get("loss"), record.num_examples) == (None, "cross_entropy", 10_000)
+        }
+        best = max(epochs, key=lambda line: line["validation_robust_accuracy"])
+        assert (selected, len(epochs)) == (str(best["epoch"]), 20)
+        ours = [records["FGSM", None], records["PGD", 100]]
+        papers = [printed(TABLE_7[name][TABLE_7_COLUMNS.index(title)]) for title in ("FGSM", "PGD-100")]
+        assert cells[:2] == [f"{percent(each)} ({paper})" for each, paper in zip(ours, papers, strict=True)]
+        ends = [last[recipe, attack] for attack in ("FGSM", "PGD")]
+        assert cells[2:] == [f"{100 * each.robust_accuracy:.1f}" for each in ends]
+        assert ends[1].attack_fields["steps"] == 100
+        assert {each.weights_sha256 for each in ours}.isdisjoint({each.weights_sha256 for each in ends})
 
 
 def test_what_the_screening_takes_is_what_was_measured() -> None:
