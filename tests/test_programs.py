@@ -50,6 +50,15 @@ def test_a_wrong_file_is_one_sentence(
     assert said.count("\n") == 1
 
 
+def test_a_damaged_line_of_a_training_is_told_with_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(__file__).parents[1] / "results" / "mnist" / "sat-r1" / "0"
+    for name in ("records.jsonl", "recipe.json"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "metrics.jsonl").write_text('{"seconds": 1}\n{"sec')
+    assert tables.main([str(tmp_path)]) == 2
+    assert f"line 2 of {tmp_path / 'metrics.jsonl'} is not JSON" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("module", [tables, benchmarks, calibration])
 def test_no_file_is_told_what_to_give(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert module.main([]) == 2

@@ -24,6 +24,7 @@ from surefoot.paper.profiles import PAPER
 from surefoot.paper.targets import SOURCES, grid_table
 from surefoot.recipes import RECIPES
 from surefoot.report import attack_label, markdown_table
+from surefoot.report.benchmarks import read_lines
 from surefoot.report.tables import percent
 
 METHODS = {method: name for name, method in ROWS}
@@ -235,8 +236,7 @@ def read_runs(root: Path) -> tuple[list[Record], dict[str, float]]:
     minutes: dict[str, float] = {}
     for file in sorted(root.rglob("metrics.jsonl")):
         recipe = json.loads((file.parent / "recipe.json").read_text(encoding="utf-8"))["name"]
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        minutes.setdefault(recipe, sum(line["seconds"] for line in lines) / 60)
+        minutes.setdefault(recipe, sum(line["seconds"] for line in read_lines(file)) / 60)
     return records, minutes
 
 
