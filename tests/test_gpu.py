@@ -23,12 +23,18 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what Py
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_training_by_graphs_sees_and_gives_what_one_step_by_step_does(tmp_path: Path, precision: Any) -> None:
-    """With the moving average and the monitor, whose looks are a graph from the second on."""
+    """With a bound on the gradient, the moving average and the monitor, whose looks are a graph from the second on."""
     lines = {}
     for capture in ("auto", "off"):
         recipe = RECIPES["digits/sat-r3"]
         training = dataclasses.replace(
-            recipe.training, device=DEVICE, precision=precision, capture=capture, monitor_every=4, ema_decay=0.5
+            recipe.training,
+            device=DEVICE,
+            precision=precision,
+            capture=capture,
+            monitor_every=4,
+            ema_decay=0.5,
+            max_grad_norm=1.0,
         )
         notes: list[str] = []
         recipe = dataclasses.replace(recipe, epochs=2, training=training)

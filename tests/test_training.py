@@ -334,6 +334,59 @@ def test_no_loss_that_is_not_finite_passes(value: float) -> None:
         refuse_non_finite(losses, 1, 10, lambda step: 0.1, None)
 
 
+class Steep:
+    """Ordinary training whose loss, and gradient, is so many times as large."""
+
+    def __init__(self, times: float) -> None:
+        self.times = times
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        terms = NormalTraining()(model, inputs, labels)
+        return LossTerms(self.times * terms.loss, self.times * terms.classification, terms.regularizer)
+
+
+@pytest.mark.parametrize(("times", "longest"), [(1e3, 0.5), (0.01, 0.5), (1e3, None)])
+def test_a_step_is_no_longer_than_the_bound_on_its_gradient(
+    times: float, longest: float | None, digits: Dataset
+) -> None:
+    net, free = network(), network()
+    inputs, labels = next(iter(Batches(digits.train, 16)))
+    before = [weight.clone() for weight in net.parameters()]
+    step = EagerStep(make_fabric(QUICK), net, torch.optim.SGD(net.parameters(), lr=1.0), longest)
+    step(Steep(times), inputs, labels, 0.1)
+    moved = torch.cat([(weight - old).flatten() for weight, old in zip(net.parameters(), before, strict=True)])
+    gradient = torch.autograd.grad(Steep(times)(free, inputs, labels).loss, list(free.parameters()))
+    whole = torch.cat([each.flatten() for each in gradient])
+    expected = whole if longest is None else whole * min(1.0, longest / float(whole.norm()))
+    torch.testing.assert_close(moved, -0.1 * expected, rtol=1e-4, atol=1e-7)
+
+
+class Taut:
+    """Ordinary training and a hundred times the squared logits, which a step of SGD overshoots."""
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        logits = model(inputs)
+        classification, regularizer = nn.functional.cross_entropy(logits, labels), logits.square().sum(dim=1).mean()
+        return LossTerms(classification + 100 * regularizer, classification.detach(), regularizer.detach())
+
+
+def test_a_bound_on_the_gradient_saves_a_training_that_diverges_without(digits: Dataset) -> None:
+    notes: list[str] = []
+    with pytest.raises(TrainingDiverged, match=r"Train again with a bound on the gradient \(max_grad_norm, "):
+        fit(network(), digits, [Phase(Taut(), 1)], QUICK)
+    bounded = dataclasses.replace(QUICK, max_grad_norm=1.0)
+    result = fit(network(), digits, [Phase(Taut(), 1)], bounded, on_note=notes.append)
+    assert result.metrics[0]["regularizer"] < 1
+    assert notes == []
+
+
+def test_a_training_that_diverged_to_finite_losses_is_told(digits: Dataset) -> None:
+    notes: list[str] = []
+    fit(network(), digits, [Phase(Steep(1e4), 1)], QUICK, on_note=notes.append)
+    (note,) = notes
+    assert "where guessing one of 10 classes has 2.3: the training has diverged. Train again with a bound" in note
+
+
 def test_steps_are_the_papers_quarters() -> None:
     assert [steps(epoch / 20) for epoch in (0, 4.99, 5, 10, 15, 19.99)] == [
         1,
@@ -558,6 +611,8 @@ def test_a_state_of_another_model_or_weights_alone_are_no_state(digits: Dataset,
     ("field", "value", "words"),
     [
         ("batch_size", 0, "batch_size is 0"),
+        ("max_grad_norm", 0.0, "max_grad_norm is 0.0; it must be a finite number above 0"),
+        ("max_grad_norm", math.inf, "max_grad_norm is inf"),
         ("devices", 0, "devices is 0"),
         ("batch_size", 32.0, "batch_size is 32.0; it must be a whole number of at least 1"),
         ("devices", "2", "devices is '2'; it must be a whole number of at least 1"),

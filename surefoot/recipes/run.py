@@ -289,6 +289,8 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe decides the weights: all but how it is described and where it runs."""
     settings = recipe.to_json()
     del settings["description"], settings["training"]["device"]
+    if settings["training"]["max_grad_norm"] is None:  # so that what was trained before there was one keeps its key
+        del settings["training"]["max_grad_norm"]
     if settings["validation_size"] is None and recipe.dataset in DATASETS:
         settings["validation_size"] = DATASETS[recipe.dataset].validation_size
     return settings

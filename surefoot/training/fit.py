@@ -38,6 +38,11 @@ from surefoot.training.step import EagerStep, LossHistory, Step
 EVALUATION_BATCH = 500
 REFRESHING = 2048  # training images that measure the batch-norm statistics of averaged weights
 CHECK_EVERY = 50  # steps between looks at the loss
+FAR = 10  # times the loss of a guess, which a training that learns is below on the mean of an epoch
+REMEDY = (
+    "Train again with a bound on the gradient (max_grad_norm, for example 1), a smaller learning rate or, where "
+    "precision is bf16, with fp32"
+)
 HEALTHY = "healthy."  # before the names of the tensors to go back to, in state.ckpt
 
 
@@ -99,6 +104,8 @@ class FitConfig:
     """Momentum of SGD, in [0, 1)."""
     weight_decay: float = 5e-4
     """L2 penalty of SGD, at least 0."""
+    max_grad_norm: float | None = None
+    """Longest l2 norm of a step's gradient over all weights; a longer one is shortened to it. None leaves all."""
     augment: Literal["none", "crop-flip"] = "none"
     """`crop-flip`: a random crop after padding by 4, and a horizontal flip."""
     ema_decay: float = 0.0
@@ -130,6 +137,12 @@ class FitConfig:
         if self.monitor_every is not None:
             check_count("monitor_every", self.monitor_every)
         check_learning_rate(self.learning_rate)
+        if self.max_grad_norm is not None:
+            check_number("max_grad_norm", self.max_grad_norm, example="1.0")
+            if not 0 < self.max_grad_norm < math.inf:
+                raise ValueError(
+                    f"max_grad_norm is {self.max_grad_norm}; it must be a finite number above 0, or None for no bound."
+                )
         for name in ("momentum", "ema_decay", "weight_decay"):
             check_number(name, getattr(self, name), example="0.9")
         for name in ("momentum", "ema_decay"):
@@ -373,7 +386,7 @@ def fit(
     )
     at_once = images_at_once(device, on_cpu=EVALUATION_BATCH)
     validation = Batches(dataset.validation, at_once, device=device, channels_last=channels_last)
-    step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer), config, on_note)
+    step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer, config.max_grad_norm), config, on_note)
     schedule = [phase for phase in phases for _ in range(phase.epochs)]
 
     def rate_of(epoch: int, number: int) -> float:
@@ -464,6 +477,12 @@ def fit(
         if guard is not None:
             line.update(guard.lines(since=(epoch - 1) * len(batches)))
         metrics.append(line)
+        if on_note is not None and rank == 0 and has_diverged(line, dataset.num_classes):
+            on_note(
+                f"epoch {epoch} has a mean classification loss of {line['classification']:.4g}, where guessing one of "
+                f"{dataset.num_classes} classes has {math.log(dataset.num_classes):.3g}: the training has diverged. "
+                f"{REMEDY}."
+            )
         if score > best_score:
             best_epoch, best_score = epoch, score
             if run is None:
@@ -567,9 +586,19 @@ def refuse_non_finite(
         back = f"the last good checkpoint is {run / 'state.ckpt'}, after epoch {epoch - 1}"
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
-        f"{rate_of(step + 1):.4g}; {back}. Train again with a smaller learning rate or, where precision is bf16, with "
-        "fp32."
+        f"{rate_of(step + 1):.4g}; {back}. {REMEDY}."
     )
+
+
+def has_diverged(line: dict[str, Any], num_classes: int) -> bool:
+    """Is an epoch's loss finite, and so large that nothing was learned?
+
+    Example:
+        >>> [has_diverged({"classification": 2e9, "validation_clean_accuracy": share}, 10) for share in (0.11, 0.5)]
+        [True, False]
+    """
+    clean = line["validation_clean_accuracy"]
+    return line["classification"] > FAR * math.log(num_classes) and (clean is None or clean < 2 / num_classes)
 
 
 def training_tensors(module: nn.Module, optimizer: Optimizer, average: nn.Module | None) -> dict[str, Tensor]:

@@ -22,15 +22,19 @@ class EagerStep:
         fabric: runs the precision and the backward pass.
         model: trained in place, as `fabric.setup` wrapped it.
         optimizer: steps the model, as `fabric.setup` wrapped it.
+        max_grad_norm: gradients whose l2 norm over all weights is larger are shortened to it; None leaves them.
 
     Called with an objective, inputs `[batch, channels, height, width]` whose range is known to be [0, 1], labels
     `[batch]` and the learning rate, it gives the loss and its terms as `[3]`, still on the device.
     """
 
-    def __init__(self, fabric: Fabric, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(
+        self, fabric: Fabric, model: nn.Module, optimizer: Optimizer, max_grad_norm: float | None = None
+    ) -> None:
         self.fabric = fabric
         self.model = model
         self.optimizer = optimizer
+        self.max_grad_norm = max_grad_norm
 
     def __call__(self, objective: Objective, inputs: Tensor, labels: Tensor, rate: float) -> Tensor:
         self.set_rate(rate)
@@ -51,6 +55,8 @@ class EagerStep:
         check_terms(objective, terms)
         self.optimizer.zero_grad()
         self.fabric.backward(terms.loss)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.optimizer.step()
         return torch.stack([terms.loss, terms.classification, terms.regularizer]).detach()
 
