@@ -23,6 +23,7 @@ from surefoot.attacks import ATTACKS, IFGSM
 from surefoot.audit import Audit, audit
 from surefoot.cli import audit as cli_audit
 from surefoot.cli import main, models, output
+from surefoot.cli import train as cli_train
 from surefoot.cli.benchmark import ObjectiveName
 from surefoot.cli.demo import what_it_means
 from surefoot.cli.evaluate import AttackName
@@ -166,6 +167,27 @@ def test_fields_given_on_the_command_line_reach_the_run(capsys: pytest.CaptureFi
     assert recipe.objective.lam == 0.5  # type: ignore[union-attr]
     assert recipe.objective.eps == 51 / 255  # type: ignore[union-attr]
     assert (recipe.epochs, recipe.training.seed, recipe.training.batch_size) == (1, 7, 256)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["digits/sat-r3", "--eps", "0.2"], "trained at ε = 0.3 and measured at 0.2"),
+        (["digits/sat-r3", "--objective.eps", "51/255"], "trained at ε = 0.2 and measured at 0.3"),
+        (["digits/sat-r3", "--objective.eps", "0.2", "--eps", "0.2"], None),
+        (["digits/normal", "--eps", "0.2"], None),  # which is trained at none
+        (["mnist/fast"], None),  # whose radius grows beyond what it is measured at
+        (["mnist/fast", "--eps", "0.1"], "trained at ε = 0.06 to 0.36 and measured at 0.1"),
+        (["cifar10/trades"], None),  # 0.031, as its authors have it
+    ],
+)
+def test_a_radius_that_is_changed_alone_is_said(
+    args: list[str], said: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_train, "train_with_progress", lambda *_, **__: None)
+    assert main(["train", *args]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert (said in err) if said else ("measured at" not in err)
 
 
 def test_a_later_phase_can_be_changed() -> None:

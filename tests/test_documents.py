@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from surefoot.cli import main
+from surefoot.cli import train as cli_train
 from surefoot.paper.beside import Cell
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.profiles import PROFILES
 from surefoot.paper.runs import Workplace
 from surefoot.paper.targets import TABLES
+from surefoot.recipes import Recipe
 from surefoot.report.benchmarks import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,20 @@ def test_the_commands_have_the_options_that_they_show(
     for asked, options in used.items():
         assert main([*asked, "--help"]) == 0, asked
         assert options <= set(re.findall(r"--[\w.-]+", capsys.readouterr().out)), asked
+
+
+def test_the_trainings_that_are_shown_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    taken: list[Recipe] = []
+    monkeypatch.setattr(cli_train, "train_with_progress", lambda recipe, *_, **__: taken.append(recipe))
+    in_help = re.findall(r"`surefoot (train [^`]*--[^`]*)`", " ".join(cli_train.DESCRIPTION.split()))
+    assert len(in_help) >= 2
+    shown = [command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))]
+    shown = [command for command in shown if command[0] == "train" and "--resume" not in command]
+    for command in [*map(str.split, in_help), *shown]:
+        before = len(taken)
+        assert main(command) == 0, command
+        assert len(taken) == before + 1
 
 
 def words(page: str) -> str:
