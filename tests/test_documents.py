@@ -8,6 +8,7 @@ import pytest
 
 from surefoot.cli import main
 from surefoot.cli import train as cli_train
+from surefoot.evaluation import wilson_interval
 from surefoot.paper.beside import Cell
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.profiles import PROFILES
@@ -101,6 +102,39 @@ def test_the_trainings_that_are_shown_are_taken(monkeypatch: pytest.MonkeyPatch,
 def words(page: str) -> str:
     """A page's text in one line."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+ASKED = {  # what users of such libraries ask again and again, and a word that they would look for
+    "where normalisation goes": "normalisation",
+    "why two libraries disagree": "libraries disagree",
+    "the mode during attacks": "model.eval()",
+    "a method that collapses": "catastrophic overfitting",
+    "which checkpoint": "last?",
+    "how many images": "10,000",
+    "slow attacks": "too long",
+    "few classes": "fewer than ten classes",
+    "half precision": "half precision",
+    "several GPUs": "several gpus",
+    "checkpoints that no longer load": "checkpoint load",
+    "version pins": "versions",
+    "images that are saved": "8 bits",
+    "a worst case of each image": "worst of several attacks",
+}
+
+
+@pytest.mark.parametrize("word", ASKED.values(), ids=ASKED)
+def test_what_users_ask_has_a_heading_that_the_readme_leads_to(word: str) -> None:
+    headings = re.findall(
+        r"^## (.*)$", (ROOT / "docs" / "questions.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert any(word in heading.lower() for heading in headings)
+    assert "(docs/questions.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_intervals_of_questions_md_are_wilsons() -> None:
+    (few, many) = (wilson_interval(9 * count // 10, count) for count in (1_000, 10_000))
+    told = [f"{100 * low:.1f} to {100 * high:.1f}" for low, high in (few, many)]
+    assert f"Of 90 % it is {told[0]} on 1,000 images and {told[1]} on 10,000" in words("docs/questions.md")
 
 
 def test_what_the_readme_says_of_its_table_is_what_was_measured() -> None:
