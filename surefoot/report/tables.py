@@ -92,10 +92,10 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left
         rows: of as many cells each.
 
     Example:
-        >>> print(markdown_table(["method", "PGD"], [["SAT-R1", "88.76"]]))
+        >>> print(markdown_table(["method", "PGD"], [["SAT-R1", "50.00"]]))
         | method | PGD |
         | --- | ---: |
-        | SAT-R1 | 88.76 |
+        | SAT-R1 | 50.00 |
     """
     lines = [header, [*["---"] * left, *["---:"] * (len(header) - left)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
