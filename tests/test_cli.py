@@ -418,6 +418,40 @@ def test_the_settings_of_an_evaluation_reach_its_records(run_folder: str, capsys
     assert float((levels - levels.round()).abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("verb", "what", "given", "known"),
+    [
+        ("evaluate", "surefoot.cli.evaluate.evaluate", ["--seed", "7"], {"seed": 7}),
+        ("evaluate", "surefoot.cli.evaluate.evaluate", ["--last-iterate"], {"last_iterate": True, "worst_case": False}),
+        (
+            "evaluate",
+            "surefoot.cli.evaluate.evaluate_transfer",
+            ["--seed", "7", "--eight-bit", "--source", "runs/digits/sat-r2/0"],
+            {"seed": 7, "eight_bit": True},
+        ),
+        ("audit", "surefoot.cli.audit.examine", ["--require", "0.4", "--seed", "7"], {"required": 0.4, "seed": 7}),
+        ("audit", "surefoot.cli.audit.examine", ["--budget", "9", "--batch-size", "5"], {"budget_minutes": 9}),
+    ],
+)
+def test_what_an_evaluation_and_an_audit_are_given_reaches_them(
+    verb: str,
+    what: str,
+    given: list[str],
+    known: dict[str, Any],
+    run_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stands_in(*_: Any, **named: Any) -> None:
+        seen.update(named)
+        raise ValueError("enough seen")
+
+    monkeypatch.setattr(what, stands_in)
+    assert main([verb, run_folder, *given]) == 2
+    assert known.items() <= seen.items()
+
+
 def test_one_source_crafts_for_several_models(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "digits/normal", *QUICK]) == 0
     source = "runs/digits/normal/0"
