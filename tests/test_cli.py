@@ -407,6 +407,12 @@ def test_every_attack_has_a_name_on_the_command_line(run_folder: str, capsys: py
     assert all(record["precision"] == "strict" and not record["eight_bit"] for record in records)
 
 
+def test_the_attacks_that_are_listed_are_those_that_evaluate_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "attacks", "--json"]) == 0
+    listed = [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(listed) == sorted(get_args(AttackName))
+
+
 def test_the_settings_of_an_evaluation_reach_its_records(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--attacks", "i-fgsm", "--num-examples", "30", "--steps", "3"]
     (_, fast) = evaluated(capsys, run_folder, *common, "--precision", "fast")
