@@ -2,6 +2,7 @@
 sentences draw from the committed records is there."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,40 @@ def test_the_trainings_that_are_shown_are_taken(monkeypatch: pytest.MonkeyPatch,
         before = len(taken)
         assert main(command) == 0, command
         assert len(taken) == before + 1
+
+
+def dotted_names(text: str) -> set[str]:
+    """What a page names of the package, also by importing it.
+
+    >>> sorted(dotted_names("`surefoot.audit.audit`, surefoot.attacks. from surefoot.data import Batches, load"))
+    ['surefoot.attacks', 'surefoot.audit.audit', 'surefoot.data', 'surefoot.data.Batches', 'surefoot.data.load']
+    """
+    imported = re.findall(r"from (surefoot[.\w]*) import (\w+(?:, \w+)*)", text)
+    found = {f"{module}.{name}" for module, names in imported for name in names.split(", ")}
+    return found | set(re.findall(r"(?<![\w/.-])surefoot(?:\.[A-Za-z_]\w*)+", text))
+
+
+def is_there(name: str) -> bool:
+    """Is it a module of the package, or what one has?"""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            thing: object = import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        return all((thing := getattr(thing, part, None)) is not None for part in parts[count:])
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_names_of_the_package_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in sorted(dotted_names(text)) if not is_there(name)] == []
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    names = ("audit.Audit.from_json", "audit.Audits", "utils")
+    assert [name for name in names if is_there(f"surefoot.{name}")] == ["audit.Audit.from_json"]
 
 
 def words(page: str) -> str:

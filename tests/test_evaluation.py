@@ -233,7 +233,7 @@ def test_passes_are_counted_by_the_sample() -> None:
 @pytest.mark.parametrize("precision", ["strict", "fast"])
 def test_there_is_no_pass_beside_those_of_the_records_and_clean_predictions_are_made_once(precision: Precision) -> None:
     net, batches = trained_batches()
-    attacks = [FGSM(EPS), IFGSM(EPS, 8), PGD(EPS, 25, EPS / 5)]  # the last has a screening
+    attacks: list[Attack] = [FGSM(EPS), IFGSM(EPS, 8), PGD(EPS, 25, EPS / 5)]  # the last has a screening
     with PassCounter(net) as everything:
         records = evaluate(net, batches, attacks, precision=precision)
     assert records[0].forwards == 48
