@@ -424,6 +424,27 @@ def test_the_settings_of_an_evaluation_reach_its_records(run_folder: str, capsys
     assert float((levels - levels.round()).abs().max()) < 1e-3
 
 
+def test_the_settings_of_attacks_the_split_and_the_epoch_reach_the_records(
+    run_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = Path(run_folder, "last.safetensors")
+    save_file({name: 2 * tensor for name, tensor in load_file(last).items()}, last)
+    radii = ["--eps", "51/255", "--steps", "3", "--step-size", "0.05", "--random-step", "0.15", "--restarts", "2"]
+    of_cw = ["--cw-steps", "4", "--cw-search-steps", "2", "--cw-learning-rate", "0.3"]
+    common = ["--attacks", "r-fgsm", "i-fgsm", "pgd", "cw", *radii, *of_cw]
+    clean, rfgsm, ifgsm, pgd, cw, _ = evaluated(capsys, run_folder, *common, "--split", "validation")
+    assert (clean["split"], clean["num_examples"]) == ("validation", 240)
+    for record, known in (
+        (rfgsm, {"eps": 0.2, "random_step": 0.15}),
+        (ifgsm, {"eps": 0.2, "steps": 3}),
+        (pgd, {"eps": 0.2, "steps": 3, "step_size": 0.05, "restarts": 2, "start_radius": 0.05}),
+        (cw, {"steps": 4, "search_steps": 2, "learning_rate": 0.3}),
+    ):
+        assert known.items() <= record["attack_fields"].items()
+    (of_last,) = {each["weights_sha256"] for each in evaluated(capsys, run_folder, "--attacks", "fgsm", "--last")}
+    assert of_last != clean["weights_sha256"]
+
+
 @pytest.mark.parametrize(
     ("verb", "what", "given", "known"),
     [
