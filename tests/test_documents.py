@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from surefoot.attacks import MIFGSM, PGD, DeepFool, MarginLoss
 from surefoot.cli import main
 from surefoot.cli import train as cli_train
 from surefoot.evaluation import wilson_interval
 from surefoot.paper.beside import Cell
-from surefoot.paper.matrix import Matrix
+from surefoot.paper.curves import IFGSM_STEPS, PGD_STEPS
+from surefoot.paper.matrix import Matrix, pgd, radius_columns, step_columns
+from surefoot.paper.measurements import REACH
 from surefoot.paper.profiles import PROFILES
 from surefoot.paper.runs import Workplace
 from surefoot.paper.targets import TABLES
-from surefoot.recipes import Recipe
+from surefoot.recipes import RECIPES, Recipe
 from surefoot.report.benchmarks import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +173,27 @@ def test_the_intervals_of_questions_md_are_wilsons() -> None:
     (few, many) = (wilson_interval(9 * count // 10, count) for count in (1_000, 10_000))
     told = [f"{100 * low:.1f} to {100 * high:.1f}" for low, high in (few, many)]
     assert f"Of 90 % it is {told[0]} on 1,000 images and {told[1]} on 10,000" in words("docs/questions.md")
+
+
+def test_what_reproduce_md_says_the_paper_leaves_open_is_what_the_code_takes() -> None:
+    text, matrix, fool = words("docs/reproduce.md"), Matrix(PROFILES["paper"], 1), DeepFool()
+    recipe = RECIPES["mnist/sat-r1"]
+    (*_, most), (*_, largest) = step_columns(matrix), radius_columns(matrix)
+    measured, steps, radius = pgd(recipe), most.attack(recipe), largest.attack(recipe)
+    assert isinstance(measured, PGD)
+    assert isinstance(steps, PGD)
+    assert isinstance(radius, PGD)
+    assert (measured.start_radius, steps.step_size, radius.step_size) == (recipe.attack_step_size,) * 3
+    for said in (
+        f"MI-FGSM's μ of {MIFGSM(0.3, 1).decay:g} and PGD-CW's margin of {MarginLoss().confidence:g}",
+        f"at most {fool.steps} steps, an overshoot of {fool.overshoot:g} and {fool.candidates} classes, and shortens",
+        f"I-FGSM takes {IFGSM_STEPS} steps there",
+        f"PGD samples of {PGD_STEPS} steps of an eighth of the radius",
+        f"from a start anywhere in the ball, up to {REACH:g} ε",
+        f"over up to {steps.steps // measured.steps} times as many steps (Fig. 7) and",
+        f"up to {radius.eps / recipe.eps:g} ε (Fig. 8)",
+    ):
+        assert said in text, said
 
 
 def test_what_the_readme_says_of_its_table_is_what_was_measured() -> None:

@@ -456,7 +456,7 @@ def forwards(**options):
 def positional(num_classes=3, /):
     return make(num_classes)
 
-def needy(num_classes, width):
+def needy(num_classes: int, width: 'int | None', deep=False) -> nn.Module:
     return make(num_classes)
 
 def wrong(num_classes):
@@ -529,7 +529,7 @@ def test_what_is_installed_goes_before_the_current_directory(
         ("my_model:number", "is of type int, not a function or class that makes a model"),
         ("my_model:network", "is of type Net, not a function or class that makes a model"),
         ("my_model:wrong", "returned list, not a torch.nn.Module"),
-        ("my_model:needy", "missing a required argument: 'width'"),
+        ("my_model:needy", "my_model:needy(num_classes, width, deep=False) is called with num_classes only, but"),
         ("my_model.py:make", "write my_model:make and run from the folder"),
         ("./nets/my_model.py:make", "write nets.my_model:make and run from the folder"),
         ("my_model:", "not of the form package.module:factory"),

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from surefoot.audit import loss_surface
 from surefoot.evaluation import Record, evaluate
 from surefoot.objectives import SatR1, SatR2, SatR3
 from surefoot.paper import figures
@@ -240,6 +242,50 @@ def test_curves_of_a_linear_model_are_known() -> None:
     for parameter in curved.parameters():
         parameter.data.mul_(20)
     assert logit_gaps(curved, inputs, labels, eps=0.5, random_step=0.25)["rfgsm"] > 0.1
+
+
+def test_what_the_figures_show_of_a_curved_model_is_their_equations_by_hand() -> None:
+    """Eq. 1-8 and 12 in float64, without surefoot's attacks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3)).double().train()
+    for parameter in model.parameters():
+        parameter.data.mul_(3)
+    x, y = torch.rand(6, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+
+    def sign(points: torch.Tensor) -> torch.Tensor:
+        leaf = points.clone().requires_grad_()
+        return torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y[: len(leaf)]), leaf)[0].sign()
+
+    def seeded_like(draw: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        return draw(like)
+
+    def loss(points: torch.Tensor) -> float:
+        return float(nn.functional.cross_entropy(model(points), y[: len(points)]).detach())
+
+    def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((model(one) - model(other)).square().sum(dim=1).sqrt().mean().detach())
+
+    eps, alpha = 0.3, 0.05
+    fgsm, ifgsm = (x + eps * sign(x)).clip(0, 1), x
+    for _ in range(10):
+        ifgsm = (ifgsm + eps / 10 * sign(ifgsm)).clip(0, 1)
+    start = (x + alpha * seeded_like(torch.randn_like, x).sign()).clip(0, 1)
+    rfgsm = (start + (eps - alpha) * sign(start)).clip(0, 1)
+    gaps = logit_gaps(model, x, y, eps=eps, random_step=alpha)
+    assert gaps == pytest.approx({"ifgsm": distance(fgsm, ifgsm), "rfgsm": distance(fgsm, rfgsm)}, rel=1e-10)
+    assert min(gaps.values()) > 1e-2
+
+    pgd = (x + seeded_like(lambda like: torch.empty_like(like).uniform_(-eps, eps), x)).clip(0, 1)
+    for _ in range(20):
+        pgd = (pgd + eps / 8 * sign(pgd)).clip(x - eps, x + eps).clip(0, 1)
+    curves = loss_curves(model, x, y, [eps])
+    assert [*curves["fgsm"], *curves["pgd"]] == pytest.approx([loss(fgsm), loss(pgd)], rel=1e-10)
+
+    e1, e2, surface = loss_surface(model, x[0], 0, eps, points=3)
+    along, across = sign(x[:1]), seeded_like(torch.randn_like, x[:1]).sign()
+    by_hand = [[loss((x[:1] + one * along + other * across).clip(0, 1)) for one in e1] for other in e2]
+    assert surface == [pytest.approx(row, rel=1e-6) for row in by_hand]
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,9 @@ def test_a_network_of_ones_own_is_measured_at_its_size(
     (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (line["model"], line["batch"], line["error"]) == (name, 4, None)
     assert main(["benchmark", "step-cost", name, *few]) == 2
-    assert "fails on float32 [4, 3, 32, 32] images" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "fails on float32 [4, 3, 32, 32] images" in error
+    assert "--in-channels, --image-size and --num-classes tell its images and classes" in error
 
 
 @pytest.mark.parametrize("option", ["--num-classes", "--in-channels", "--image-size"])

@@ -716,6 +716,18 @@ def test_a_state_of_more_epochs_than_the_phases_have_is_refused(digits: Dataset,
         fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path, resume=True)
 
 
+def test_a_training_is_written_over_only_to_go_on_with_it(digits: Dataset, tmp_path: Path) -> None:
+    phases = [Phase(NormalTraining(), 1)]
+    fit(network(), digits, phases, QUICK, run_dir=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"holds a training already \(state\.ckpt, model\.safetensors\).*resume=True"):
+        fit(network(), digits, phases, QUICK, run_dir=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert fit(network(), digits, phases, QUICK, run_dir=tmp_path, resume=True).best_epoch == 1
+    with pytest.raises(ValueError, match="no run_dir to go on from"):
+        fit(network(), digits, phases, QUICK, resume=True)
+
+
 def test_an_average_of_a_model_that_cannot_be_copied_is_refused(digits: Dataset) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     prune.random_unstructured(net[1], "weight", amount=0.5)  # type: ignore[no-untyped-call]

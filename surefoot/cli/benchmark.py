@@ -257,7 +257,11 @@ def open_network(name: str, images: int, options: Place, device: torch.device) -
         model = build_model(name, num_classes=classes, in_channels=shape[0], image_size=shape[1])
         inputs = torch.rand(images, *shape)
     if is_factory(name):
-        try_training(model, name, Split((255 * inputs).to(torch.uint8), labels), classes, device)
+        try:
+            try_training(model, name, Split((255 * inputs).to(torch.uint8), labels), classes, device)
+        except ValueError as error:
+            how = "--in-channels, --image-size and --num-classes tell its images and classes."
+            raise ValueError(f"{error} {how}") from error
     return Network(name, model.eval().to(device), inputs.to(device), labels.to(device), None)
 
 

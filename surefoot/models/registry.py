@@ -235,8 +235,10 @@ def _call(path: str, factory: Callable[..., Any], num_classes: int) -> nn.Module
         try:
             signature.bind(**arguments)
         except TypeError as error:
+            bare = [p.replace(annotation=p.empty) for p in parameters]
+            shown = signature.replace(parameters=bare, return_annotation=signature.empty)
             raise ValueError(
-                f"{path}{signature} is called with {'num_classes only' if arguments else 'no argument'}, "
+                f"{path}{shown} is called with {'num_classes only' if arguments else 'no argument'}, "
                 f"but {error}; give its other parameters defaults"
             ) from error
     try:

@@ -1,8 +1,9 @@
 """ImageNet-subset's stand-in, tiny-imagenet-100: every row of Table 5 and the sources of its columns.
 
 eps 8/255, ResNet-18, 100 epochs, pad-crop and flip; lam, k and tau are the paper's, and so are the steps of SAT-R1 and
-PGD-AT (Table 8: 7). TRADES takes its authors' 10. The paper gives no more for this data set: batch 64, SGD 0.1 and the
-random step are CIFAR-10's. On ImageNet itself: `--dataset imagefolder:PATH --num-classes 100 --image-size 224`.
+PGD-AT (Table 8: 7). TRADES takes its authors' 10. The paper gives no more for this data set: batch 64, SGD 0.1, the
+random step and eps_low are CIFAR-10's. On ImageNet itself: `--dataset imagefolder:PATH --num-classes 100 --image-size
+224`.
 """
 
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, SatR1, SatR2, SatR3, Trades

@@ -288,9 +288,10 @@ def fit(
         phases: at least one.
         config: how to train.
         selection: the attack that selects the epoch; None selects by clean accuracy.
-        run_dir: where the run's files go, over those of another run there; None keeps everything in memory.
+        run_dir: where the run's files go; None keeps everything in memory.
         resume: go on from `run_dir`'s `state.ckpt` where there is one, to the same weights as without a break
-            (bit-identical on a CPU with as many threads).
+            (bit-identical on a CPU with as many threads). Without it a training that is there is refused, never
+            overwritten.
         fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.
         monitor: looks at the model as `config.on_masking` says; None does not look, nor does any while the objective's
             own eps is below the monitor's, at which the model is weak and not yet masked. Its looks are in the lines.
@@ -302,7 +303,8 @@ def fit(
 
     Raises:
         ValueError: a bad setting, no training images, a label beyond the classes of the data set or the model, no
-            phases, no weight to train, or no monitor or repair where `on_masking` needs one.
+            phases, no weight to train, no monitor or repair where `on_masking` needs one, a training in `run_dir`
+            already where `resume` was not asked for, or no `run_dir` where it was.
         TypeError: an argument of another kind, or an objective that returns no `LossTerms`.
         CheckpointError: a state that is damaged, pickled, or of another run.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
@@ -341,6 +343,7 @@ def fit(
         raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
     check_training_split(dataset)
     run = None if run_dir is None else Path(run_dir)
+    check_place(run, resume)
     fabric = fabric or make_fabric(config)
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
 
@@ -480,6 +483,24 @@ def fit(
     else:
         module.load_state_dict(best_weights)
     return FitResult(best_epoch, best_score, metrics, time.perf_counter() - started)
+
+
+def check_place(run: Path | None, resume: bool) -> None:
+    """Refuse to write over a training that nobody asked to go on with, and to go on from nowhere.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if run is None:
+        if resume:
+            raise ValueError("resume is True, but there is no run_dir to go on from; give the one of the training.")
+        return
+    there = [name for name in ("state.ckpt", "model.safetensors") if (run / name).exists()]
+    if there and not resume:
+        raise ValueError(
+            f"{run} holds a training already ({', '.join(there)}), which is never overwritten; go on with it by "
+            "resume=True, or give another folder."
+        )
 
 
 def check_training_split(dataset: Dataset) -> None:
