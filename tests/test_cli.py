@@ -23,6 +23,7 @@ from surefoot.attacks import ATTACKS, IFGSM
 from surefoot.audit import Audit, audit
 from surefoot.cli import audit as cli_audit
 from surefoot.cli import main, models, output
+from surefoot.cli import train as cli_train
 from surefoot.cli.benchmark import ObjectiveName
 from surefoot.cli.demo import what_it_means
 from surefoot.cli.evaluate import AttackName
@@ -166,6 +167,27 @@ def test_fields_given_on_the_command_line_reach_the_run(capsys: pytest.CaptureFi
     assert recipe.objective.lam == 0.5  # type: ignore[union-attr]
     assert recipe.objective.eps == 51 / 255  # type: ignore[union-attr]
     assert (recipe.epochs, recipe.training.seed, recipe.training.batch_size) == (1, 7, 256)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["digits/sat-r3", "--eps", "0.2"], "trained at ε = 0.3 and measured at 0.2"),
+        (["digits/sat-r3", "--objective.eps", "51/255"], "trained at ε = 0.2 and measured at 0.3"),
+        (["digits/sat-r3", "--objective.eps", "0.2", "--eps", "0.2"], None),
+        (["digits/normal", "--eps", "0.2"], None),  # which is trained at none
+        (["mnist/fast"], None),  # whose radius grows beyond what it is measured at
+        (["mnist/fast", "--eps", "0.1"], "trained at ε = 0.06 to 0.36 and measured at 0.1"),
+        (["cifar10/trades"], None),  # 0.031, as its authors have it
+    ],
+)
+def test_a_radius_that_is_changed_alone_is_said(
+    args: list[str], said: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli_train, "train_with_progress", lambda *_, **__: None)
+    assert main(["train", *args]) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert (said in err) if said else ("measured at" not in err)
 
 
 def test_a_later_phase_can_be_changed() -> None:
@@ -385,6 +407,12 @@ def test_every_attack_has_a_name_on_the_command_line(run_folder: str, capsys: py
     assert all(record["precision"] == "strict" and not record["eight_bit"] for record in records)
 
 
+def test_the_attacks_that_are_listed_are_those_that_evaluate_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "attacks", "--json"]) == 0
+    listed = [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(listed) == sorted(get_args(AttackName))
+
+
 def test_the_settings_of_an_evaluation_reach_its_records(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--attacks", "i-fgsm", "--num-examples", "30", "--steps", "3"]
     (_, fast) = evaluated(capsys, run_folder, *common, "--precision", "fast")
@@ -394,6 +422,61 @@ def test_the_settings_of_an_evaluation_reach_its_records(run_folder: str, capsys
     levels = 255 * kept["adv_inputs"][~kept["robust"]]
     assert kept["robust"].float().mean().item() == pytest.approx(rounded["robust_accuracy"])
     assert float((levels - levels.round()).abs().max()) < 1e-3
+
+
+def test_the_settings_of_attacks_the_split_and_the_epoch_reach_the_records(
+    run_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = Path(run_folder, "last.safetensors")
+    save_file({name: 2 * tensor for name, tensor in load_file(last).items()}, last)
+    radii = ["--eps", "51/255", "--steps", "3", "--step-size", "0.05", "--random-step", "0.15", "--restarts", "2"]
+    of_cw = ["--cw-steps", "4", "--cw-search-steps", "2", "--cw-learning-rate", "0.3"]
+    common = ["--attacks", "r-fgsm", "i-fgsm", "pgd", "cw", *radii, *of_cw]
+    clean, rfgsm, ifgsm, pgd, cw, _ = evaluated(capsys, run_folder, *common, "--split", "validation")
+    assert (clean["split"], clean["num_examples"]) == ("validation", 240)
+    for record, known in (
+        (rfgsm, {"eps": 0.2, "random_step": 0.15}),
+        (ifgsm, {"eps": 0.2, "steps": 3}),
+        (pgd, {"eps": 0.2, "steps": 3, "step_size": 0.05, "restarts": 2, "start_radius": 0.05}),
+        (cw, {"steps": 4, "search_steps": 2, "learning_rate": 0.3}),
+    ):
+        assert known.items() <= record["attack_fields"].items()
+    (of_last,) = {each["weights_sha256"] for each in evaluated(capsys, run_folder, "--attacks", "fgsm", "--last")}
+    assert of_last != clean["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "what", "given", "known"),
+    [
+        ("evaluate", "surefoot.cli.evaluate.evaluate", ["--seed", "7"], {"seed": 7}),
+        ("evaluate", "surefoot.cli.evaluate.evaluate", ["--last-iterate"], {"last_iterate": True, "worst_case": False}),
+        (
+            "evaluate",
+            "surefoot.cli.evaluate.evaluate_transfer",
+            ["--seed", "7", "--eight-bit", "--source", "runs/digits/sat-r2/0"],
+            {"seed": 7, "eight_bit": True},
+        ),
+        ("audit", "surefoot.cli.audit.examine", ["--require", "0.4", "--seed", "7"], {"required": 0.4, "seed": 7}),
+        ("audit", "surefoot.cli.audit.examine", ["--budget", "9", "--batch-size", "5"], {"budget_minutes": 9}),
+    ],
+)
+def test_what_an_evaluation_and_an_audit_are_given_reaches_them(
+    verb: str,
+    what: str,
+    given: list[str],
+    known: dict[str, Any],
+    run_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stands_in(*_: Any, **named: Any) -> None:
+        seen.update(named)
+        raise ValueError("enough seen")
+
+    monkeypatch.setattr(what, stands_in)
+    assert main([verb, run_folder, *given]) == 2
+    assert known.items() <= seen.items()
 
 
 def test_one_source_crafts_for_several_models(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:

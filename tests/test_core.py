@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from surefoot.attacks import FGSM, MIFGSM, PGD, CarliniWagnerL2, DeepFool, Square
 from surefoot.attacks.gradient_sign import random_signs
 from surefoot.audit import audit
+from surefoot.core.files import save_tensors, write_text
 from surefoot.core.geometry import check_batch, check_radius, l2_distance, linf_distance, project
 from surefoot.core.gradients import (
     crafting,
@@ -465,3 +467,37 @@ def test_a_negative_label_is_refused() -> None:
     # cross_entropy would leave a sample labelled -100 out, so that no attack touched it.
     with pytest.raises(ValueError, match="a label is -100"):
         check_batch(torch.rand(2, 1, 2, 2), torch.tensor([0, -100]))
+
+
+# Files.
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "new"),
+        lambda path: save_tensors(path, {"new": torch.ones(2)}, {}),
+    ],
+    ids=["text", "tensors"],
+)
+def test_a_file_is_the_old_one_until_the_new_one_is_whole(
+    write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "folder" / "file"
+    write(path)
+    path.write_bytes(b"old")
+    seen: list[bytes] = []
+
+    def full(*_: object) -> None:
+        seen.append(path.read_bytes())  # what a reader finds who comes now
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(path)
+    assert seen == [b"old"]
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+    monkeypatch.undo()
+    write(path)
+    assert path.read_bytes() != b"old"

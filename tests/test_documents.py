@@ -2,12 +2,15 @@
 sentences draw from the committed records is there."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from surefoot.attacks import MIFGSM, PGD, DeepFool, MarginLoss
 from surefoot.cli import main
+from surefoot.cli import train as cli_train
+from surefoot.evaluation import wilson_interval
 from surefoot.paper.beside import Cell
 from surefoot.paper.curves import IFGSM_STEPS, PGD_STEPS
 from surefoot.paper.matrix import Matrix, pgd, radius_columns, step_columns
@@ -15,7 +18,7 @@ from surefoot.paper.measurements import REACH
 from surefoot.paper.profiles import PROFILES
 from surefoot.paper.runs import Workplace
 from surefoot.paper.targets import TABLES
-from surefoot.recipes import RECIPES
+from surefoot.recipes import RECIPES, Recipe
 from surefoot.report.benchmarks import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -86,9 +89,90 @@ def test_the_commands_have_the_options_that_they_show(
         assert options <= set(re.findall(r"--[\w.-]+", capsys.readouterr().out)), asked
 
 
+def test_the_trainings_that_are_shown_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    taken: list[Recipe] = []
+    monkeypatch.setattr(cli_train, "train_with_progress", lambda recipe, *_, **__: taken.append(recipe))
+    in_help = re.findall(r"`surefoot (train [^`]*--[^`]*)`", " ".join(cli_train.DESCRIPTION.split()))
+    assert len(in_help) >= 2
+    shown = [command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))]
+    shown = [command for command in shown if command[0] == "train" and "--resume" not in command]
+    for command in [*map(str.split, in_help), *shown]:
+        before = len(taken)
+        assert main(command) == 0, command
+        assert len(taken) == before + 1
+
+
+def dotted_names(text: str) -> set[str]:
+    """What a page names of the package, also by importing it.
+
+    >>> sorted(dotted_names("`surefoot.audit.audit`, surefoot.attacks. from surefoot.data import Batches, load"))
+    ['surefoot.attacks', 'surefoot.audit.audit', 'surefoot.data', 'surefoot.data.Batches', 'surefoot.data.load']
+    """
+    imported = re.findall(r"from (surefoot[.\w]*) import (\w+(?:, \w+)*)", text)
+    found = {f"{module}.{name}" for module, names in imported for name in names.split(", ")}
+    return found | set(re.findall(r"(?<![\w/.-])surefoot(?:\.[A-Za-z_]\w*)+", text))
+
+
+def is_there(name: str) -> bool:
+    """Is it a module of the package, or what one has?"""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            thing: object = import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        return all((thing := getattr(thing, part, None)) is not None for part in parts[count:])
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_names_of_the_package_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in sorted(dotted_names(text)) if not is_there(name)] == []
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    names = ("audit.Audit.from_json", "audit.Audits", "utils")
+    assert [name for name in names if is_there(f"surefoot.{name}")] == ["audit.Audit.from_json"]
+
+
 def words(page: str) -> str:
     """A page's text in one line."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+ASKED = {  # what users of such libraries ask again and again, and a word that they would look for
+    "where normalisation goes": "normalisation",
+    "why two libraries disagree": "libraries disagree",
+    "the mode during attacks": "model.eval()",
+    "a method that collapses": "catastrophic overfitting",
+    "which checkpoint": "last?",
+    "how many images": "10,000",
+    "slow attacks": "too long",
+    "few classes": "fewer than ten classes",
+    "half precision": "half precision",
+    "several GPUs": "several gpus",
+    "checkpoints that no longer load": "checkpoint load",
+    "version pins": "versions",
+    "images that are saved": "8 bits",
+    "a worst case of each image": "worst of several attacks",
+}
+
+
+@pytest.mark.parametrize("word", ASKED.values(), ids=ASKED)
+def test_what_users_ask_has_a_heading_that_the_readme_leads_to(word: str) -> None:
+    headings = re.findall(
+        r"^## (.*)$", (ROOT / "docs" / "questions.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert any(word in heading.lower() for heading in headings)
+    assert "(docs/questions.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_intervals_of_questions_md_are_wilsons() -> None:
+    (few, many) = (wilson_interval(9 * count // 10, count) for count in (1_000, 10_000))
+    told = [f"{100 * low:.1f} to {100 * high:.1f}" for low, high in (few, many)]
+    assert f"Of 90 % it is {told[0]} on 1,000 images and {told[1]} on 10,000" in words("docs/questions.md")
 
 
 def test_what_reproduce_md_says_the_paper_leaves_open_is_what_the_code_takes() -> None:

@@ -37,7 +37,7 @@ from surefoot.evaluation import (
     wilson_interval,
 )
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
-from surefoot.evaluation.worker import fields_of, predictions
+from surefoot.evaluation.worker import Precision, fields_of, predictions
 from surefoot.training import Monitor
 from tests.tables import ATTACKS, EPS, AttackCase, forwards_that_spoil_autocast, random_batch, random_net, trained
 
@@ -228,6 +228,17 @@ def test_passes_are_counted_by_the_sample() -> None:
     assert (clean.forwards, clean.backwards) == (48, 0)
     assert (fgsm.forwards, fgsm.backwards) == (48 * 2, 48)  # one to craft, one to score
     assert (pgd.forwards, pgd.backwards) == (48 * 6, 48 * 5)
+
+
+@pytest.mark.parametrize("precision", ["strict", "fast"])
+def test_there_is_no_pass_beside_those_of_the_records_and_clean_predictions_are_made_once(precision: Precision) -> None:
+    net, batches = trained_batches()
+    attacks: list[Attack] = [FGSM(EPS), IFGSM(EPS, 8), PGD(EPS, 25, EPS / 5)]  # the last has a screening
+    with PassCounter(net) as everything:
+        records = evaluate(net, batches, attacks, precision=precision)
+    assert records[0].forwards == 48
+    assert everything.forwards == sum(record.forwards for record in records)
+    assert everything.backwards == sum(record.backwards for record in records)
 
 
 def test_passes_of_restarts_are_counted_with_those_that_score_them() -> None:

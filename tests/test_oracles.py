@@ -121,11 +121,16 @@ def test_mifgsm_is_equations_9_to_11(decay: float) -> None:
 def test_mifgsm_accumulates_gradients_of_length_one_not_signs() -> None:
     net, (inputs, labels) = a_net(torch.float64), a_batch(torch.float64)
     ours = MIFGSM(0.2, STEPS)(net, inputs, labels)
+    assert not torch.allclose(ours, along_signs(net, inputs, labels, 0.2), atol=1e-3)
+
+
+def along_signs(net: nn.Module, inputs: Tensor, labels: Tensor, eps: float) -> Tensor:
+    """MI-FGSM as foolbox has it: what adds up is each gradient's sign."""
     point, momentum = inputs, torch.zeros_like(inputs)
-    for _ in range(STEPS):  # what foolbox does
+    for _ in range(STEPS):
         momentum = momentum + torch.stack([slope(net, p, y).sign() for p, y in zip(point, labels, strict=True)])
-        point = in_set(point + 0.2 / STEPS * momentum.sign(), inputs, 0.2)
-    assert not torch.allclose(ours, point, atol=1e-3)
+        point = in_set(point + eps / STEPS * momentum.sign(), inputs, eps)
+    return point
 
 
 @pytest.mark.parametrize("random_step", [0.0, 0.02, 0.1])
@@ -267,6 +272,17 @@ def test_foolbox_agrees_on_fgsm_ifgsm_and_pgd(foolbox: Any) -> None:
     ]
     for ours, attack in pairs:
         assert_agrees(ours(net, inputs, labels), attack.run(theirs, inputs, labels, epsilon=EPS), inputs)
+
+
+@pytest.mark.filterwarnings(FOOLBOX_IMPORT)
+def test_one_name_is_another_attack_elsewhere(torchattacks: Any, foolbox: Any) -> None:
+    """What docs/questions.md says of the others."""
+    net, (inputs, labels) = a_net(), a_batch()
+    theirs = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.LinfMomentumIterativeFastGradientMethod(abs_stepsize=EPS / STEPS, steps=STEPS)
+    expected = attack.run(theirs, inputs, labels, epsilon=EPS)
+    assert_agrees(along_signs(net, inputs, labels, EPS), expected, inputs)
+    assert torchattacks.RFGSM(net).steps == 10
 
 
 def test_art_agrees_on_fgsm_ifgsm_and_pgd(art_attacks: Any, art_estimators: Any) -> None:

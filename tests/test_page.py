@@ -243,7 +243,7 @@ def test_it_says_everything(one: Read) -> None:
         it.command,
         it.weights_sha256,
         "torch 2.13.0, surefoot 0.1.0",
-        "1234",
+        "Seed 1234",
         it.device,
         it.commit,
         "with a budget of 2 minutes",

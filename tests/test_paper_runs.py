@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -328,6 +328,38 @@ def test_a_task_whose_workers_all_die_is_given_up(tmp_path: Path, monkeypatch: p
     failures = run_all([fake("never")], Workplace(tmp_path), executor, lambda event: None)
     executor.close()
     assert [failure.error for failure in failures] == ["its process died 3 times, last with -9"]
+
+
+class Hired:
+    """A process that does nothing and knows what it was given."""
+
+    given: ClassVar[list[tuple[int, str | None]]] = []
+    sentinel = 0
+
+    def __init__(self, *, args: tuple[Any, ...], **named: Any) -> None:
+        self.given.append(args[2:])
+
+    def start(self) -> None: ...
+
+
+def test_workers_share_out_the_cores_and_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Workplace(tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    assert [Processes(place, workers).threads for workers in (1, 3, 16)] == [8, 2, 1]
+    assert Processes(place, 3, threads=5).threads == 5
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for visible, names in (("3,7", ["3", "7"]), (None, ["0", "1"])):
+        monkeypatch.setattr(Hired, "given", [])
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        executor = Processes(place, 4)
+        monkeypatch.setattr(executor.context, "Process", Hired, raising=False)
+        for index in (0, 1, 2, 1):  # the last in place of one that died
+            executor.hire(index)
+        assert Hired.given == [(2, names[0]), (2, names[1]), (2, names[0]), (2, names[1])]
 
 
 ORPHAN = """

@@ -225,9 +225,9 @@ class APGD:
 class APGDT:
     """Auto-PGD on the targeted difference of logits ratio, towards one other class after the other (APGD-T).
 
-    The steps are those of `APGD`; the loss is `targeted_dlr_loss`, for each of the `targets` classes that the
-    clean input makes likeliest beside its label. With fewer classes all the others are targets; below four
-    classes the ratio has no fourth logit, and the loss is z_t - z_y, whose sign steps need no scale.
+    The steps are those of `APGD`, up the loss -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2) (`targeted_dlr_loss`), for
+    each of the `targets` classes t that the clean input makes likeliest beside its label. With fewer classes all the
+    others are targets; below four classes there is no z_(4), and the loss is z_t - z_y, whose sign steps need no scale.
 
     Args:
         eps: l-infinity radius in pixel units, in [0, 1].

@@ -68,6 +68,7 @@ def audit(
         classes: the names of the classes; None numbers them.
         budget_minutes: buys more steps, restarts and queries, or fewer of them on fewer images; what is not done by
             then is `unclear`. None is the usual effort, on fewer images where that would take long.
+        batch_size: images at a time.
         seed: of all that is random; torch's generators are left as they were.
         about: further fields of `Audit`: dataset, split, commit, command, recipe.
         progress: told what runs.

@@ -17,6 +17,9 @@ class Check:
 
     `failed` is a sign that gradients are masked or that an attack was too weak, never that the model is merely
     not robust; `unclear` is neither, for example where too few samples are left to tell.
+
+    Raises:
+        ValueError: another outcome.
     """
 
     key: str

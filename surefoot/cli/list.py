@@ -23,7 +23,9 @@ def everything() -> dict[str, dict[str, str]]:
     return {
         "recipes": {recipe.name: recipe.description for recipe in RECIPES.values()},
         "objectives": {key: first_line(kind) for key, kind in OBJECTIVES.items()},
-        "attacks": {key: first_line(kind) for key, kind in ATTACKS.items()},
+        # As `evaluate --attacks` takes them: the worst case is added to any two.
+        "attacks": {key: first_line(kind) for key, kind in ATTACKS.items() if key != "worst-case"}
+        | {"pgd-cw": "PGD that drives up Carlini and Wagner's margin of logits."},
         "networks": {spec.name: spec.description for spec in MODELS.values()},
         "datasets": {
             spec.name: f"{spec.num_classes} classes, {spec.image_size} x {spec.image_size} pixels"

@@ -19,7 +19,8 @@ from surefoot.training.fit import started_by_torchrun
 RUNS = Path("runs")
 
 DESCRIPTION = """Train a recipe. Every field below can be changed: `surefoot train mnist/sat-r3 --epochs 5
---objective.lam 0.5 --objective.eps 8/255`. The run goes to runs/RECIPE/SEED."""
+--objective.lam 0.5`. Another radius is two fields, what it is trained at and what it is measured at: `surefoot train
+cifar10/sat-r2 --objective.eps 4/255 --eps 4/255`. The run goes to runs/RECIPE/SEED."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,31 @@ def run(args: list[str]) -> int:
     sources = {
         source: trained_source(source, options.recipe, options, command) for source in source_names(options.recipe)
     }
+    if radii_of(options.recipe) != radii_of(recipe) and (told := radii_apart(options.recipe)):
+        say(f"{recipe.name}: {told}")
     again = command if options.resume else f"{command} --resume"
     train_with_progress(options.recipe, path, options, sources, resume=options.resume, again=again)
     return 0
+
+
+def radii_of(recipe: Recipe) -> tuple[float, list[float]]:
+    """What a recipe's model is measured at, and what its phases train at."""
+    trained = [phase.objective.eps for phase in recipe.phases() if hasattr(phase.objective, "eps")]
+    return recipe.eps, trained
+
+
+def radii_apart(recipe: Recipe) -> str | None:
+    """What to say where no phase trains at the radius that the model is measured at: one is easily forgotten.
+
+    >>> radii_apart(RECIPES["digits/sat-r3"]), radii_apart(dataclasses.replace(RECIPES["digits/sat-r3"], eps=0.2))
+    (None, 'trained at ε = 0.3 and measured at 0.2; --objective.eps is the one, --eps the other.')
+    """
+    measured, trained = radii_of(recipe)
+    if not trained or measured in trained:
+        return None
+    least, most = f"{min(trained):g}", f"{max(trained):g}"
+    at = least if least == most else f"{least} to {most}"
+    return f"trained at ε = {at} and measured at {measured:g}; --objective.eps is the one, --eps the other."
 
 
 def default_path(recipe: Recipe) -> Path:

@@ -93,6 +93,10 @@ def append_records(path: str | Path, records: Iterable[Record]) -> None:
 
     A last line that an interruption left unfinished is cut off first; a record that lacks its newline gets it.
 
+    Args:
+        path: the file, made where missing, and its folder too.
+        records: in the order in which they are written.
+
     Raises:
         ValueError: the file holds something other than records, and is left as it is.
 
@@ -171,6 +175,9 @@ def record_of(line: bytes) -> Record:
 
 def read_records(path: str | Path) -> list[Record]:
     """Read the records of a `.jsonl` file; an unfinished last line is left out.
+
+    Args:
+        path: what `append_records` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -171,6 +171,9 @@ def load_factory(path: str) -> Callable[..., Any]:
     The current directory becomes importable, after everything installed, and stays so: a user's module may
     import its neighbours late. Importing runs that module's code.
 
+    Args:
+        path: `package.module:factory`.
+
     Raises:
         ValueError: not written as `package.module:factory`, no such module or attribute, a module that fails
             while it is imported, or something that is not callable or is itself a model.

@@ -264,6 +264,12 @@ class Averaged(nn.Module):
 def inner_model(model: nn.Module) -> nn.Module:
     """The user's own module, out of this file's wrappers and out of Fabric's, DDP's and torch.compile's.
 
+    Args:
+        model: wrapped, however often, or not.
+
+    Raises:
+        TypeError: not a module.
+
     >>> net = nn.Linear(4, 3)
     >>> inner_model(Averaged(LogitsOnly(net), draws=4)) is net
     True

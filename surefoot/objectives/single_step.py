@@ -32,7 +32,8 @@ def replace_share(attack: Attack, source: nn.Module, inputs: Tensor, labels: Ten
 class FgsmAT:
     """FGSM adversarial training: cross-entropy on a batch part of which is replaced by its FGSM samples.
 
-    Fast, and prone to gradient masking: the model learns to make FGSM fail instead of becoming robust.
+    (1/m) (sum_{i <= n} J(f(x_fgsm^i), y^i) + sum_{i > n} J(f(x^i), y^i)), n = share m, with x_fgsm of Eq. 1. Fast, and
+    prone to gradient masking: the model learns to make FGSM fail instead of becoming robust.
 
     Args:
         eps: l-infinity radius in pixel units, in [0, 1].
@@ -68,6 +69,8 @@ class FgsmAT:
 @dataclass(frozen=True)
 class RFgsmAT:
     """R-FGSM adversarial training: as `FgsmAT`, from a random signed step.
+
+    (1/m) (sum_{i <= n} J(f(x_rfgsm^i), y^i) + sum_{i > n} J(f(x^i), y^i)), n = share m, with x_rfgsm of Eq. 2-3.
 
     Args:
         eps: l-infinity radius in pixel units, in [0, 1].
@@ -106,7 +109,8 @@ class RFgsmAT:
 class EnsembleAT:
     """Ensemble adversarial training: `FgsmAT` whose samples come from the model or from a fixed source.
 
-    Each step draws one of the model itself and the sources, all equally likely, from torch's global generator.
+    (1/m) (sum_{i <= n} J(f(x_fgsm^i), y^i) + sum_{i > n} J(f(x^i), y^i)), n = share m, with x_fgsm of Eq. 1 on a
+    network that each step draws: the model itself or a source, all equally likely, from torch's global generator.
 
     Args:
         eps: l-infinity radius in pixel units, in [0, 1].

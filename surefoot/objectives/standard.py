@@ -70,6 +70,10 @@ class NormalTraining:
         >>> import torch
         >>> terms = NormalTraining()(nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 2]))
         >>> terms.loss.backward()
+
+    Source:
+        Label smoothing: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, section 7.
+        As in `torch.nn.functional.cross_entropy`.
     """
 
     label_smoothing: float = 0.0

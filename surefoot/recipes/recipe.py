@@ -34,7 +34,18 @@ AnyObjective = Annotated[
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train on what, how, and what to attack it with; every field can be overridden."""
+    """What to train on what, how, and what to attack it with; every field can be overridden.
+
+    Raises:
+        ValueError: a field out of its range.
+        TypeError: or of another kind.
+
+    Example:
+        >>> from surefoot.recipes import RECIPES
+        >>> longer = dataclasses.replace(RECIPES["digits/sat-r3"], epochs=80, eps=0.2)
+        >>> [phase.epochs for phase in longer.phases()], longer.selection()
+        ([80], IFGSM(eps=0.2, steps=3, loss=cross_entropy, stop_when_fooled=False))
+    """
 
     name: tyro.conf.Suppress[str]
     """Its key, `DATASET/METHOD`."""

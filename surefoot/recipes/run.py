@@ -116,6 +116,9 @@ def look_of(fields: dict[str, Any]) -> Look:
 def load_run(path: str | Path) -> Run:
     """Open a run's folder.
 
+    Args:
+        path: the folder, as `train` was given it.
+
     Raises:
         ValueError: it is not a run, or its recipe.json is damaged.
 

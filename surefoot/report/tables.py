@@ -53,6 +53,10 @@ def record_table(records: Sequence[Record], title: str) -> Table:
     Below an attack of several parts there is a row a part, with the accuracy after it. `mean l2` is over the samples
     that were fooled.
 
+    Args:
+        records: of one model, as `evaluate` gives them.
+        title: above the table.
+
     Example:
         >>> import torch
         >>> from surefoot.attacks import FGSM
@@ -83,11 +87,15 @@ def record_table(records: Sequence[Record], title: str) -> Table:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """A Markdown table: the first `left` columns to the left, the others to the right.
 
+    Args:
+        header: a name a column.
+        rows: of as many cells each.
+
     Example:
-        >>> print(markdown_table(["method", "PGD"], [["SAT-R1", "88.76"]]))
+        >>> print(markdown_table(["method", "PGD"], [["SAT-R1", "50.00"]]))
         | method | PGD |
         | --- | ---: |
-        | SAT-R1 | 88.76 |
+        | SAT-R1 | 50.00 |
     """
     lines = [header, [*["---"] * left, *["---:"] * (len(header) - left)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

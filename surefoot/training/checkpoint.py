@@ -31,6 +31,13 @@ def check_fits(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, T
 def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write a model's weights and buffers as safetensors, atomically.
 
+    Args:
+        model: any module; tied weights are written each for itself.
+        path: the file; its folder is made where missing.
+
+    Raises:
+        OSError: it cannot be written.
+
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
@@ -67,6 +74,10 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load weights that `read_weights` can read into a model of the same shape, in place.
+
+    Args:
+        model: changed in place.
+        path: safetensors, or a state_dict that torch.save wrote.
 
     Raises:
         CheckpointError: those of `read_weights`, or weights of another model.
