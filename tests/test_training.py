@@ -455,6 +455,24 @@ def test_weights_of_another_model_truncated_or_pickled_are_refused(tmp_path: Pat
         load_weights(model, tmp_path / "none.safetensors")
 
 
+def test_a_single_changed_byte_of_a_checkpoint_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "state.ckpt"
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3), "c": torch.tensor([True]), "e": torch.ones(0)}
+    save_tensors(path, {**tensors, "d": torch.ones(2, 2, dtype=torch.bfloat16).t()}, {"best_epoch": 12})
+    assert load_tensors(path)[1] == {"best_epoch": 12}
+    whole = path.read_bytes()
+    name = whole.index(b"crc32")  # without which it is another program's file
+    for place in (each for each in range(len(whole)) if not name <= each < name + 5):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError):
+            load_tensors(path)
+
+
+def test_weights_that_another_program_wrote_have_no_checksum_to_check(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
+    assert load_tensors(tmp_path / "w.safetensors")[0]["a"].equal(torch.ones(2))
+
+
 class Bomb:
     """Unpickling this would leave a file."""
 

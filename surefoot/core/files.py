@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, uint8
+
+CHECKSUM = "crc32"
+"""Where the metadata of a file of ours have its checksum: safetensors itself reads a changed number as it is."""
 
 
 class CheckpointError(ValueError):
@@ -145,11 +149,22 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             whole = whole.clone()
         memories.add(whole.untyped_storage().data_ptr())
         apart[name] = whole
+    about = {key: json.dumps(value) for key, value in metadata.items()}
+    about[CHECKSUM] = checksum(apart, about)
     with atomic_path(path) as temporary:
         try:
-            save_file(apart, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+            save_file(apart, temporary, metadata=about)
         except SafetensorError as error:
             raise OSError(f"{path} cannot be written ({error}); make room, or give another place.") from error
+
+
+def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """The CRC-32 of tensors on the CPU and of the metadata beside them, as a file has them."""
+    crc = zlib.crc32(json.dumps(sorted(about.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().flatten().view(uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def is_pickled(path: Path) -> bool:
@@ -175,11 +190,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     with opened(path) as file:
         # Copied: what safetensors gives maps the file, and Windows replaces or removes no file that is mapped.
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata_of(file)  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        about = dict(file.metadata() or {})
+        written = about.pop(CHECKSUM, None)  # not in other programs' files
+        if written is not None and written != checksum(tensors, about):
+            raise ValueError("its checksum differs")
+        return tensors, metadata_of(file)
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """The metadata alone, which is quick; raises as `load_tensors` does."""
+    """The metadata alone, which is quick and checks nothing; raises as `load_tensors` does."""
     with opened(path) as file:
         return metadata_of(file)
 
@@ -204,5 +224,6 @@ def metadata_of(file: Any) -> dict[str, Any]:
     about: dict[str, Any] = {}
     for key, value in (file.metadata() or {}).items():
         with suppress(ValueError):
-            about[key] = json.loads(value)
+            if key != CHECKSUM:
+                about[key] = json.loads(value)
     return about
