@@ -1,6 +1,7 @@
 """Training: what a run writes, what it survives, and what it refuses."""
 
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -26,10 +27,10 @@ from torch.nn.utils import prune
 from surefoot.attacks import IFGSM
 from surefoot.cli.models import pick_device
 from surefoot.cli.output import TrainingProgress
-from surefoot.core.files import load_metadata, load_tensors, save_tensors
+from surefoot.core.files import load_metadata, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.data import Batches, Dataset, Split, load
-from surefoot.evaluation import accuracy
+from surefoot.evaluation import accuracy, append_records
 from surefoot.models import build_model
 from surefoot.objectives import FgsmAT, LossTerms, NormalTraining, SatR1, SatR2, SatR3
 from surefoot.recipes import RECIPES, Recipe, load_run, train
@@ -238,12 +239,22 @@ def test_a_run_killed_at_a_random_moment_resumes_to_identical_weights(tmp_path: 
     process.stdout.close()
     train(recipe, tmp_path / "whole")
     if load_run(tmp_path / "killed").epochs_done() < 6:
+        (tmp_path / "killed" / f".state.ckpt.{process.pid}.tmp").touch()  # as where it is killed while it writes
         train(recipe, tmp_path / "killed", resume=True)
     for name in ("model.safetensors", "last.safetensors"):
         assert equal(load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name))
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert not list((tmp_path / "killed").glob("*.tmp.*"))
+    assert not list((tmp_path / "killed").glob("*.tmp"))
+
+
+def test_a_finished_run_without_its_state_is_not_trained_again(tmp_path: Path) -> None:
+    recipe = quick_recipe(epochs=1)
+    train(recipe, tmp_path)
+    (tmp_path / "state.ckpt").unlink()  # to save its room: it is only to go on from
+    assert load_run(tmp_path).is_finished()
+    with pytest.raises(ValueError, match="holds a finished run, which is never overwritten"):
+        train(recipe, tmp_path, resume=True)
 
 
 def test_a_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
@@ -265,7 +276,8 @@ def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: 
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="finished run"):
         train(recipe, tmp_path / "run")
-    (tmp_path / "run" / "state.ckpt").unlink()
+    for name in ("state.ckpt", "metrics.jsonl"):
+        (tmp_path / "run" / name).unlink()
     with pytest.raises(ValueError, match="--resume"):
         train(recipe, tmp_path / "run")
     other = dataclasses.replace(recipe, epochs=2)
@@ -495,6 +507,17 @@ def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path, 
     tensors, about = load_tensors(path)
     assert torch.equal(tensors["a"], torch.ones(2))
     assert about == {"note": "x" * padding}
+
+
+def test_what_a_full_disk_has_no_room_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    for write in (lambda file: write_text(file, "text"), lambda file: append_records(file, [])):
+        with pytest.raises(OSError, match=r"file cannot be written \(No space left on device\); make room"):
+            write(tmp_path / "file")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_whom_the_umask_lets_read_may_read_weights_too(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write to beside `path`, which it replaces, whole and synced, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A path to write to beside `path`, which it replaces, whole and synced, when the block ends well.
+
+    Raises:
+        OSError: it cannot be written, and why.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
@@ -38,8 +43,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_be_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def cannot_be_written(path: Path, error: Exception) -> OSError:
+    """What to say where a file could not be written."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return OSError(f"{path} cannot be written ({why}); make room, or give another place.")
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what an `atomic_path` left that was killed; only where nobody else writes to `path` now."""
+    for temporary in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def remove_abandoned(root: Path, pattern: str, seconds: float, *, only: Collection[str] | None = None) -> None:
@@ -130,9 +151,10 @@ def read_lines(file: Path | None) -> list[dict[str, Any]]:
     if file is None or not file.exists():
         return []
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except ValueError:
         return []
+    return lines if all(isinstance(line, dict) for line in lines) else []
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -152,10 +174,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     about = {key: json.dumps(value) for key, value in metadata.items()}
     about[CHECKSUM] = checksum(apart, about)
     with atomic_path(path) as temporary:
-        try:
-            save_file(apart, temporary, metadata=about)
-        except SafetensorError as error:
-            raise OSError(f"{path} cannot be written ({error}); make room, or give another place.") from error
+        save_file(apart, temporary, metadata=about)
 
 
 def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
