@@ -165,6 +165,28 @@ def test_a_training_whose_state_is_damaged_begins_anew(tmp_path: Path, trained: 
     assert len(trained) == 3
 
 
+@pytest.mark.parametrize("damaged", ["state.ckpt", "model.safetensors"])
+def test_an_unfinished_training_with_one_changed_byte_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    def stop(*args: Any, **named: Any) -> Any:
+        def after_one(line: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+        return train(*args, **named, on_epoch=after_one)
+
+    task = Training(dataclasses.replace(MATRIX.training("mnist/normal").recipe, epochs=2))
+    folder = task.folder(Workplace(tmp_path))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(runs, "train", stop)
+        do([task], Workplace(tmp_path))
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    assert do([task], Workplace(tmp_path))[0] == []
+    assert do([task], Workplace(tmp_path / "whole"))[0] == []
+    assert task.sha256(Workplace(tmp_path)) == task.sha256(Workplace(tmp_path / "whole"))
+
+
 def test_a_training_goes_on_under_another_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, model = Workplace(tmp_path), MATRIX.training("mnist/sat-r3")
 

@@ -257,6 +257,19 @@ def test_a_finished_run_without_its_state_is_not_trained_again(tmp_path: Path) -
         train(recipe, tmp_path, resume=True)
 
 
+def test_weights_selected_so_far_that_are_gone_end_a_resumed_training_before_its_first_epoch(tmp_path: Path) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(quick_recipe(), tmp_path, on_epoch=stop)
+    (tmp_path / "model.safetensors").unlink()  # as where the state alone was copied
+    lines: list[dict[str, Any]] = []
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+        train(quick_recipe(), tmp_path, resume=True, on_epoch=lines.append)
+    assert lines == []
+
+
 def test_a_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
     recipe = quick_recipe(epochs=1)
     train(recipe, tmp_path / "run")

@@ -304,7 +304,7 @@ def fit(
         ValueError: a bad setting, no training images, a label beyond the classes of the data set or the model, no
             phases, no weight to train, or no monitor or repair where `on_masking` needs one.
         TypeError: an argument of another kind, or an objective that returns no `LossTerms`.
-        CheckpointError: a state that is damaged, pickled, or of another run.
+        CheckpointError: a state that is damaged, pickled, or of another run; selected weights that are gone or damaged.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
     Example:
@@ -392,6 +392,7 @@ def fit(
                 f"{run / 'state.ckpt'} is of another run: it has {len(metrics)} epochs, and the phases "
                 f"{len(schedule)}; give the phases that it was trained by, or another run_dir."
             )
+        load_tensors(run / "model.safetensors")  # what was selected so far is needed at the end: it fails now, not then
 
     with fabric.autocast():
         check_answers(module, dataset, device, config.seed)
