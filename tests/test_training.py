@@ -482,7 +482,12 @@ def test_weights_of_another_model_truncated_or_pickled_are_refused(tmp_path: Pat
 
 def test_a_single_changed_byte_of_a_checkpoint_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "state.ckpt"
-    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3), "c": torch.tensor([True]), "e": torch.ones(0)}
+    tensors = {
+        "b": torch.arange(6.0).reshape(2, 3),
+        "a": torch.tensor(3),
+        "c": torch.tensor([True]),
+        "e": torch.ones(0),
+    }
     save_tensors(path, {**tensors, "d": torch.ones(2, 2, dtype=torch.bfloat16).t()}, {"best_epoch": 12})
     assert load_tensors(path)[1] == {"best_epoch": 12}
     whole = path.read_bytes()
