@@ -323,7 +323,7 @@ class Interrupted(nn.Identity):
 
     countdown = 0
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name == "training":
             self.__dict__["countdown"] = self.countdown - 1
             if self.countdown == 0:
