@@ -1076,3 +1076,49 @@ def test_a_place_for_records_or_samples_is_refused_before_the_attack(
     for option, place in (("--records", "notes/x"), ("--save-samples", "notes")):
         assert main(["evaluate", run_folder, option, place]) == 2
         assert f"surefoot: {option} needs the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTraceback"), MemoryError()])
+def test_memory_that_is_not_enough_is_told(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(args: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("surefoot.cli.list.run", full)
+    assert main(["list"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("surefoot: the memory is not enough (")
+    assert said.endswith("give a smaller --batch-size.\n")
+    assert "Traceback" not in said
+
+
+def test_a_model_is_recognised_by_fewer_images_where_memory_is_short() -> None:
+    class Large(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            if len(inputs) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(inputs.flatten(1))
+
+    inputs, labels = torch.rand(16, 1, 2, 2), torch.zeros(16, dtype=torch.int64)
+    model = Large(4, 3)
+    assert models.recognised(model, "large", inputs, labels, models.ModelOptions(), None) == (model, [])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
+@pytest.mark.parametrize("lasting", [True, False])
+def test_output_that_cannot_be_written_ends_no_work_whose_results_are_files(
+    lasting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as out, open("/dev/full", "w", encoding="utf-8") as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        monkeypatch.setattr(output.stdout, "lasting", lasting)
+        output.say("a message")
+        if lasting:
+            output.print_json({"a": "result"})
+            output.stdout.print("a table")
+        else:
+            with pytest.raises(OSError, match="No space left"):
+                output.print_json({"a": "result"})
+            output.silence(out)

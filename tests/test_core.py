@@ -320,6 +320,30 @@ def test_crafting_puts_the_flags_back_through_an_exception() -> None:
     assert all(part.training for part in net.modules())
 
 
+class Interrupted(nn.Identity):
+    """Ctrl-C comes when it is put into another mode for the nth time."""
+
+    countdown = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":
+            self.__dict__["countdown"] = self.countdown - 1
+            if self.countdown == 0:
+                raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_crafting_puts_the_flags_back_where_ctrl_c_comes_while_they_are_changed(moment: int) -> None:
+    stops = Interrupted()
+    net = nn.Sequential(nn.Dropout(), stops, nn.Dropout())
+    stops.__dict__["countdown"] = moment
+    with pytest.raises(KeyboardInterrupt), crafting(net):
+        pass
+    assert [part.training for part in net.modules()] == [True] * 4
+    assert not is_crafting()
+
+
 def test_crafting_turns_gradients_on_and_back_off() -> None:
     net = nn.Linear(2, 2)
     with torch.inference_mode():

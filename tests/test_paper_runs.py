@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -165,6 +166,29 @@ def test_a_training_whose_state_is_damaged_begins_anew(tmp_path: Path, trained: 
     assert len(trained) == 3
 
 
+@pytest.mark.parametrize("damaged", ["state.ckpt", "model.safetensors"])
+def test_an_unfinished_training_with_one_changed_byte_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    def stop(*args: Any, **named: Any) -> Any:
+        def after_one(line: dict[str, Any]) -> None:
+            raise KeyboardInterrupt
+
+        return train(*args, **named, on_epoch=after_one)
+
+    task = Training(dataclasses.replace(MATRIX.training("mnist/normal").recipe, epochs=2))
+    folder = task.folder(Workplace(tmp_path))
+    monkeypatch.setattr(runs, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        do([task], Workplace(tmp_path))
+    monkeypatch.setattr(runs, "train", train)
+    content = (folder / damaged).read_bytes()
+    (folder / damaged).write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    assert do([task], Workplace(tmp_path))[0] == []
+    assert do([task], Workplace(tmp_path / "whole"))[0] == []
+    assert task.sha256(Workplace(tmp_path)) == task.sha256(Workplace(tmp_path / "whole"))
+
+
 def test_a_training_goes_on_under_another_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, model = Workplace(tmp_path), MATRIX.training("mnist/sat-r3")
 
@@ -291,6 +315,20 @@ def test_black_box_goes_on_with_the_models_that_could_be_trained(tmp_path: Path)
     assert [failure.title for failure in failures] == ["bad"]
     lost = run_all([bad, Transfer(bad, (good,), FGSM(0.1))], place, Recording(place), lambda event: None)
     assert len(lost) == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows blocks no signals")
+def test_ctrl_c_does_not_reach_a_worker_that_still_imports(tmp_path: Path) -> None:
+    executor = Processes(Workplace(tmp_path), workers=1, threads=1)
+    try:
+        worker = executor.hire(0)
+        os.kill(worker.process.pid, signal.SIGINT)
+        assert not wait([worker.process.sentinel], timeout=1)
+        executor.start(fake("good"))
+        assert executor.next_finished() == (fake("good").id, None)
+        assert executor.deaths == {}
+    finally:
+        executor.close()
 
 
 def test_a_killed_worker_is_replaced_and_its_task_done(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Training: what a run writes, what it survives, and what it refuses."""
 
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -28,10 +29,10 @@ from torch.nn.utils import prune
 from surefoot.attacks import IFGSM
 from surefoot.cli.models import pick_device
 from surefoot.cli.output import TrainingProgress
-from surefoot.core.files import load_metadata, load_tensors, save_tensors
+from surefoot.core.files import load_metadata, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.data import Batches, Dataset, Split, load
-from surefoot.evaluation import accuracy
+from surefoot.evaluation import accuracy, append_records
 from surefoot.models import build_model
 from surefoot.objectives import FgsmAT, LossTerms, NormalTraining, SatR1, SatR2, SatR3
 from surefoot.recipes import RECIPES, Recipe, load_run, train
@@ -279,11 +280,35 @@ def test_a_run_killed_at_a_random_moment_resumes_to_identical_weights(tmp_path: 
     process.stdout.close()
     train(recipe, tmp_path / "whole")
     if load_run(tmp_path / "killed").epochs_done() < 6:
+        (tmp_path / "killed" / f".state.ckpt.{process.pid}.tmp").touch()  # as where it is killed while it writes
         train(recipe, tmp_path / "killed", resume=True)
     for name in ("model.safetensors", "last.safetensors"):
         assert equal(load_file(tmp_path / "whole" / name), load_file(tmp_path / "killed" / name))
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert not list((tmp_path / "killed").glob("*.tmp"))
+
+
+def test_a_finished_run_without_its_state_is_not_trained_again(tmp_path: Path) -> None:
+    recipe = quick_recipe(epochs=1)
+    train(recipe, tmp_path)
+    (tmp_path / "state.ckpt").unlink()  # to save its room: it is only to go on from
+    assert load_run(tmp_path).is_finished()
+    with pytest.raises(ValueError, match="holds a finished run, which is never overwritten"):
+        train(recipe, tmp_path, resume=True)
+
+
+def test_weights_selected_so_far_that_are_gone_end_a_resumed_training_before_its_first_epoch(tmp_path: Path) -> None:
+    def stop(line: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(quick_recipe(), tmp_path, on_epoch=stop)
+    (tmp_path / "model.safetensors").unlink()  # as where the state alone was copied
+    lines: list[dict[str, Any]] = []
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+        train(quick_recipe(), tmp_path, resume=True, on_epoch=lines.append)
+    assert lines == []
 
 
 def test_a_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
@@ -305,7 +330,8 @@ def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: 
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="finished run"):
         train(recipe, tmp_path / "run")
-    (tmp_path / "run" / "state.ckpt").unlink()
+    for name in ("state.ckpt", "metrics.jsonl"):
+        (tmp_path / "run" / name).unlink()
     with pytest.raises(ValueError, match="--resume"):
         train(recipe, tmp_path / "run")
     other = dataclasses.replace(recipe, epochs=2)
@@ -548,6 +574,29 @@ def test_weights_of_another_model_truncated_or_pickled_are_refused(tmp_path: Pat
         load_weights(model, tmp_path / "none.safetensors")
 
 
+def test_a_single_changed_byte_of_a_checkpoint_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "state.ckpt"
+    tensors = {
+        "b": torch.arange(6.0).reshape(2, 3),
+        "a": torch.tensor(3),
+        "c": torch.tensor([True]),
+        "e": torch.ones(0),
+    }
+    save_tensors(path, {**tensors, "d": torch.ones(2, 2, dtype=torch.bfloat16).t()}, {"best_epoch": 12})
+    assert load_tensors(path)[1] == {"best_epoch": 12}
+    whole = path.read_bytes()
+    name = whole.index(b"crc32")  # without which it is another program's file
+    for place in (each for each in range(len(whole)) if not name <= each < name + 5):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(CheckpointError):
+            load_tensors(path)
+
+
+def test_weights_that_another_program_wrote_have_no_checksum_to_check(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors", metadata={"format": "pt"})
+    assert load_tensors(tmp_path / "w.safetensors")[0]["a"].equal(torch.ones(2))
+
+
 class Bomb:
     """Unpickling this would leave a file."""
 
@@ -570,6 +619,18 @@ def test_a_header_whose_length_looks_like_a_pickle_is_no_pickle(tmp_path: Path, 
     tensors, about = load_tensors(path)
     assert torch.equal(tensors["a"], torch.ones(2))
     assert about == {"note": "x" * padding}
+
+
+def test_what_a_full_disk_has_no_room_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=r"file cannot be written \(No space left on device\); make room"):
+        write_text(tmp_path / "file", "text")
+    with pytest.raises(OSError, match=r"file cannot be written \(No space left on device\); make room"):
+        append_records(tmp_path / "file", [])
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_whom_the_umask_lets_read_may_read_weights_too(tmp_path: Path) -> None:

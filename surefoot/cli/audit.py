@@ -114,7 +114,7 @@ def write_result(file: Path, text: str) -> None:
     try:
         write_text(file, text)
     except OSError as error:
-        say(f"{file} could not be written ({error.strerror}); the verdict and the page do not need it.")
+        say(f"{error} The verdict and the page do not need it.")
 
 
 def told_so_far(audits: Sequence[Audit], opened: Sequence[Opened], command: str) -> str:

@@ -63,6 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, expected_failures()) as error:
         print(f"surefoot: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not told_of_memory(error):
+            raise
+        return 1
 
 
 def chosen(args: list[str]) -> int:
@@ -89,3 +93,14 @@ def expected_failures() -> type[Exception]:
     from surefoot.training import TrainingDiverged
 
     return TrainingDiverged
+
+
+def told_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Say so where the memory was not enough; False where it is another error."""
+    from surefoot.core.failures import in_one_line
+    from surefoot.evaluation.worker import is_out_of_memory
+
+    if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+        return False
+    print(f"surefoot: the memory is not enough ({in_one_line(error)}); give a smaller --batch-size.", file=sys.stderr)
+    return True

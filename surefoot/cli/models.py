@@ -17,6 +17,7 @@ from surefoot.core.failures import in_one_line
 from surefoot.core.limits import check_count, check_whole
 from surefoot.data import Batches, Dataset, Split, images_at_once, load
 from surefoot.evaluation import recognise
+from surefoot.evaluation.worker import is_out_of_memory
 from surefoot.models import build_model
 from surefoot.recipes import load_run
 from surefoot.training import CheckpointError, Look, load_weights, monitor_curves
@@ -228,7 +229,7 @@ def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, o
 def recognised(
     model: nn.Module, name: str, inputs: Tensor, labels: Tensor, options: ModelOptions, draws: int | None
 ) -> tuple[nn.Module, list[str]]:
-    """`recognise` on the first images, with the model's name on what is wrong with it.
+    """`recognise` on the first images, fewer where memory is short, with the model's name on what is wrong with it.
 
     Raises:
         ValueError: it is refused, or its own code fails.
@@ -240,10 +241,14 @@ def recognised(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:
-        raise ValueError(
-            f"{name} fails on {list(inputs.shape)} images in [0, 1] ({in_one_line(error)}); it must return floating "
-            f"logits [{len(inputs)}, classes]."
-        ) from error
+        fewer = len(inputs) // 2 if isinstance(error, RuntimeError) and is_out_of_memory(error) else 0
+        if not fewer:
+            raise ValueError(
+                f"{name} fails on {list(inputs.shape)} images in [0, 1] ({in_one_line(error)}); it must return "
+                f"floating logits [{len(inputs)}, classes]."
+            ) from error
+    # Outside the except block, whose traceback holds on to the memory.
+    return recognised(model, name, inputs[:fewer], labels[:fewer], options, draws)
 
 
 def pick_device(name: str) -> torch.device:

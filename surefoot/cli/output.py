@@ -20,8 +20,8 @@ from surefoot.training.fit import StepReport, is_first_process
 class Results(Console):
     """Standard output.
 
-    Where its reader has gone (`surefoot train ... | head`) a verb that sets `lasting`, whose results are files too,
-    goes on without it; the others end, by a BrokenPipeError.
+    Where its reader has gone (`surefoot train ... | head`), or its terminal, a verb that sets `lasting`, whose results
+    are files too, goes on without it; the others end, by an OSError.
     """
 
     lasting = False
@@ -43,24 +43,26 @@ class Results(Console):
 
     @contextmanager
     def reader(self) -> Iterator[None]:
-        """Go on, or not, where there is none."""
+        """Go on, or not, where there is none, or no room for what is printed."""
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
             if not self.lasting:
                 raise
             silence(sys.stdout)
-            say("Nobody reads standard output any more; the work goes on.")
+            gone = isinstance(error, BrokenPipeError)
+            why = "Nobody reads standard output any more" if gone else f"Standard output is lost ({error.strerror})"
+            say(f"{why}; the work goes on.")
 
 
 class Messages(Console):
-    """Standard error; the work goes on where nobody reads it."""
+    """Standard error; the work goes on where nobody reads it, its terminal is closed or its disk is full."""
 
     def print(self, *objects: Any, **how: Any) -> None:
         """Print as rich does."""
         try:
             super().print(*objects, **how)
-        except BrokenPipeError:
+        except OSError:
             silence(sys.stderr)
 
     def on_broken_pipe(self) -> None:

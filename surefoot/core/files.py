@@ -6,15 +6,20 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, uint8
+
+CHECKSUM = "crc32"
+"""Where the metadata of a file of ours have its checksum: safetensors itself reads a changed number as it is."""
 
 
 class CheckpointError(ValueError):
@@ -23,10 +28,14 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write to beside `path`, which it replaces, whole and synced, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A path to write to beside `path`, which it replaces, whole and synced, when the block ends well.
+
+    Raises:
+        OSError: it cannot be written, and why.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
@@ -34,8 +43,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_be_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def cannot_be_written(path: Path, error: Exception) -> OSError:
+    """What to say where a file could not be written."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return OSError(f"{path} cannot be written ({why}); make room, or give another place.")
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what an `atomic_path` left that was killed; only where nobody else writes to `path` now."""
+    for temporary in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def remove_abandoned(root: Path, pattern: str, seconds: float, *, only: Collection[str] | None = None) -> None:
@@ -126,9 +151,10 @@ def read_lines(file: Path | None) -> list[dict[str, Any]]:
     if file is None or not file.exists():
         return []
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except ValueError:
         return []
+    return lines if all(isinstance(line, dict) for line in lines) else []
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -145,11 +171,19 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             whole = whole.clone()
         memories.add(whole.untyped_storage().data_ptr())
         apart[name] = whole
+    about = {key: json.dumps(value) for key, value in metadata.items()}
+    about[CHECKSUM] = checksum(apart, about)
     with atomic_path(path) as temporary:
-        try:
-            save_file(apart, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
-        except SafetensorError as error:
-            raise OSError(f"{path} cannot be written ({error}); make room, or give another place.") from error
+        save_file(apart, temporary, metadata=about)
+
+
+def checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """The CRC-32 of tensors on the CPU and of the metadata beside them, as a file has them."""
+    crc = zlib.crc32(json.dumps(sorted(about.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.contiguous().flatten().view(uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def is_pickled(path: Path) -> bool:
@@ -175,11 +209,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     with opened(path) as file:
         # Copied: what safetensors gives maps the file, and Windows replaces or removes no file that is mapped.
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata_of(file)  # noqa: SIM118
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        about = dict(file.metadata() or {})
+        written = about.pop(CHECKSUM, None)  # not in other programs' files
+        if written is not None and written != checksum(tensors, about):
+            raise ValueError("its checksum differs")
+        return tensors, metadata_of(file)
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """The metadata alone, which is quick; raises as `load_tensors` does."""
+    """The metadata alone, which is quick and checks nothing; raises as `load_tensors` does."""
     with opened(path) as file:
         return metadata_of(file)
 
@@ -204,5 +243,6 @@ def metadata_of(file: Any) -> dict[str, Any]:
     about: dict[str, Any] = {}
     for key, value in (file.metadata() or {}).items():
         with suppress(ValueError):
-            about[key] = json.loads(value)
+            if key != CHECKSUM:
+                about[key] = json.loads(value)
     return about

@@ -133,9 +133,10 @@ def crafting(model: nn.Module, inputs: Tensor | None = None) -> Iterator[nn.Modu
     """
     module = plain_module(model)
     before = [(part, is_training(part)) for part in module.modules()]
-    put_in_mode((part, False) for part, _ in before)
-    token = _crafting.set({})
-    try:
+    kept = _crafting.get()
+    try:  # from here on: Ctrl-C may come between any two lines
+        put_in_mode((part, False) for part, _ in before)
+        _crafting.set({})
         with (
             torch.inference_mode(False),
             buffers_put_back(part for part, _ in before if may_change(part)),
@@ -147,8 +148,12 @@ def crafting(model: nn.Module, inputs: Tensor | None = None) -> Iterator[nn.Modu
             explain_types(module, inputs, error)
         raise
     finally:
-        _crafting.reset(token)
-        put_in_mode(before)
+        _crafting.set(kept)
+        try:
+            put_in_mode(before)
+        except KeyboardInterrupt:
+            put_in_mode(before)
+            raise
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surefoot.core.files import check_can_write, lock_of, locked
+from surefoot.core.files import cannot_be_written, check_can_write, lock_of, locked
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -99,6 +99,7 @@ def append_records(path: str | Path, records: Iterable[Record]) -> None:
 
     Raises:
         ValueError: the file holds something other than records, and is left as it is.
+        OSError: it cannot be written.
 
     Example:
         >>> import torch
@@ -123,9 +124,12 @@ def append_records(path: str | Path, records: Iterable[Record]) -> None:
             check_begun(path, tail)
             file.truncate(end)
         text = "".join(record.to_json() + "\n" for record in records)
-        file.write((b"\n" if whole else b"") + text.encode(errors="backslashreplace"))
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write((b"\n" if whole else b"") + text.encode(errors="backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
 
 
 def check_records(path: Path, what: str) -> None:

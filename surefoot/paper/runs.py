@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from surefoot.core.devices import image_format
-from surefoot.core.files import read_lines, write_text
+from surefoot.core.files import load_tensors, read_lines, write_text
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
@@ -175,13 +175,15 @@ class Training:
         write_text(folder / "finished.json", json.dumps(about) + "\n")
 
     def begun(self, place: Workplace) -> Run | None:
-        """The run to go on from. A damaged state is put aside, and the training begins anew."""
+        """The run to go on from. A damaged state is put aside, and the training begins anew, also without weights."""
         folder = self.folder(place)
         if not (folder / "recipe.json").exists():
             return None
         try:
             run = load_run(folder)
-            run.epochs_done()
+            if 0 < run.epochs_done() < run.epochs():
+                for name in ("state.ckpt", "model.safetensors"):  # all that it goes on from
+                    load_tensors(folder / name)
         except ValueError:
             if (folder / "state.ckpt").exists():
                 (folder / "state.ckpt").replace(folder / "damaged.ckpt")

@@ -8,8 +8,9 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -221,7 +222,8 @@ class Processes:
         gpus = visible_gpus()
         gpu = gpus[index % len(gpus)] if gpus else None
         process = self.context.Process(target=work, args=(theirs, self.place, self.threads, gpu), daemon=True)
-        process.start()
+        with deaf_to_ctrl_c():
+            process.start()
         theirs.close()
         worker = Worker(process, ours)
         self.workers[index : index + 1] = [worker]
@@ -253,6 +255,23 @@ class Processes:
             worker.process.kill()
             worker.process.join()
             worker.pipe.close()
+
+
+@contextlib.contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started meanwhile does not hear of it: it reaches a process that still imports, too.
+
+    Windows cannot; there such a process may end with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it is started with the first process, and would lift what is blocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what came here meanwhile is heard now
 
 
 def visible_gpus() -> list[str]:

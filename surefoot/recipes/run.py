@@ -11,7 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from surefoot.core.files import CheckpointError, check_can_fill, load_metadata, locked, write_text
+from surefoot.core.files import (
+    CheckpointError,
+    check_can_fill,
+    load_metadata,
+    locked,
+    read_lines,
+    remove_unfinished,
+    write_text,
+)
 from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
 from surefoot.evaluation.passes import seeded
@@ -29,6 +37,8 @@ from surefoot.training.trial import try_training
 
 LOCK = ".lock"
 """A file in a run's folder that is held while it is trained; not part of the run."""
+FILES = ("recipe.json", "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt")
+"""What a training writes to its folder."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,8 @@ class Run:
 
     def is_finished(self) -> bool:
         """Are all epochs done, or did the run stop for good where its gradients were masked?"""
-        metrics = self._saved()
+        # Without state.ckpt, which is large and only to go on from, a run is as finished as its lines say.
+        metrics = self._saved() or read_lines(self.path / "metrics.jsonl")
         stopped = any((line.get("masking") or {}).get("action") == "stop" for line in metrics)
         return stopped or len(metrics) >= self.epochs()
 
@@ -225,6 +236,8 @@ def train(
     with only_training(path) if is_first_process() else nullcontext():
         if is_first_process():
             check_run(recipe, path, resume)  # another may have trained here since the first look
+            for name in FILES:
+                remove_unfinished(path / name)
             write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
         return fit(
             model,

@@ -319,7 +319,7 @@ def fit(
             phases, no weight to train, no monitor or repair where `on_masking` needs one, a training in `run_dir`
             already where `resume` was not asked for, or no `run_dir` where it was.
         TypeError: an argument of another kind, or an objective that returns no `LossTerms`.
-        CheckpointError: a state that is damaged, pickled, or of another run.
+        CheckpointError: a state that is damaged, pickled, or of another run; selected weights that are gone or damaged.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
     Example:
@@ -408,6 +408,7 @@ def fit(
                 f"{run / 'state.ckpt'} is of another run: it has {len(metrics)} epochs, and the phases "
                 f"{len(schedule)}; give the phases that it was trained by, or another run_dir."
             )
+        load_tensors(run / "model.safetensors")  # what was selected so far is needed at the end: it fails now, not then
 
     with fabric.autocast():
         check_answers(module, dataset, device, config.seed)
