@@ -329,6 +329,14 @@ def test_runs_and_networks_of_ones_own_stand_side_by_side(run_folder: str, capsy
     first = evaluated(capsys, name, *attack, "--weights", "0.safetensors")
     second = evaluated(capsys, name, *attack, "--weights", "1.safetensors")
     own = evaluated(capsys, run_folder, *attack)
+    alone = ["--weights", "0.safetensors", "--num-examples", "20"]
+    standard = evaluated(capsys, name, *attack[:-1], "i-fgsm", "pgd", "pgd-cw", *alone)
+    fields = [record["attack_fields"] for record in standard if record["attack"] in ("IFGSM", "PGD")]
+    assert [(each["steps"], each.get("step_size")) for each in fields] == [(20, None), (20, 0.025), (20, 0.025)]
+    assert main(["evaluate", name, *attack[:2], *attack[4:], *alone]) == 2
+    assert (
+        "fgsm needs --eps, which only a run knows by itself; give --eps, for example 8/255." in capsys.readouterr().err
+    )
     hashes = [record["weights_sha256"] for record in both]
     assert hashes == [record["weights_sha256"] for record in (*first, *own, *second)]
     assert len(set(hashes)) == 3

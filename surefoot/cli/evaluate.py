@@ -37,7 +37,7 @@ from surefoot.evaluation.records import check_records
 from surefoot.report import record_table
 
 DESCRIPTION = """Measure the accuracy of models on clean images and under attack. A MODEL is a run's folder, or
-package.module:factory with --weights, --dataset, --eps and what the attacks need. A sample that is fooled counts as
+package.module:factory with --weights, --dataset and --eps. A sample that is fooled counts as
 fooled and leaves (--last-iterate counts the last step only, as the paper does); the attacks run in fp32, from a
 seed (--precision fast: crafted in bf16). With --source the attacks are crafted on that model and scored on each
 MODEL: the black-box setting. Records are appended to RUN/records.jsonl, each as soon as its attack is done. After a
@@ -69,9 +69,10 @@ class Options(ModelOptions):
     attacks: tuple[AttackName, ...] | None = None
     """Which to run, in turn, after clean accuracy. None: fgsm i-fgsm pgd pgd-cw; with --source: fgsm mi-fgsm."""
     steps: int | None = None
-    """Steps of I-FGSM, MI-FGSM, PGD and PGD-CW; None is the recipe's. Others keep their standard ones."""
+    """Steps of I-FGSM, MI-FGSM, PGD and PGD-CW; None is the recipe's, 20 for package.module:factory. Others keep their
+    standard ones."""
     step_size: float | None = None
-    """Step size of PGD and PGD-CW: 2/255; None is the recipe's."""
+    """Step size of PGD and PGD-CW: 2/255; None is the recipe's, a quarter of eps for package.module:factory."""
     random_step: float | None = None
     """R-FGSM's random step; None is half of eps."""
     restarts: int = 1
@@ -256,30 +257,31 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
         ValueError: a setting that one of them needs is neither given nor known from a recipe.
     """
 
-    def need(name: str) -> Any:
-        if name not in settings:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{attack} needs {flag}, which only a run knows by itself; give {flag}.")
-        return settings[name]
+    def eps() -> float:
+        if "eps" not in settings:
+            raise ValueError(f"{attack} needs --eps, which only a run knows by itself; give --eps, for example 8/255.")
+        return float(settings["eps"])
+
+    steps = settings.get("steps", 20)  # of a network of one's own what the paper takes on CIFAR-10
 
     def pgd(**more: Any) -> Attack:
-        step_size = need("step_size")
-        return PGD(need("eps"), need("steps"), step_size, restarts=options.restarts, start_radius=step_size, **more)
+        step_size = settings.get("step_size", eps() / 4 or 1 / 255)
+        return PGD(eps(), steps, step_size, restarts=options.restarts, start_radius=step_size, **more)
 
     known: dict[AttackName, Callable[[], Attack]] = {
-        "fgsm": lambda: FGSM(need("eps")),
-        "r-fgsm": lambda: RFGSM(need("eps"), need("eps") / 2 if options.random_step is None else options.random_step),
-        "i-fgsm": lambda: IFGSM(need("eps"), need("steps")),
-        "mi-fgsm": lambda: MIFGSM(need("eps"), need("steps")),
+        "fgsm": lambda: FGSM(eps()),
+        "r-fgsm": lambda: RFGSM(eps(), eps() / 2 if options.random_step is None else options.random_step),
+        "i-fgsm": lambda: IFGSM(eps(), steps),
+        "mi-fgsm": lambda: MIFGSM(eps(), steps),
         "pgd": pgd,
         "pgd-cw": lambda: pgd(loss=MarginLoss(50.0)),
         "deepfool": DeepFool,
         "cw": lambda: carlini_wagner(options),
-        "apgd": lambda: APGD(need("eps")),
-        "apgd-t": lambda: APGDT(need("eps")),
-        "fab-t": lambda: FABT(need("eps")),
-        "square": lambda: Square(need("eps")),
-        "auto-attack": lambda: AutoAttack(need("eps")),
+        "apgd": lambda: APGD(eps()),
+        "apgd-t": lambda: APGDT(eps()),
+        "fab-t": lambda: FABT(eps()),
+        "square": lambda: Square(eps()),
+        "auto-attack": lambda: AutoAttack(eps()),
     }
     attacks = []
     for attack in names:
