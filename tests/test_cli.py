@@ -80,6 +80,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["train", "digits/sat-r3", "--epochs", "9" * 23], "it must be at most 1000000"),
         (["train", "digits/sat-r3", "--seed", "9" * 20], "it must be at most 4294967295"),
         (["train", "digits/sat-r3", "--seed", "-1"], "seed is -1; it must be a whole number of at least 0"),
+        (["train", "imagefolder:photos"], "surefoot train cifar10/sat-r2 --dataset imagefolder:photos --num-classes"),
         (["train", "digits/sat-r3", "--image-size", "100000"], "image_size is 100000; it must be at most 4096"),
         (
             ["train", "digits/sat-r3", "--devices", str(TOO_MANY), "--device", "cpu"],

@@ -44,6 +44,11 @@ def recipe_named(name: str) -> Recipe:
     Raises:
         ValueError: there is none, with the nearest.
     """
+    if name.startswith("imagefolder:"):
+        raise ValueError(
+            f"{name!r} is a data set, which a recipe is given: surefoot train cifar10/sat-r2 --dataset {name} "
+            "--num-classes N --image-size PIXELS."
+        )
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES, "surefoot list recipes")
     return RECIPES[name]
