@@ -302,6 +302,7 @@ def test_anybodys_network_can_be_trained_and_evaluated(capsys: pytest.CaptureFix
     assert main(["evaluate", name, *common, *attack]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["attack"] for record in records] == [None, "FGSM", "IFGSM", "PGD", "PGD", "WorstCase"]
+    assert [record["attack_seed"] for record in records] == [None, *[0] * 5]
     assert main(["evaluate", name, *common, *attack[:-1], "--device", "cuda"]) == 2
     # The network's own weights, saved by whoever normalised outside of it, do as well.
     own = {

@@ -381,6 +381,7 @@ def test_the_same_seed_gives_the_same_records_and_each_attack_its_own_start() ->
     net, batches = trained_batches()
     pgd, other = PGD(EPS / 2, 2, EPS / 4), IFGSM(EPS, 2)
     alone = evaluate(net, batches, [pgd], seed=3)
+    assert [record.attack_seed for record in alone] == [None, 3]
     assert without_time(evaluate(net, batches, [pgd], seed=3)) == without_time(alone)
     # what runs before an attack does not change its result
     after = evaluate(net, batches, [other, RFGSM(EPS, EPS / 2), pgd], seed=3)
@@ -639,7 +640,7 @@ def test_the_fields_of_the_design_are_all_there() -> None:
         *("recipe", "seed", "weights_sha256", "dataset", "split", "num_examples"),
         *("attack", "attack_fields", "source", "clean_accuracy", "robust_accuracy", "robust_interval"),
         *("mean_l2", "seconds", "forwards", "backwards", "device", "precision", "versions", "commit"),
-        *("eight_bit", "parts"),
+        *("eight_bit", "attack_seed", "parts"),
     }
 
 

@@ -449,6 +449,7 @@ def make_record(
         backwards=cost.backwards,
         device=device_name(outcomes[0].robust.device),
         precision="fast" if attack is not None and worker.arithmetic(attack) != "fp32" else "strict",
+        attack_seed=None if attack is None else worker.settings.seed,
         parts=parts,
     )
 
@@ -475,6 +476,7 @@ def worst_case_record(
         backwards=sum(record.backwards for record in own),
         device=own[0].device,
         precision=own[0].precision if len({record.precision for record in own}) == 1 else "mixed",
+        attack_seed=own[0].attack_seed,
         parts=[],
     )
 
