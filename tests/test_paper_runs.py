@@ -162,7 +162,7 @@ def test_a_training_whose_state_is_damaged_begins_anew(tmp_path: Path, trained: 
         assert do([model], place)[0] == []
         assert model.sha256(place) == before
         (folder / "finished.json").unlink()
-    assert (folder / "damaged.ckpt").exists()  # put aside, not thrown away
+    assert all((folder / name).exists() for name in ("damaged.ckpt", "damaged.safetensors"))  # not thrown away
     assert len(trained) == 3
 
 

@@ -185,8 +185,9 @@ class Training:
                 for name in ("state.ckpt", "model.safetensors"):  # all that it goes on from
                     load_tensors(folder / name)
         except ValueError:
-            if (folder / "state.ckpt").exists():
-                (folder / "state.ckpt").replace(folder / "damaged.ckpt")
+            for file in (folder / "state.ckpt", folder / "model.safetensors"):
+                if file.exists():
+                    file.replace(file.with_stem("damaged"))
             (folder / "recipe.json").unlink()
             return None
         return run
