@@ -1,6 +1,7 @@
 """The documents hold together: links and anchors lead somewhere, commands have the options that they show, and what
 sentences draw from the committed records is there."""
 
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -173,6 +174,19 @@ def test_the_intervals_of_questions_md_are_wilsons() -> None:
     (few, many) = (wilson_interval(9 * count // 10, count) for count in (1_000, 10_000))
     told = [f"{100 * low:.1f} to {100 * high:.1f}" for low, high in (few, many)]
     assert f"Of 90 % it is {told[0]} on 1,000 images and {told[1]} on 10,000" in words("docs/questions.md")
+
+
+def test_what_questions_md_says_of_anothers_network_is_what_was_trained() -> None:
+    run = ROOT / "results" / "own-networks" / "shufflenet"
+    recipe, (*_, last) = (
+        json.loads((run / "recipe.json").read_text(encoding="utf-8")),
+        read_lines(run / "metrics.jsonl"),
+    )
+    clean, robust = (100 * last[f"validation_{kind}_accuracy"] for kind in ("clean", "robust"))
+    text = words("docs/questions.md")
+    assert (last["epoch"], recipe["training"]["max_grad_norm"]) == (3, 1.0)
+    assert f"after three epochs on CPUs, {clean:.1f} % of the validation images are right and {robust:.1f} %" in text
+    assert f"--model {recipe['model']} " in text
 
 
 def test_what_reproduce_md_says_the_paper_leaves_open_is_what_the_code_takes() -> None:
