@@ -56,9 +56,9 @@ class Record:
     a black-box attack's source among them. `precision` is `strict` or `fast`, as `evaluate` has them (`fp32` in
     records from before there were two; `mixed` of a worst case over both). `eight_bit`: only what survives rounding
     to 8-bit pixels counts as fooled. `seed` is the training's, `attack_seed` that of the attack's random numbers (None
-    for clean accuracy, and in records from before it was kept). `parts` lists what was run in turn, where that is more than one attack: a
-    screening, or the parts of `AutoAttack` and `WorstCase`, each with `attack`, `attack_fields`, `precision` and the
-    accuracy after it.
+    for clean accuracy, and in records from before it was kept). `parts` lists what was run in turn, where that is more
+    than one attack: a screening, or the parts of `AutoAttack` and `WorstCase`, each with `attack`, `attack_fields`,
+    `precision` and the accuracy after it.
     """
 
     recipe: str | None
