@@ -513,10 +513,18 @@ def test_what_the_regularizers_add_is_what_was_measured() -> None:
         assert record.num_examples == 1000
         last[record.recipe, record.attack] = record
     rows = marked_rows(text, "regularizers")
-    assert [row[0] for row in rows] == ["SAT-R1", "SAT-R2", "SAT-R3", "Ablation-R3-1", "Ablation-R3-2"]
+    assert {row[0] for row in rows} == set(TABLE_7)
+    masked = [row for row in rows if row[0] in ("Ablation-R1-1", "Ablation-R2-1", "Ablation-R2-2")]
+    fgsm, pgd = ([float(row[place].split()[0]) for row in masked for place in places] for places in ((2, 4), (3, 5)))
+    told = (
+        f"FGSM leaves {min(fgsm):.0f} to {max(fgsm):.0f} %, PGD-100 {max(pgd):.1f} % at most, whichever epoch is taken"
+    )
+    assert told in " ".join(text.split())
     for name, selected, *cells in rows:
         recipe = f"mnist/{name.lower()}"
         (run,) = (ROOT / "results" / "reproduction-xeon" / "runs" / recipe).iterdir()
+        if any(row[0] == name for row in masked):
+            assert read_lines(run / "metrics.jsonl")[0]["masking"]["action"] == "warn"  # in the first epoch
         epochs = read_lines(run / "metrics.jsonl")
         records = white_box(run)
         best = max(epochs, key=lambda line: line["validation_robust_accuracy"])
