@@ -520,6 +520,7 @@ def test_what_the_regularizers_add_is_what_was_measured() -> None:
         f"FGSM leaves {min(fgsm):.0f} to {max(fgsm):.0f} %, PGD-100 {max(pgd):.1f} % at most, whichever epoch is taken"
     )
     assert told in " ".join(text.split())
+    assert f"PGD-100 leaves {max(pgd):.1f} % at most" in (ROOT / "README.md").read_text(encoding="utf-8")
     for name, selected, *cells in rows:
         recipe = f"mnist/{name.lower()}"
         (run,) = (ROOT / "results" / "reproduction-xeon" / "runs" / recipe).iterdir()
