@@ -9,10 +9,12 @@ import inspect
 import re
 import textwrap
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from torch import nn
 
+import surefoot
 from surefoot.attacks import ATTACKS, AutoAttack, WorstCase
 from surefoot.objectives import OBJECTIVES
 
@@ -121,6 +123,27 @@ def test_attacks_and_objectives_have_an_equation_and_a_source(kind: type) -> Non
     assert "Source:" in text
     of_others = issubclass(kind, AutoAttack | WorstCase)
     assert of_others or re.search(r"Eq\. \d|<-| = |sum|_\{|\) / \(", text.partition("Args:")[0])
+
+
+def fields_of_several_lines(source: str) -> list[str]:
+    """Fields whose docstring has a line break, which tyro shows in the middle of `--help`."""
+    return [
+        ast.unparse(field.target)
+        for kind in ast.walk(ast.parse(source))
+        if isinstance(kind, ast.ClassDef)
+        for field, text in pairwise(kind.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and "\n" in str(text.value.value)
+    ]
+
+
+def test_what_help_says_of_a_field_is_one_line() -> None:
+    package = Path(surefoot.__file__).parent
+    files = [package / "training" / "fit.py", *package.glob("recipes/*.py"), *package.glob("cli/*.py")]
+    assert [name for file in files for name in fields_of_several_lines(file.read_text(encoding="utf-8"))] == []
+    assert fields_of_several_lines('class A:\n    x: int\n    """One\n    two."""\n    y: int\n    """One."""') == ["x"]
 
 
 def test_a_missing_example_is_found() -> None:

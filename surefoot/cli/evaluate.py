@@ -69,8 +69,7 @@ class Options(ModelOptions):
     attacks: tuple[AttackName, ...] | None = None
     """Which to run, in turn, after clean accuracy. None: fgsm i-fgsm pgd pgd-cw; with --source: fgsm mi-fgsm."""
     steps: int | None = None
-    """Steps of I-FGSM, MI-FGSM, PGD and PGD-CW; None is the recipe's, 20 for package.module:factory. Others keep their
-    standard ones."""
+    """Steps of I-FGSM, MI-FGSM, PGD and PGD-CW; None is the recipe's, 20 for package.module:factory."""
     step_size: float | None = None
     """Step size of PGD and PGD-CW: 2/255; None is the recipe's, a quarter of eps for package.module:factory."""
     random_step: float | None = None

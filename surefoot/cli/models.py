@@ -52,8 +52,7 @@ class ModelOptions(Common):
     last: bool = False
     """Of a run, take the last epoch instead of the selected one."""
     weights: tuple[Path, ...] = ()
-    """Weights for package.module:factory, of several in their order: safetensors, or a state_dict of torch.save, read
-    without running code."""
+    """Weights of package.module:factory, a file each: safetensors, or a state_dict of torch.save (no code is run)."""
     dataset: str | None = None
     """digits, mnist, cifar10, tiny-imagenet-100 or imagefolder:PATH; None is the recipe's."""
     data_dir: Path | None = None

@@ -44,8 +44,7 @@ class Options(Common):
     """What `surefoot reproduce` takes beside the tables and figures."""
 
     profile: Literal["paper", "short", "quick", "smoke"] = "quick"
-    """`paper`: the paper's settings; `short`: what one GPU can do on CIFAR-10 in minutes; `quick`: what two CPU
-    cores can do; both stated on every table; `smoke`: seconds."""
+    """`paper`: the paper's settings; `short`: CIFAR-10 in minutes of a GPU; `quick`: for CPU cores; `smoke`: a try."""
     seeds: int | None = None
     """Trainings a row, with seeds 0, 1, ...; None is the profile's own. Tables show all that are there."""
     only: str | None = None
@@ -55,8 +54,7 @@ class Options(Common):
     out: Path = Path("reproduction")
     """Where everything goes; on several machines a folder that they share."""
     imagenet: Path | None = None
-    """Your own folder of ImageNet images, in place of tiny-imagenet-100: 100 classes at random, 224 pixels a side
-    unless the profile has fewer."""
+    """Your ImageNet folder for tiny-imagenet-100: 100 random classes, 224 pixels a side where the profile has it."""
     data_dir: Path | None = None
     """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
     runs: tuple[Path, ...] = ()

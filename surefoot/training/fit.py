@@ -121,8 +121,7 @@ class FitConfig:
     capture: Literal["auto", "off"] = "auto"
     """On one CUDA device, `auto` replays each step as a CUDA graph; `off` is for a model that draws on the host."""
     on_masking: OnMasking = "warn"
-    """Where the monitor sees masked gradients: `warn` says so, `stop` ends at the last healthy look, `repair` goes
-    back to it and on with SAT-R1; `off` does not look."""
+    """Where gradients mask: `warn`, `stop` at the last healthy look, `repair` from there on by SAT-R1, or `off`."""
     monitor_every: int | None = None
     """Training steps between two looks of the monitor; None looks every 16,000 images: less than 3 % of the time."""
 
