@@ -12,7 +12,7 @@ import pytest
 
 from surefoot.cli.train import recipe_named
 from surefoot.evaluation import Record, read_records
-from surefoot.paper.beside import Cell, printed
+from surefoot.paper.beside import Cell, Table, printed
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.page import Number
 from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS, TABLE_7, TABLE_7_COLUMNS
@@ -642,15 +642,33 @@ def test_the_lowest_versions_are_the_lower_bounds() -> None:
     assert set(lines) == expected
 
 
+def check_lengths(drawn: Table, text: str) -> None:
+    """Table 6 in the text, and what the text says of how long its perturbations are."""
+    words = " ".join(text.split())
+    assert marked_rows(text, "table-6") == [line.strip("| ").split(" | ") for line in drawn.grid().splitlines()[2:]]
+    assert "More than two points from the paper's: " + "; ".join(drawn.far()) in words
+    rows = {name: [cell for cell in cells if isinstance(cell, Cell)] for name, cells in drawn.rows}
+    ours = {name: [fmean(cell.values) for cell in cells] for name, cells in rows.items()}
+    longer = {name: sorted(each[place] / ours["NT"][place] for place in (1, 3)) for name, each in ours.items()}
+    clearly = [each for name in ("PGD-AT", "SAT-R1", "SAT-R2") for each in longer[name]]
+    assert f"{min(clearly):.1f} to {max(clearly):.1f} times as long as ordinary training" in words
+    assert "SAT-R3 little longer ones ({:.1f} and {:.1f} times)".format(*longer["SAT-R3"]) in words
+    assert ours["EAT ens-A"][1] < ours["NT"][1]
+    for name in ours.keys() - {"PGD-AT"}:  # shorter than the paper's, at a fooling rate as high
+        away = [float(one) - cell.paper for one, cell in zip(ours[name], rows[name], strict=True)]  # type: ignore[operator]
+        assert [each < 0 for each in away] == [False, True, False, True]
+
+
 def test_the_set_of_one_machine_is_what_was_measured() -> None:
     folder = ROOT / "results" / "reproduction-xeon"
     matrix = Matrix(PROFILES["paper"].trained_in("bf16"), 1)
-    seventh, table = (TABLES[name].table(matrix, Workplace(folder)) for name in ("table7", "table3"))
-    for drawn in (seventh, table):
+    sixth, seventh, table = (TABLES[name].table(matrix, Workplace(folder)) for name in ("table6", "table7", "table3"))
+    for drawn in (sixth, seventh, table):
         assert drawn.markdown() == (folder / "paper-bf16" / f"{drawn.name}.md").read_text(encoding="utf-8")
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     grid = [[cell.strip() for cell in line.strip("|").split("|")][:-1] for line in table.grid().splitlines()]
     assert marked_rows(text, "one-machine") == [row for row in grid[2:] if row[0] != "TRADES"]
+    check_lengths(sixth, text)
     for name, bound, side in (("SAT-R1", 0.9, 1), ("SAT-R2", 1.0, 0), ("SAT-R3", 1.8, -1)):
         ours = [fmean(cell.values) for cell in dict(table.rows)[name][:9] if isinstance(cell, Cell)]
         papers = [each[0] if isinstance(each, tuple) else each for each in TABLE_3[name]]
