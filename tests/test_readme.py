@@ -642,6 +642,25 @@ def test_the_lowest_versions_are_the_lower_bounds() -> None:
     assert set(lines) == expected
 
 
+def test_the_figures_of_one_machine_are_what_was_measured() -> None:
+    """What the text says of Fig. 7 to 9, beside the committed lines."""
+    words = " ".join((ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8").split())
+    folder = "../reproduction-xeon/paper-bf16"
+    (steps,), (radii,) = (lines_of(f"{folder}/{name}") for name in ("fig7", "fig8"))
+    lost = [line["y"][line["x"].index(100)] - line["y"][line["x"].index(500)] for line in steps]
+    assert "lose {:.1f}, {:.1f} and {:.1f} points".format(*lost) in words
+    at = [{round(x, 3): y for x, y in zip(line["x"], line["y"], strict=True)} for line in radii]
+    assert "instead of {:.1f}, {:.1f} and {:.1f} (by hand)".format(*(at[1][x] for x in (0.375, 0.45, 0.525))) in words
+    assert max(y for x, y in at[0].items() if x >= 0.45) == 0.3
+    assert max(y for x, y in at[1].items() if x >= 0.75) <= 0.3
+    assert max(y for x, y in at[2].items() if x >= 0.45) == 0
+    points = [point for panel in lines_of(f"{folder}/fig9") for point in parting(panel)]
+    within = max(difference for x, _, difference in points if x < 0.3)
+    beyond = max(ratio for x, ratio, _ in points if x > 0.3)
+    assert f"differ by {within:.2f} nats at most up to 0.29; beyond ε PGD's is up to {beyond:.0f} times" in words
+    assert f"times FGSM's (quick), at the paper's scale up to {beyond:.0f} |" in words
+
+
 def check_lengths(drawn: Table, text: str) -> None:
     """Table 6 in the text, and what the text says of how long its perturbations are."""
     words = " ".join(text.split())
@@ -662,13 +681,15 @@ def check_lengths(drawn: Table, text: str) -> None:
 def test_the_set_of_one_machine_is_what_was_measured() -> None:
     folder = ROOT / "results" / "reproduction-xeon"
     matrix = Matrix(PROFILES["paper"].trained_in("bf16"), 1)
-    sixth, seventh, table = (TABLES[name].table(matrix, Workplace(folder)) for name in ("table6", "table7", "table3"))
-    for drawn in (sixth, seventh, table):
+    names = ("sanity", "table7", "table6", "table3")
+    sanity, seventh, sixth, table = (TABLES[name].table(matrix, Workplace(folder)) for name in names)
+    for drawn in (sanity, seventh, sixth, table):
         assert drawn.markdown() == (folder / "paper-bf16" / f"{drawn.name}.md").read_text(encoding="utf-8")
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     grid = [[cell.strip() for cell in line.strip("|").split("|")][:-1] for line in table.grid().splitlines()]
     assert marked_rows(text, "one-machine") == [row for row in grid[2:] if row[0] != "TRADES"]
     check_lengths(sixth, text)
+    assert marked_rows(text, "sanity") == [line.strip("| ").split(" | ") for line in sanity.grid().splitlines()[2:]]
     for name, bound, side in (("SAT-R1", 0.9, 1), ("SAT-R2", 1.0, 0), ("SAT-R3", 1.8, -1)):
         ours = [fmean(cell.values) for cell in dict(table.rows)[name][:9] if isinstance(cell, Cell)]
         papers = [each[0] if isinstance(each, tuple) else each for each in TABLE_3[name]]
