@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_count, check_number
+from surefoot.core.limits import check_above_zero, check_count, check_number
 from surefoot.core.losses import check_logits, full_precision, margin
 
 EDGE = 1e-3
@@ -73,12 +73,11 @@ class CarliniWagnerL2:
     targeted: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("confidence", "learning_rate", "initial_c"):
+        for name in ("confidence", "initial_c"):
             check_number(name, getattr(self, name), example=f"{getattr(type(self), name)}")
         if not 0 <= self.confidence < math.inf:
             raise ValueError(f"confidence is {self.confidence}; it must be a finite number of at least 0.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be a finite number above 0.")
+        check_above_zero("learning_rate", self.learning_rate, example=f"{type(self).learning_rate}")
         check_count("steps", self.steps)
         check_count("search_steps", self.search_steps)
         if not 0 < self.initial_c <= LARGEST_C:

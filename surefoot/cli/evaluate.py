@@ -253,7 +253,7 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
     """The attacks that were asked for; PGD has the paper's start (Eq. 6).
 
     Raises:
-        ValueError: a setting that one of them needs is neither given nor known from a recipe.
+        ValueError: eps, where one of them needs it, is neither given nor known from a recipe.
     """
 
     def eps() -> float:

@@ -33,6 +33,24 @@ def check_number(name: str, value: Any, *, example: str = "0.5") -> None:
         raise TypeError(f"{name} is {value!r}; it must be a number, for example {example}.") from error
 
 
+def check_above_zero(name: str, value: Any, *, example: str, otherwise: str = "") -> None:
+    """Refuse what is not a finite number above 0; `otherwise` names what is taken beside one.
+
+    Raises:
+        TypeError: no number.
+        ValueError: one out of range.
+
+    Example:
+        >>> check_above_zero("learning_rate", 0.0, example="0.01")
+        Traceback (most recent call last):
+        ...
+        ValueError: learning_rate is 0.0; it must be a finite number above 0.
+    """
+    check_number(name, value, example=example)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be a finite number above 0{otherwise}.")
+
+
 def check_count(name: str, value: Any, *, least: int = 1) -> None:
     """Refuse what is not a whole number of at least `least`.
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from surefoot.core.devices import image_format
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
-from surefoot.core.limits import check_count, check_number, check_whole
+from surefoot.core.limits import check_above_zero, check_count, check_number, check_whole
 from surefoot.core.types import Attack, Objective, check_attacks, check_objective
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
@@ -41,7 +41,7 @@ CHECK_EVERY = 50  # steps between looks at the loss
 FAR = 10  # times the loss of a guess, which a training that learns is below on the mean of an epoch
 REMEDY = (
     "Train again with a bound on the gradient (max_grad_norm, for example 1), a smaller learning rate or, where "
-    "precision is bf16, with fp32"
+    "precision is bf16, with fp32."
 )
 HEALTHY = "healthy."  # before the names of the tensors to go back to, in state.ckpt
 
@@ -78,7 +78,7 @@ class Phase:
         check_objective("objective", self.objective)
         check_whole("epochs", self.epochs)
         if self.learning_rate is not None:
-            check_learning_rate(self.learning_rate)
+            check_above_zero("learning_rate", self.learning_rate, example="0.01")
 
 
 @dataclass(frozen=True)
@@ -135,13 +135,9 @@ class FitConfig:
         check_whole("seed", self.seed, least=0)
         if self.monitor_every is not None:
             check_count("monitor_every", self.monitor_every)
-        check_learning_rate(self.learning_rate)
+        check_above_zero("learning_rate", self.learning_rate, example="0.01")
         if self.max_grad_norm is not None:
-            check_number("max_grad_norm", self.max_grad_norm, example="1.0")
-            if not 0 < self.max_grad_norm < math.inf:
-                raise ValueError(
-                    f"max_grad_norm is {self.max_grad_norm}; it must be a finite number above 0, or None for no bound."
-                )
+            check_above_zero("max_grad_norm", self.max_grad_norm, example="1.0", otherwise=", or None for no bound")
         for name in ("momentum", "ema_decay", "weight_decay"):
             check_number(name, getattr(self, name), example="0.9")
         for name in ("momentum", "ema_decay"):
@@ -153,13 +149,6 @@ class FitConfig:
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
                 raise ValueError(f"{field.name} is {value!r}; it is one of {', '.join(choices)}.")
-
-
-def check_learning_rate(value: float) -> None:
-    """Refuse a learning rate that is not a finite number above 0."""
-    check_number("learning_rate", value, example="0.01")
-    if not 0 < value < math.inf:
-        raise ValueError(f"learning_rate is {value}; it must be a finite number above 0.")
 
 
 @dataclass(frozen=True)
@@ -481,7 +470,7 @@ def fit(
             on_note(
                 f"epoch {epoch} has a mean classification loss of {line['classification']:.4g}, where guessing one of "
                 f"{dataset.num_classes} classes has {math.log(dataset.num_classes):.3g}: the training has diverged. "
-                f"{REMEDY}."
+                f"{REMEDY}"
             )
         if score > best_score:
             best_epoch, best_score = epoch, score
@@ -586,7 +575,7 @@ def refuse_non_finite(
         back = f"the last good checkpoint is {run / 'state.ckpt'}, after epoch {epoch - 1}"
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
-        f"{rate_of(step + 1):.4g}; {back}. {REMEDY}."
+        f"{rate_of(step + 1):.4g}; {back}. {REMEDY}"
     )
 
 
