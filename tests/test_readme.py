@@ -650,6 +650,9 @@ def test_the_figures_of_one_machine_are_what_was_measured() -> None:
     lost = [line["y"][line["x"].index(100)] - line["y"][line["x"].index(500)] for line in steps]
     assert "lose {:.1f}, {:.1f} and {:.1f} points".format(*lost) in words
     at = [{round(x, 3): y for x, y in zip(line["x"], line["y"], strict=True)} for line in radii]
+    by_hand = (ROOT / "results" / "reproduction-xeon" / "by-hand.txt").read_text(encoding="utf-8").split("printed")[1]
+    alone = [float(line.split()[1]) for line in by_hand.strip().splitlines()]
+    assert "PGD leaves {:.1f}, {:.1f} and {:.1f} % at 0.375, 0.45 and 0.525 instead".format(*alone) in words
     assert "instead of {:.1f}, {:.1f} and {:.1f} (by hand)".format(*(at[1][x] for x in (0.375, 0.45, 0.525))) in words
     assert max(y for x, y in at[0].items() if x >= 0.45) == 0.3
     assert max(y for x, y in at[1].items() if x >= 0.75) <= 0.3
