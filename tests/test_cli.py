@@ -335,6 +335,8 @@ def test_runs_and_networks_of_ones_own_stand_side_by_side(run_folder: str, capsy
     standard = evaluated(capsys, name, *attack[:-1], "i-fgsm", "pgd", "pgd-cw", *alone)
     fields = [record["attack_fields"] for record in standard if record["attack"] in ("IFGSM", "PGD")]
     assert [(each["steps"], each.get("step_size")) for each in fields] == [(20, None), (20, 0.025), (20, 0.025)]
+    clean, nowhere, *_ = evaluated(capsys, name, *attack[:3], "0", "--attacks", "pgd", *alone)
+    assert nowhere["robust_accuracy"] == clean["robust_accuracy"]
     assert main(["evaluate", name, *attack[:2], *attack[4:], *alone]) == 2
     assert (
         "fgsm needs --eps, which only a run knows by itself; give --eps, for example 8/255." in capsys.readouterr().err

@@ -264,7 +264,7 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
     steps = settings.get("steps", 20)  # of a network of one's own what the paper takes on CIFAR-10
 
     def pgd(**more: Any) -> Attack:
-        step_size = settings.get("step_size", eps() / 4 or 1 / 255)
+        step_size = settings.get("step_size", eps() / 4 or 1 / 255)  # a step of 0 is refused
         return PGD(eps(), steps, step_size, restarts=options.restarts, start_radius=step_size, **more)
 
     known: dict[AttackName, Callable[[], Attack]] = {
