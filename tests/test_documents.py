@@ -197,7 +197,8 @@ def test_what_reproduce_md_says_the_paper_leaves_open_is_what_the_code_takes() -
     assert isinstance(measured, PGD)
     assert isinstance(steps, PGD)
     assert isinstance(radius, PGD)
-    assert (measured.start_radius, steps.step_size, radius.step_size) == (recipe.attack_step_size,) * 3
+    assert (measured.start_radius, steps.step_size) == (recipe.attack_step_size,) * 2
+    assert (radius.eps, radius.step_size) == (3 * recipe.eps, 3 * recipe.attack_step_size)
     for said in (
         f"MI-FGSM's μ of {MIFGSM(0.3, 1).decay:g} and PGD-CW's margin of {MarginLoss().confidence:g}",
         f"at most {fool.steps} steps, an overshoot of {fool.overshoot:g} and {fool.candidates} classes, and shortens",

@@ -14,16 +14,18 @@ import pytest
 import torch
 from torch import nn
 
+from surefoot.attacks import PGD
 from surefoot.audit import loss_surface
 from surefoot.evaluation import Record, evaluate
+from surefoot.evaluation.worker import screening_of, stopping_early
 from surefoot.objectives import SatR1, SatR2, SatR3
 from surefoot.paper import figures
 from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells
 from surefoot.paper.curves import logit_gaps, loss_curves
-from surefoot.paper.matrix import Matrix
+from surefoot.paper.matrix import Matrix, pgd, pgd_at, radius_columns
 from surefoot.paper.measurements import Around
 from surefoot.paper.panels import FIGURES
-from surefoot.paper.profiles import PAPER, QUICK, SMOKE
+from surefoot.paper.profiles import PAPER, QUICK, SMOKE, Profile
 from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace, write_records
 from surefoot.paper.targets import TABLES, screened
 
@@ -122,6 +124,18 @@ def test_section_5_4_fails_a_model_that_masks(tmp_path: Path) -> None:
         ((_, cells),) = TABLES["sanity"].table(matrix, place).rows
         verdicts[name] = [cell for cell in cells if isinstance(cell, str)]
     assert verdicts == {"robust": ["passed"] * 4, "masked": ["FAILED"] * 4}
+
+
+@pytest.mark.parametrize("profile", [PAPER, QUICK, SMOKE], ids=lambda profile: profile.name)
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_pgd_is_as_strong_for_its_radius_at_each_of_fig_8(profile: Profile, dataset: str) -> None:
+    matrix = dataclasses.replace(Matrix(profile, 1), dataset=dataset)
+    recipe = matrix.training(f"{dataset}/sat-r1").recipe
+    attacks = [column.attack(recipe) for column in radius_columns(matrix)]
+    assert all(isinstance(attack, PGD) for attack in attacks)
+    assert len({round(attack.step_size / attack.eps, 9) for attack in attacks if attack.eps < 1}) == 1  # type: ignore[attr-defined]
+    assert len({screening_of(stopping_early(attack)) is None for attack in attacks}) == 1
+    assert pgd_at(recipe, 1) == pgd(recipe)
 
 
 def test_a_table_is_drawn_from_what_is_there_and_names_the_rest(tmp_path: Path) -> None:

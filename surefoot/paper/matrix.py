@@ -159,9 +159,9 @@ def shorter_pgd(recipe: Recipe) -> Attack:
     return paper_pgd(recipe, max(1, round(0.4 * recipe.attack_steps)))
 
 
-def paper_pgd(recipe: Recipe, steps: int, eps: float | None = None) -> PGD:
-    """PGD with the paper's start (Eq. 6), of the recipe's step size."""
-    step, radius = recipe.attack_step_size, recipe.eps if eps is None else eps
+def paper_pgd(recipe: Recipe, steps: int, scale: float = 1.0) -> PGD:
+    """PGD with the paper's start (Eq. 6), of the recipe's step size; `scale` enlarges radius, steps and start alike."""
+    radius, step = (min(1.0, scale * length) for length in (recipe.eps, recipe.attack_step_size))
     return PGD(radius, steps, step, start_radius=min(step, radius))
 
 
@@ -240,7 +240,11 @@ def step_columns(matrix: Matrix) -> tuple[Column, ...]:
 
 
 def radius_columns(matrix: Matrix) -> tuple[Column, ...]:
-    """Fig. 8: PGD over its radius, from a quarter of the recipe's eps to three times that."""
+    """Fig. 8: PGD over its radius, from a quarter of the recipe's eps to three times that.
+
+    Its steps grow with the radius: steps of one length would cross a small ball many times and a large one not at all,
+    so that a larger radius could leave more.
+    """
     points = min(matrix.profile.points, 12)
     images = matrix.profile.curve_images
     return tuple(
@@ -249,8 +253,8 @@ def radius_columns(matrix: Matrix) -> tuple[Column, ...]:
 
 
 def pgd_at(recipe: Recipe, share: float) -> PGD:
-    """The tables' PGD at another radius."""
-    return paper_pgd(recipe, recipe.attack_steps, eps=min(1.0, share * recipe.eps))
+    """The tables' PGD, enlarged to another radius."""
+    return paper_pgd(recipe, recipe.attack_steps, scale=share)
 
 
 def column_radius(column: Column, matrix: Matrix) -> float:
