@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from surefoot.attacks import IFGSM
+from surefoot.core import devices
 from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.core.losses import cross_entropy
 from surefoot.models import MODELS, ModelSpec, Normalize, build_model, layers, load_factory
@@ -604,6 +606,30 @@ def test_the_fast_input_gradient_is_close_in_bf16() -> None:
     torch.testing.assert_close(half, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
 
 
+def test_the_kernel_of_the_first_convolutions_gradient_is_made_once_an_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    kernel = layers.Blocks.kernel
+
+    def counted(blocks: layers.Blocks, weight: Tensor) -> Tensor:
+        made.append(weight)
+        return kernel(blocks, weight)
+
+    monkeypatch.setattr(layers.Blocks, "kernel", counted)
+    layer, inputs = ImageConv2d(1, 4, 3), torch.rand(2, 1, 6, 6)
+    first = IFGSM(0.3, steps=5)(nn.Sequential(layer, nn.Flatten()), inputs, torch.tensor([0, 1]))
+    assert len(made) == 1
+    with torch.no_grad():
+        layer.weight.neg_()  # another attack is on other weights
+    second = IFGSM(0.3, steps=5)(nn.Sequential(layer, nn.Flatten()), inputs, torch.tensor([0, 1]))
+    assert len(made) == 2
+    assert not torch.equal(first, second)
+    with crafting(layer) as frozen:  # of both types that it computes in
+        for on in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=on):
+                input_gradient(frozen, inputs, lambda z: z.float().flatten(1).sum(dim=1))
+    assert [weight.dtype for weight in made[2:]] == [torch.float32, torch.bfloat16]
+
+
 def test_the_first_convolution_learns_as_any_other() -> None:
     torch.manual_seed(0)
     layer = ImageConv2d(1, 4, 3)
@@ -643,7 +669,12 @@ has_onednn = pytest.mark.skipif(
 
 
 @pytest.fixture
-def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def not_intel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "is_intel", lambda: False)
+
+
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch, not_intel: None) -> None:
     monkeypatch.setattr(layers, "WORTH_ONEDNN", 0)
 
 
@@ -690,6 +721,36 @@ def test_where_a_hidden_layer_goes_through_onednn() -> None:
 
 
 @has_onednn
+@pytest.mark.usefixtures("any_size")
+def test_on_intels_processors_nothing_goes_through_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, inputs = HiddenLinear(7, 6), torch.rand(5, 7)
+    assert onednn_calls(lambda: layer(inputs).sum().backward()) == 2
+    monkeypatch.setattr(layers, "is_intel", lambda: True)
+    assert onednn_calls(lambda: layer(inputs).sum().backward()) == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "system", "intel"),
+    [
+        ("vendor_id : GenuineIntel", "", True),
+        ("vendor_id : AuthenticAMD", "GenuineIntel", False),
+        (None, "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", True),
+        (None, "arm", False),
+    ],
+)
+def test_whose_the_processor_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str | None, system: str, intel: bool
+) -> None:
+    file = tmp_path / "cpuinfo"
+    if told is not None:
+        file.write_text(told, encoding="utf-8")
+    monkeypatch.setattr(devices, "Path", lambda path: file)
+    monkeypatch.setattr("platform.processor", lambda: system)
+    assert devices.is_intel.__wrapped__() is intel
+
+
+@has_onednn
+@pytest.mark.usefixtures("not_intel")
 def test_only_a_large_product_goes_through_onednn() -> None:
     layer = HiddenLinear(1 << 12, 1 << 6).eval()
     rows = layers.WORTH_ONEDNN >> 18

@@ -1,8 +1,22 @@
-"""What Apple's GPUs lack or get wrong, said once."""
+"""What Apple's GPUs lack or get wrong, and whose the processor is: said once."""
+
+import platform
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@lru_cache(maxsize=1)
+def is_intel() -> bool:
+    """Is the processor Intel's, whose own MKL, PyTorch's library for products of matrices, uses all of it?"""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+            return "GenuineIntel" in lines.read(4096)
+    except OSError:  # not Linux
+        return "GenuineIntel" in platform.processor()
 
 
 def is_apple(device: torch.device) -> bool:

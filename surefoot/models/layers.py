@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from surefoot.core.devices import is_intel
 from surefoot.core.gradients import autocast_dtype, is_crafting, kept_while_crafting
 
 SMALL_IMAGE = 64
@@ -78,31 +79,34 @@ class ImageConv2d(nn.Conv2d):
         """[batch, in_channels, height, width] to [batch, out_channels, height', width']."""
         if is_crafting() and input.requires_grad and input.device.type == "cpu":
             bias = None if bias is None else bias.detach()
-            return _BlockGradient.apply(input, weight.detach(), bias, self.padding, self.stride)  # type: ignore
+            return _BlockGradient.apply(input, weight.detach(), bias, id(weight), self.padding, self.stride)  # type: ignore
         return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
 
 
 class _BlockGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, stride: Any) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.size, ctx.dtype, ctx.padding, ctx.stride = inputs.shape[2:], inputs.dtype, padding, stride
-        return F.conv2d(inputs, weight, bias, padding=padding, stride=stride)
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, name: int, padding: Any, stride: Any
+    ) -> Tensor:
+        outputs = F.conv2d(inputs, weight, bias, padding=padding, stride=stride)
+        ctx.size, ctx.dtype = inputs.shape[2:], inputs.dtype
+        ctx.blocks = blocks = Blocks.of(tuple(weight.shape), padding, stride)
+        kernel = kept_while_crafting((name, outputs.dtype), lambda: blocks.kernel(weight.to(outputs.dtype)))
+        ctx.save_for_backward(kernel)
+        return outputs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,), (weight,) = gradients, ctx.saved_tensors
-        blocks = Blocks.of(tuple(weight.shape), ctx.padding, ctx.stride)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (gradient,), (kernel,), blocks = gradients, ctx.saved_tensors, ctx.blocks
         (top, bottom), (left, right) = (
             blocks.margins(axis, pixels, ctx.size[axis]) for axis, pixels in enumerate(gradient.shape[2:])
         )
-        kernel = blocks.kernel(weight.to(gradient.dtype))
         if (top, left) == (bottom, right) and min(top, left) >= 0:
             pixels = F.conv2d(gradient, kernel, stride=blocks.step, padding=(top, left))
         else:
             pixels = F.conv2d(F.pad(gradient, (left, right, top, bottom)), kernel, stride=blocks.step)
         image = F.pixel_shuffle(pixels, blocks.side)[..., : ctx.size[0], : ctx.size[1]]
-        return image.to(ctx.dtype), None, None, None, None
+        return image.to(ctx.dtype), None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,13 @@ class Blocks:
 
 
 class HiddenLinear(nn.Linear):
-    """A fully connected layer whose large fp32 products are fast on a CPU of any maker.
+    """A fully connected layer whose large fp32 products are fast on a processor of any maker.
 
     The library multiplies fp32 matrices on a CPU by MKL, which leaves half of an AMD processor's vector units idle.
-    Here oneDNN does it, as it does the library's convolutions. This is `nn.Linear` on other devices, under
-    autocast, torch.compile and tracing, where a product is small, and in evaluation mode outside `crafting` where
-    the weights ask for gradients: a caller who wants those of the inputs alone need not pay for both.
+    There oneDNN does it here, as it does the library's convolutions. This is `nn.Linear` on Intel's processors, where
+    MKL is the faster, on other devices, under autocast, torch.compile and tracing, where a product is small, and in
+    evaluation mode outside `crafting` where the weights ask for gradients: a caller who wants those of the inputs
+    alone need not pay for both.
 
     Args: those of `nn.Linear`.
 
@@ -198,6 +203,7 @@ class HiddenLinear(nn.Linear):
             and input.dtype == self.weight.dtype == torch.float32
             and (self.training or is_crafting() or not torch.is_grad_enabled() or not self.weight.requires_grad)
             and not torch.is_autocast_enabled("cpu")
+            and not is_intel()
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         )
 
