@@ -267,7 +267,7 @@ def test_what_bf16_gains_is_what_was_measured() -> None:
             assert len(ratios) == 9
             cells.append(f"{ratios[0]:.2f} to {ratios[-1]:.2f}")
         seconds = {
-            (line["objective"], line["precision"]): line["seconds_per_step"]
+            (line["objective"].replace("rfgsm", "r-fgsm"), line["precision"]): line["seconds_per_step"]
             for line in lines
             if line["model"] == "lenet-plus"
         }
