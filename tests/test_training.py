@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from surefoot.attacks import IFGSM
+from surefoot.attacks import FGSM, IFGSM
 from surefoot.cli.models import pick_device
 from surefoot.cli.output import TrainingProgress
 from surefoot.core.files import load_metadata, load_tensors, save_tensors, write_text
@@ -830,6 +831,41 @@ def test_a_state_of_more_epochs_than_the_phases_have_is_refused(digits: Dataset,
     fit(network(), digits, [Phase(NormalTraining(), 2)], QUICK, run_dir=tmp_path)
     with pytest.raises(CheckpointError, match="of another run: it has 2 epochs, and the phases 1"):
         fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda: {"config": dataclasses.replace(QUICK, learning_rate=0.02)}, "learning_rate was 0.05 and is 0.02"),
+        (lambda: {"phases": [Phase(FgsmAT(0.1), 2)]}, "objective of epoch 1, eps was 0.2 and is 0.1"),
+        (lambda: {"phases": [Phase(NormalTraining(), 2)]}, "objective of epoch 1 was FgsmAT and is NormalTraining"),
+        (lambda: {"phases": [Phase(FgsmAT(0.2), 2, 0.3)]}, "learning rate of epoch 1 was None and is 0.3"),
+        (lambda: {"selection": None}, "selection was FGSM and is None"),
+        (lambda: {"selection": FGSM(0.3)}, "selection, eps was 0.2 and is 0.3"),
+    ],
+)
+def test_a_training_goes_on_by_the_settings_that_it_was_begun_with(
+    digits: Dataset, tmp_path: Path, change: Callable[[], dict[str, Any]], told: str
+) -> None:
+    begun = {"phases": [Phase(FgsmAT(0.2), 1)], "config": QUICK, "selection": FGSM(0.2)}
+    fit(network(), digits, **begun, run_dir=tmp_path)  # type: ignore[arg-type]
+    before = (tmp_path / "state.ckpt").read_bytes()
+    with pytest.raises(CheckpointError, match=f"was trained with other settings: {re.escape(told)}"):
+        fit(network(), digits, **begun | change(), run_dir=tmp_path, resume=True)  # type: ignore[arg-type]
+    assert (tmp_path / "state.ckpt").read_bytes() == before
+    longer = {
+        "phases": [Phase(FgsmAT(0.2), 1), Phase(NormalTraining(), 1)],
+        "config": dataclasses.replace(QUICK, on_masking="off"),
+    }
+    assert len(fit(network(), digits, **begun | longer, run_dir=tmp_path, resume=True).metrics) == 2  # type: ignore[arg-type]
+
+
+def test_a_state_without_its_settings_as_older_ones_are_is_gone_on_with(digits: Dataset, tmp_path: Path) -> None:
+    fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path)
+    tensors, about = load_tensors(tmp_path / "state.ckpt")
+    assert about.pop("settings")["batch_size"] == QUICK.batch_size
+    save_tensors(tmp_path / "state.ckpt", tensors, about)
+    assert len(fit(network(), digits, [Phase(NormalTraining(), 2)], QUICK, run_dir=tmp_path, resume=True).metrics) == 2
 
 
 def test_a_training_is_written_over_only_to_go_on_with_it(digits: Dataset, tmp_path: Path) -> None:

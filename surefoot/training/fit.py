@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,7 @@ REMEDY = (
     "Train again with a bound on the gradient (max_grad_norm, for example 1), a smaller learning rate or, where "
     "precision is bf16, with fp32."
 )
+SAME_WEIGHTS = ("device", "devices", "capture", "on_masking", "monitor_every")  # but for rounding, and for a repair
 HEALTHY = "healthy."  # before the names of the tensors to go back to, in state.ckpt
 
 
@@ -307,7 +308,8 @@ def fit(
             phases, no weight to train, no monitor or repair where `on_masking` needs one, a training in `run_dir`
             already where `resume` was not asked for, or no `run_dir` where it was.
         TypeError: an argument of another kind, or an objective that returns no `LossTerms`.
-        CheckpointError: a state that is damaged, pickled, or of another run; selected weights that are gone or damaged.
+        CheckpointError: a state that is damaged, pickled, of another run or of other settings; selected weights that
+            are gone or damaged.
         TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
 
     Example:
@@ -390,12 +392,14 @@ def fit(
     best_epoch, best_score = 0, -1.0
     best_weights: dict[str, Tensor] = {}
     if resume and run is not None and (run / "state.ckpt").exists():
-        metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average, guard)
+        before, metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average, guard)
         if len(metrics) > len(schedule):
             raise CheckpointError(
                 f"{run / 'state.ckpt'} is of another run: it has {len(metrics)} epochs, and the phases "
                 f"{len(schedule)}; give the phases that it was trained by, or another run_dir."
             )
+        now = settings_of_training(config, selection, schedule[: len(metrics)])
+        check_same_settings(run / "state.ckpt", before, now)
         load_tensors(run / "model.safetensors")  # what was selected so far is needed at the end: it fails now, not then
 
     with fabric.autocast():
@@ -481,7 +485,8 @@ def fit(
         if run is not None and rank == 0:
             save_weights(judged, run / "last.safetensors")
             write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
-            save_state(run / "state.ckpt", module, optimizer, average, metrics, best_epoch, best_score, guard)
+            settings = settings_of_training(config, selection, schedule[:epoch])
+            save_state(run / "state.ckpt", module, optimizer, average, settings, metrics, best_epoch, best_score, guard)
         if on_epoch is not None and rank == 0:
             on_epoch(line)
 
@@ -608,13 +613,14 @@ def save_state(
     module: nn.Module,
     optimizer: Optimizer,
     average: nn.Module | None,
+    settings: dict[str, Any],
     metrics: list[dict[str, Any]],
     best_epoch: int,
     best_score: float,
     guard: Guard | None,
 ) -> None:
     """Write all that training goes on from, and what it may go back to, atomically."""
-    about = {"metrics": metrics, "best_epoch": best_epoch, "best_score": best_score}
+    about = {"settings": settings, "metrics": metrics, "best_epoch": best_epoch, "best_score": best_score}
     tensors = training_tensors(module, optimizer, average)
     if guard is not None:
         about["healthy_step"] = guard.healthy_step
@@ -624,8 +630,8 @@ def save_state(
 
 def load_state(
     path: Path, module: nn.Module, optimizer: Optimizer, average: nn.Module | None, guard: Guard | None
-) -> tuple[list[dict[str, Any]], int, float]:
-    """Put a saved state back in place; gives the lines so far, the best epoch and its score.
+) -> tuple[dict[str, Any], list[dict[str, Any]], int, float]:
+    """Put a saved state back in place; gives its settings, the lines so far, the best epoch and its score.
 
     Raises:
         CheckpointError: a damaged or pickled file, weights alone, or another model.
@@ -642,4 +648,45 @@ def load_state(
     if guard is not None:
         healthy = {name.removeprefix(HEALTHY): tensor for name, tensor in kept.items()}
         guard.resume(about["metrics"], healthy, about.get("healthy_step", 0))
-    return about["metrics"], about["best_epoch"], about["best_score"]
+    return about.get("settings", {}), about["metrics"], about["best_epoch"], about["best_score"]  # older: no settings
+
+
+def settings_of_training(config: FitConfig, selection: Attack | None, epochs: Sequence[Phase]) -> dict[str, Any]:
+    """What the weights after these epochs depend on, as far as it is numbers and words, one a name.
+
+    Example:
+        >>> from surefoot.objectives import FgsmAT
+        >>> found = settings_of_training(FitConfig(batch_size=64), None, [Phase(FgsmAT(eps=0.1), epochs=1)])
+        >>> found["batch_size"], found["objective of epoch 1"], found["objective of epoch 1, eps"]
+        (64, 'FgsmAT', 0.1)
+    """
+    found = {name: value for name, value in dataclasses.asdict(config).items() if name not in SAME_WEIGHTS}
+    found |= named("selection", selection)
+    for number, phase in enumerate(epochs, start=1):
+        found |= named(f"objective of epoch {number}", phase.objective)
+        found[f"learning rate of epoch {number}"] = phase.learning_rate
+    return found
+
+
+def named(name: str, chosen: Any) -> dict[str, Any]:
+    """The class of an attack or an objective and its numbers and words, each under a name of its own."""
+    fields = dataclasses.fields(chosen) if dataclasses.is_dataclass(chosen) else ()
+    values = {f"{name}, {field.name}": getattr(chosen, field.name) for field in fields}
+    return {name: None if chosen is None else type(chosen).__name__} | {
+        key: value for key, value in values.items() if isinstance(value, float | int | str | None)
+    }
+
+
+def check_same_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a training by other settings than those that it was begun with.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    both = [name for name in before if name in now]  # an older or newer version may know others
+    changed = [f"{name} was {before[name]} and is {now[name]}" for name in both if before[name] != now[name]]
+    if changed:
+        raise CheckpointError(
+            f"{path} was trained with other settings: {'; '.join(changed)}. Go on with the same ones, or give another "
+            "run_dir."
+        )
