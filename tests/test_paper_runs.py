@@ -16,11 +16,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from surefoot.attacks import FGSM
 from surefoot.cli.reproduce import TARGETS
 from surefoot.core.files import load_tensors, read_lines
-from surefoot.paper import runs, schedule
+from surefoot.paper import estimate, runs, schedule
 from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
 from surefoot.paper.measurements import Around, Passes, count_passes
@@ -223,6 +225,47 @@ def test_a_run_that_is_there_already_is_taken(tmp_path: Path, trained: list[str]
         load_tensors(folder / "model.safetensors")[0] for folder in (tmp_path / "runs" / "mine", task.folder(place))
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("name", ["pgd-at", "sat-r1", "ensemble-at-a"])
+def test_a_training_is_estimated_by_its_own_step_where_that_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    task = MATRIX.training(f"mnist/{name}")
+    images = len(Workplace(tmp_path).data(task.recipe).train.labels)
+
+    forwards: list[int] = []
+
+    def timed(work: Callable[[], Any]) -> float:
+        forwards.append(0)
+
+        def count(module: nn.Module, *_: Any) -> None:
+            forwards[-1] += isinstance(module, nn.Sequential)
+
+        hook = register_module_forward_hook(count)
+        work()
+        hook.remove()
+        return 0.01
+
+    monkeypatch.setattr(estimate, "timed", timed)
+    costs = Costs(Workplace(tmp_path))
+    size = task.recipe.training.batch_size
+    unit = costs.units(task.recipe, task.recipe.objective)
+    costs.training_unit(task.recipe)
+    ordinary = forwards[-1]
+    costs.step(task.recipe, task.recipe.objective)
+    assert forwards[-1] > ordinary
+    selection = (2 * task.recipe.selection_steps + 2) * len(costs.place.data(task.recipe).validation.labels)
+    a_pass = 0.01 / estimate.TIMED
+    by_step = task.recipe.epochs * (images * 0.01 / size + selection * a_pass)
+    found = costs(task)
+    assert found.basis == "a step"
+    assert found.seconds == pytest.approx(by_step)
+    monkeypatch.setattr(estimate, "AFFORDABLE", 0.0)
+    by_passes = task.recipe.epochs * (images * unit * 0.01 / size / 3 + selection * a_pass)
+    found = costs(task)
+    assert found.basis == "passes"
+    assert found.seconds == pytest.approx(by_passes)
 
 
 def test_records_without_weights_need_no_training_until_more_is_asked_for(tmp_path: Path, trained: list[str]) -> None:
@@ -487,7 +530,7 @@ def test_passes_are_counted(name: str, crafting: float, units: float) -> None:
     assert counted["units"] == pytest.approx(units)
 
 
-def test_costs_come_from_finished_runs_or_from_passes(tmp_path: Path) -> None:
+def test_costs_come_from_finished_runs_or_from_what_is_timed_here(tmp_path: Path) -> None:
     place = Workplace(tmp_path, finished=(tmp_path / "runs",))
     recipe = MATRIX.training("mnist/sat-r3").recipe
     folder = tmp_path / "runs" / "x"
@@ -498,7 +541,7 @@ def test_costs_come_from_finished_runs_or_from_passes(tmp_path: Path) -> None:
     three = Training(dataclasses.replace(recipe, epochs=3))
     assert (costs(three).seconds, costs(three).basis) == (21.0, "measured")
     other = costs(MATRIX.training("mnist/sat-r2"))
-    assert other.basis == "passes"
+    assert other.basis == "a step"
     assert 0 < other.seconds < 600
     one, many = (costs(Evaluation(three, attack, 16)) for attack in (fgsm(recipe), SMOKE.auto_attack(0.3)))
     assert many.seconds > one.seconds > 0

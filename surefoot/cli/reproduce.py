@@ -187,8 +187,8 @@ def show_plan(tasks: list[Task], place: Workplace, options: Options) -> None:
     say(
         f"{duration(seconds)} on one worker like this process ({torch.get_num_threads()} threads)"
         + (f", {duration(seconds / workers)} on {workers} that do not slow each other down." if workers > 1 else ".")
-        + " `measured`: what finished runs took; `passes`: counted passes times what one took just now "
-        f"on this machine ({best_device().type}). Nothing was run."
+        + " `measured`: what finished runs took; `a step`: one of training, timed just now; `passes`: counted passes "
+        f"times what one took just now on this machine ({best_device().type}). Nothing was run."
     )
 
 

@@ -1,5 +1,6 @@
 """How long tasks will take, from what finished runs took, or from counted passes and a timed step."""
 
+import copy
 import dataclasses
 import json
 import time
@@ -15,31 +16,33 @@ from torch import Tensor, nn
 from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
 from surefoot.core.devices import image_format
 from surefoot.core.files import read_lines
-from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.precision import computed_in
 from surefoot.evaluation.worker import fields_of
 from surefoot.models import build_model
+from surefoot.objectives import NormalTraining
 from surefoot.paper.curves import PGD_STEPS
 from surefoot.paper.measurements import Around, Passes, count_passes
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.recipes import Recipe
-from surefoot.recipes.recipe import objective_to_json
+from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
 from surefoot.recipes.run import settings_of
 from surefoot.report import attack_label
 from surefoot.training.fit import best_device
 
 TIMED = 16  # images of a timed forward
 FAST = 0.5  # seconds of a step of so many images, below which it is timed in earnest
+AFFORDABLE = 2.0  # seconds of an objective's step by its passes, up to which that step itself is timed
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Seconds on one worker, and their basis.
 
-    `measured` in finished runs, `passes` times what one takes here, or 0 for `a finished run` that is taken as it is.
+    `measured` in finished runs, by `a step` that was timed here or by `passes` times what one takes here, or 0 for `a
+    finished run` that is taken as it is.
     """
 
     task: Task
@@ -127,9 +130,10 @@ class Costs:
                 seconds += fmean(found)
                 bases.add("measured")
                 continue
-            bases.add("passes")
             data = self.place.data(recipe)
-            seconds += self.units(recipe, objective) * len(data.train.labels) * self.training_unit(recipe)
+            a_sample, basis = self.step(recipe, objective)
+            bases.add(basis)
+            seconds += a_sample * len(data.train.labels)
             seconds += (2 * recipe.selection_steps + 2) * len(data.validation.labels) * self.forward(recipe)
         return Estimate(task, seconds, " and ".join(sorted(bases)) or "measured")
 
@@ -149,6 +153,22 @@ class Costs:
                 self.timed[key] = min(timed(lambda: model.eval()(inputs)) for _ in range(3)) / TIMED
         return self.timed[key]
 
+    def step(self, recipe: Recipe, objective: Any) -> tuple[float, str]:
+        """Seconds of a training step by sample of its mini-batch, and their basis.
+
+        Passes of a few samples wait, and passes that need no weight's gradient are the cheaper ones: so the step itself
+        is timed, unless its passes say that it takes long.
+        """
+        size = recipe.training.batch_size
+        by_passes = self.units(recipe, objective) * self.training_unit(recipe)
+        if by_passes * size > AFFORDABLE:
+            return by_passes, "passes"
+        key = json.dumps([*where(recipe), size, recipe.training.precision, objective_to_json(objective)])
+        if key not in self.timed:
+            turn = self.turn(recipe, size, objective)
+            self.timed[key] = min(timed(turn) for _ in range(3)) / size
+        return self.timed[key], "a step"
+
     def training_unit(self, recipe: Recipe) -> float:
         """Seconds of a forward unit of one image in training: a third of an ordinary step, timed once.
 
@@ -157,22 +177,32 @@ class Costs:
         size = recipe.training.batch_size
         key = json.dumps([*where(recipe), size, recipe.training.precision])
         if key not in self.timed:
-            model, inputs, labels = self.example(recipe, min(TIMED, size))
-            optimizer = torch.optim.SGD(model.train().parameters(), lr=1e-9, momentum=0.9)
-
-            def step() -> None:
-                optimizer.zero_grad()
-                with computed_in(recipe.training.precision, inputs.device):
-                    logits = model(inputs)
-                cross_entropy(logits, labels).mean().backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-
-            seconds, count = timed(step), len(labels)
+            count = min(TIMED, size)
+            seconds = timed(self.turn(recipe, count, NormalTraining()))
             if seconds < FAST:
-                _, inputs, labels = self.example(recipe, size)
-                seconds, count = min(timed(step) for _ in range(3)), size
+                turn, count = self.turn(recipe, size, NormalTraining()), size
+                seconds = min(timed(turn) for _ in range(3))
             self.timed[key] = seconds / count / 3
         return self.timed[key]
+
+    def turn(self, recipe: Recipe, count: int, objective: Any) -> Callable[[], None]:
+        """A training step on `count` images; an ensemble crafts on networks like the one that is trained."""
+        model, inputs, labels = self.example(recipe, count)
+        alone = dataclasses.replace(recipe, objective=objective, then=())
+        sources = {name: copy.deepcopy(model).eval() for name in source_names(alone)}
+        whole: Any = with_sources(alone.phases()[0], sources).objective
+        optimizer = torch.optim.SGD(
+            model.train().parameters(), lr=1e-9, momentum=0.9, weight_decay=5e-4, fused=inputs.device.type != "mps"
+        )
+
+        def step() -> None:
+            with computed_in(recipe.training.precision, inputs.device):
+                loss = whole(model, inputs, labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
 
     def example(self, recipe: Recipe, count: int) -> tuple[nn.Module, Tensor, Tensor]:
         """The recipe's network with random weights, and random images of its data's shape."""
