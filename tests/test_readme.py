@@ -469,7 +469,7 @@ def test_what_auto_attack_adds_is_what_was_measured() -> None:
     for name, seed, *cells, run in rows:
         records = white_box(ROOT / "results" / run.strip("`"))
         auto, pgd = records["AutoAttack"], records["PGD cross_entropy"]
-        recipe = f"mnist/{name.lower()}".replace("eat ens", "ensemble-at")
+        recipe = f"mnist/{name.lower()}".replace("eat ens", "ensemble-at").replace(" + sat", "")
         assert {(each.recipe, str(each.seed), each.weights_sha256) for each in (auto, pgd)} == {
             (recipe, seed, auto.weights_sha256)
         }
@@ -690,17 +690,39 @@ def check_lengths(drawn: Table, text: str) -> None:
         assert [each < 0 for each in away] == [False, True, False, True]
 
 
+def check_sequences(drawn: Table, text: str) -> None:
+    """Table 9 in the text, and what the text says of it."""
+    words = " ".join(text.split())
+    assert marked_rows(text, "table-9") == [line.strip("| ").split(" | ") for line in drawn.grid().splitlines()[2:]]
+    alone, first, then = (cells[3].values[0] for _, cells in drawn.rows if isinstance(cells[3], Cell))
+    more, less = then - alone, alone - first
+    assert f"one seed: -{less:.1f} and +{more:.1f} points" in words
+    assert f"{more:.1f} points more under PGD-100" in words
+    assert f"{less:.1f} points less under PGD-100" in words
+    runs = ROOT / "results" / "reproduction-xeon" / "runs" / "mnist"
+    left = {
+        name: 100 * white_box(next((runs / name).glob(f"0-{key}")))["AutoAttack"].robust_accuracy
+        for name, key in (("sat-r1-r3", "*"), ("sat-r3", "b515ec41"))
+    }
+    assert f"AutoAttack leaves {left['sat-r1-r3']:.1f} %, of SAT-R3 alone {left['sat-r3']:.1f}" in words
+    (folder,) = (runs / "sat-r3-r2").iterdir()
+    kept = [line["validation_robust_accuracy"] for line in read_lines(folder / "metrics.jsonl")]
+    assert kept.index(max(kept)) == 15
+    assert round(100 * (kept[15] - min(kept[16:]))) == 4
+
+
 def test_the_set_of_one_machine_is_what_was_measured() -> None:
     folder = ROOT / "results" / "reproduction-xeon"
     matrix = Matrix(PROFILES["paper"].trained_in("bf16"), 1)
-    names = ("sanity", "table7", "table6", "table3")
-    sanity, seventh, sixth, table = (TABLES[name].table(matrix, Workplace(folder)) for name in names)
-    for drawn in (sanity, seventh, sixth, table):
+    names = ("sanity", "table9", "table7", "table6", "table3")
+    sanity, ninth, seventh, sixth, table = (TABLES[name].table(matrix, Workplace(folder)) for name in names)
+    for drawn in (sanity, ninth, seventh, sixth, table):
         assert drawn.markdown() == (folder / "paper-bf16" / f"{drawn.name}.md").read_text(encoding="utf-8")
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     grid = [[cell.strip() for cell in line.strip("|").split("|")][:-1] for line in table.grid().splitlines()]
     assert marked_rows(text, "one-machine") == [row for row in grid[2:] if row[0] != "TRADES"]
     check_lengths(sixth, text)
+    check_sequences(ninth, text)
     assert marked_rows(text, "sanity") == [line.strip("| ").split(" | ") for line in sanity.grid().splitlines()[2:]]
     for name, bound, side in (("SAT-R1", 0.9, 1), ("SAT-R2", 1.0, 0), ("SAT-R3", 1.8, -1)):
         ours = [fmean(cell.values) for cell in dict(table.rows)[name][:9] if isinstance(cell, Cell)]
