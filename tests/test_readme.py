@@ -696,15 +696,26 @@ def check_sequences(drawn: Table, text: str) -> None:
     assert marked_rows(text, "table-9") == [line.strip("| ").split(" | ") for line in drawn.grid().splitlines()[2:]]
     alone, first, then = (cells[3].values[0] for _, cells in drawn.rows if isinstance(cells[3], Cell))
     more, less = then - alone, alone - first
-    assert f"one seed: -{less:.1f} and +{more:.1f} points" in words
-    assert f"{more:.1f} points more under PGD-100" in words
-    assert f"{less:.1f} points less under PGD-100" in words
     runs = ROOT / "results" / "reproduction-xeon" / "runs" / "mnist"
-    left = {
-        name: 100 * white_box(next((runs / name).glob(f"0-{key}")))["AutoAttack"].robust_accuracy
-        for name, key in (("sat-r1-r3", "*"), ("sat-r3", "b515ec41"))
+    records = {
+        name: white_box(next((runs / name).glob(f"0-{key}")))["AutoAttack"]
+        for name, key in (("sat-r3", "b515ec41"), ("sat-r1-r3", "*"), ("sat-r3-r2", "*"))
     }
-    assert f"AutoAttack leaves {left['sat-r1-r3']:.1f} %, of SAT-R3 alone {left['sat-r3']:.1f}" in words
+    auto, before, after = (100 * record.robust_accuracy for record in records.values())
+    assert (
+        f"-{less:.1f} and +{more:.1f} points under PGD-100, -{auto - before:.1f} and +{after - auto:.1f} under" in words
+    )
+    assert f"leaves {more:.1f} points more under PGD-100 (the paper: 4.6 more)" in words
+    assert f"Under AutoAttack it is {after - auto:.1f} more: {after:.1f} %" in words
+    assert f"leaves {less:.1f} points less under PGD-100 (the paper: 4.6 more), and {before:.1f} % under" in words
+    assert f"under AutoAttack, of SAT-R3 alone {auto:.1f}" in words
+    assert f"AutoAttack leaves {after:.1f} and {before:.1f} % of these" in words
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"the paper's sequences, leave {before:.1f} and {after:.1f} % (one seed" in readme
+    *_, by_gradients, square = records["sat-r3-r2"].parts
+    assert square["attack"] == "Square"
+    assert f"that follow them leave {100 * by_gradients['robust_accuracy']:.1f} %" in words
+    assert f"Square, which does not, {100 * square['robust_accuracy']:.1f}" in words
     (folder,) = (runs / "sat-r3-r2").iterdir()
     kept = [line["validation_robust_accuracy"] for line in read_lines(folder / "metrics.jsonl")]
     assert kept.index(max(kept)) == 15
