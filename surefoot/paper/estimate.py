@@ -19,7 +19,6 @@ from surefoot.core.files import read_lines
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.precision import computed_in
 from surefoot.evaluation.worker import fields_of
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining
@@ -30,7 +29,8 @@ from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
 from surefoot.recipes.run import settings_of
 from surefoot.report import attack_label
-from surefoot.training.fit import best_device
+from surefoot.training.fit import FitConfig, best_device, make_fabric
+from surefoot.training.step import EagerStep
 
 TIMED = 16  # images of a timed forward
 FAST = 0.5  # seconds of a step of so many images, below which it is timed in earnest
@@ -185,7 +185,7 @@ class Costs:
             self.timed[key] = seconds / count / 3
         return self.timed[key]
 
-    def turn(self, recipe: Recipe, count: int, objective: Any) -> Callable[[], None]:
+    def turn(self, recipe: Recipe, count: int, objective: Any) -> Callable[[], Tensor]:
         """A training step on `count` images; an ensemble crafts on networks like the one that is trained."""
         model, inputs, labels = self.example(recipe, count)
         alone = dataclasses.replace(recipe, objective=objective, then=())
@@ -195,14 +195,10 @@ class Costs:
             model.train().parameters(), lr=1e-9, momentum=0.9, weight_decay=5e-4, fused=inputs.device.type != "mps"
         )
 
-        def step() -> None:
-            with computed_in(recipe.training.precision, inputs.device):
-                loss = whole(model, inputs, labels).loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-        return step
+        device: Any = inputs.device.type
+        fabric = make_fabric(FitConfig(device=device, precision=recipe.training.precision))
+        step = EagerStep(fabric, *fabric.setup(model, optimizer))
+        return lambda: step(whole, inputs, labels, 1e-9)
 
     def example(self, recipe: Recipe, count: int) -> tuple[nn.Module, Tensor, Tensor]:
         """The recipe's network with random weights, and random images of its data's shape."""
