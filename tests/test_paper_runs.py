@@ -27,6 +27,7 @@ from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
 from surefoot.paper.measurements import Around, Passes, count_passes
 from surefoot.paper.profiles import PAPER, QUICK, SHORT, SMOKE
+from surefoot.paper.readings import Reading
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import SOURCES, TABLES
@@ -509,6 +510,52 @@ def test_profiles_change_the_scale_and_nothing_else() -> None:
     assert own.recipe(RECIPES["cifar10/trades"], 0) == RECIPES["cifar10/trades"]
     assert "bf16" in QUICK.trained_in("bf16").note
     assert Matrix(QUICK.trained_in("bf16"), 1).training("mnist/normal").recipe.training.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("reading", "name", "changes"),
+    [
+        ("paper", "mnist/sat-r1", {"steps": 40}),
+        ("paper", "cifar10/sat-r1", {"steps": 7}),
+        ("paper", "tiny-imagenet-100/sat-r1", {}),
+        ("paper", "mnist/trades", {}),
+        ("paper", "cifar10/trades", {"steps": 7}),
+        ("paper", "tiny-imagenet-100/trades", {"steps": 7}),
+        ("paper", "mnist/sat-r2", {}),
+        ("paper", "mnist/sat-r3", {}),
+        ("paper", "mnist/ablation-r1-1", {"steps": 40}),
+        ("code", "mnist/sat-r1", {"pair": "last"}),
+        ("code", "mnist/sat-r2", {"rfgsm_step": "full"}),
+        ("code", "mnist/sat-r3", {"random_step": 0.01}),
+        ("code", "cifar10/sat-r3", {"random_step": 2 / 255}),
+        ("code", "tiny-imagenet-100/sat-r3", {"random_step": 2 / 255}),
+        ("code", "mnist/ablation-r3-2", {"random_step": 0.01}),
+        ("code", "cifar10/trades", {}),
+        ("code", "mnist/normal", {}),
+    ],
+)
+def test_a_reading_changes_what_the_paper_and_its_authors_code_do_differently(
+    reading: Reading, name: str, changes: dict[str, Any]
+) -> None:
+    recipe = RECIPES[name]
+    profile = PAPER.read_as(reading)
+    assert profile.name == f"paper-as-{reading}"
+    assert f"are the {reading}'s" in profile.note
+    assert profile.recipe(recipe, 0) == dataclasses.replace(
+        recipe, objective=dataclasses.replace(recipe.objective, **changes)
+    )
+    ours, theirs = (Matrix(each, 1).training(name) for each in (PAPER, profile))
+    assert (ours.id == theirs.id) == (not changes)
+
+
+def test_a_reading_holds_in_every_phase_and_at_every_scale() -> None:
+    assert PAPER.read_as(None) is PAPER
+    phases = PAPER.read_as("code").recipe(RECIPES["mnist/sat-r3-r2"], 0).phases()
+    assert phases[0].objective.random_step == 0.01  # type: ignore[attr-defined]
+    assert phases[1].objective.rfgsm_step == "full"  # type: ignore[attr-defined]
+    assert QUICK.read_as("paper").recipe(RECIPES["mnist/sat-r1"], 0) == QUICK.recipe(RECIPES["mnist/sat-r1"], 0)
+    both = PAPER.trained_in("bf16").read_as("code")
+    assert (both.name, both.precision) == ("paper-bf16-as-code", "bf16")
 
 
 @pytest.mark.parametrize(

@@ -99,13 +99,20 @@ def test_the_page_of_a_folder_that_is_only_drawn_is_kept_out_of_git(tmp_path: Pa
 
 def test_what_is_asked_for_is_what_is_trained(tmp_path: Path) -> None:
     asked = Options(
-        profile="paper", imagenet=tmp_path, precision="bf16", dataset="cifar10", seeds=2, only="sat-r1, trades"
+        profile="paper",
+        imagenet=tmp_path,
+        precision="bf16",
+        reading="code",
+        dataset="cifar10",
+        seeds=2,
+        only="sat-r1, trades",
     )
     matrix = make_matrix(asked)
     assert (matrix.seeds, matrix.only, matrix.dataset) == (2, ("sat-r1", "trades"), "cifar10")
     recipe = matrix.profile.recipe(RECIPES["tiny-imagenet-100/sat-r1"], 1)
     assert (recipe.dataset, recipe.num_classes) == (f"imagefolder:{tmp_path}", 100)
     assert (recipe.training.precision, recipe.training.seed) == ("bf16", 1)
+    assert recipe.objective.pair == "last"  # type: ignore[union-attr]
 
 
 def test_a_dry_run_runs_nothing(

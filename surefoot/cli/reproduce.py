@@ -63,6 +63,8 @@ class Options(Common):
     """Processes at a time, each with its share of the cores or a GPU of its own; 0 runs everything in this one."""
     precision: Literal["fp32", "bf16"] | None = None
     """Of the trainings, and said on every table; None is the recipes' own, fp32. All attacks measure in fp32."""
+    reading: Literal["paper", "code"] | None = None
+    """Train as the paper or as its authors' code wherever the two differ (docs/reproduce.md); None is the recipes'."""
     cluster: str | None = None
     """A Ray cluster to run on instead (`auto` or HOST:PORT); its machines share OUT; --threads CPUs a task, or 1."""
     dry_run: bool = False
@@ -152,6 +154,7 @@ def make_matrix(options: Options) -> Matrix:
     profile = (
         PROFILES[options.profile]
         .trained_in(options.precision)
+        .read_as(options.reading)
         .of_imagenet(options.imagenet and options.imagenet.absolute())
     )
     only = None if options.only is None else tuple(part.strip() for part in options.only.split(",") if part.strip())

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
 from surefoot.core.types import Attack
 from surefoot.data import DATASETS
+from surefoot.paper.readings import Reading, read_as
 from surefoot.recipes import Recipe
 
 
@@ -29,6 +30,7 @@ class Profile:
         learning_rate: at most, where a network is replaced; None is the recipe's.
         imagenet: a folder of ImageNet's own images; 100 random classes of it take tiny-imagenet-100's place.
         precision: of the trainings; None is the recipe's.
+        reading: of the objectives where the paper and its authors' code differ; None is the recipe's.
         image_size: pixels a side that larger images are resized to; None keeps them.
         images, deepfool_images, cw_images, auto_images: how many of the first test images; None is all.
         cw: steps, weights and Adam's step of C&W, which the paper does not tell.
@@ -49,6 +51,7 @@ class Profile:
     learning_rate: float | None = None
     imagenet: Path | None = None
     precision: Literal["fp32", "bf16"] | None = None
+    reading: Reading | None = None
     image_size: int | None = None
     images: int | None = None
     deepfool_images: int | None = 1000
@@ -69,9 +72,9 @@ class Profile:
             changes["then"] = tuple(
                 dataclasses.replace(phase, epochs=max(1, round(phase.epochs * share))) for phase in recipe.then
             )
-        changes["objective"] = self.objective(recipe.objective)
+        changes["objective"] = self.objective(recipe.objective, recipe.dataset)
         changes["then"] = tuple(
-            dataclasses.replace(phase, objective=self.objective(phase.objective))
+            dataclasses.replace(phase, objective=self.objective(phase.objective, recipe.dataset))
             for phase in changes.get("then", recipe.then)
         )
         if self.attack_steps is not None and self.attack_steps < recipe.attack_steps:
@@ -101,6 +104,13 @@ class Profile:
         note = f"{self.note} Trained in {precision}."
         return dataclasses.replace(self, name=f"{self.name}-{precision}", precision=precision, note=note)
 
+    def read_as(self, reading: Reading | None) -> "Profile":
+        """The profile with one reading wherever the paper and its authors' code differ, which its note says."""
+        if reading is None:
+            return self
+        note = f"{self.note} Where the paper and its authors' code differ, the objectives are the {reading}'s."
+        return dataclasses.replace(self, name=f"{self.name}-as-{reading}", reading=reading, note=note)
+
     def of_imagenet(self, folder: Path | None) -> "Profile":
         """The profile on the user's own ImageNet for Table 5, which its note says."""
         if folder is None:
@@ -108,8 +118,10 @@ class Profile:
         note = f"{self.note} ImageNet-subset: 100 classes of the user's own folder, drawn at random."
         return dataclasses.replace(self, name=f"{self.name}-imagenet", imagenet=folder, note=note)
 
-    def objective(self, objective: Any) -> Any:
-        """The objective with at most `steps` steps inside."""
+    def objective(self, objective: Any, dataset: str) -> Any:
+        """The objective in the profile's reading, with at most `steps` steps inside."""
+        if self.reading is not None:
+            objective = read_as(self.reading, objective, dataset)
         steps = getattr(objective, "steps", None)
         if self.steps is None or steps is None or steps <= self.steps:
             return objective
