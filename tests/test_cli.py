@@ -124,6 +124,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["evaluate", "a", "--attacks", "fgsm", "--random-step", "-0.1"], "random_step is -0.1"),
         (["evaluate", "a", "--attacks", "deepfool", "--eps", "8"], "write 8/255 instead of 8"),
         (["evaluate", "a", "--attacks", "fgsm", "--cw-steps", "0"], "steps is 0"),
+        (["evaluate", "a", "--attacks", "fgsm", "--deepfool-shorten", "-1"], "shorten is -1"),
         (["list", "recipe"], "did you mean recipes"),
     ],
 )
@@ -443,13 +444,15 @@ def test_the_settings_of_attacks_the_split_and_the_epoch_reach_the_records(
     save_file({name: 2 * tensor for name, tensor in load_file(last).items()}, last)
     radii = ["--eps", "51/255", "--steps", "3", "--step-size", "0.05", "--random-step", "0.15", "--restarts", "2"]
     of_cw = ["--cw-steps", "4", "--cw-search-steps", "2", "--cw-learning-rate", "0.3"]
-    common = ["--attacks", "r-fgsm", "i-fgsm", "pgd", "cw", *radii, *of_cw]
-    clean, rfgsm, ifgsm, pgd, cw, _ = evaluated(capsys, run_folder, *common, "--split", "validation")
+    of_deepfool = ["--deepfool-steps", "7", "--deepfool-shorten", "0"]
+    common = ["--attacks", "r-fgsm", "i-fgsm", "pgd", "deepfool", "cw", *radii, *of_deepfool, *of_cw]
+    clean, rfgsm, ifgsm, pgd, deepfool, cw, _ = evaluated(capsys, run_folder, *common, "--split", "validation")
     assert (clean["split"], clean["num_examples"]) == ("validation", 240)
     for record, known in (
         (rfgsm, {"eps": 0.2, "random_step": 0.15}),
         (ifgsm, {"eps": 0.2, "steps": 3}),
         (pgd, {"eps": 0.2, "steps": 3, "step_size": 0.05, "restarts": 2, "start_radius": 0.05}),
+        (deepfool, {"steps": 7, "shorten": 0}),
         (cw, {"steps": 4, "search_steps": 2, "learning_rate": 0.3}),
     ):
         assert known.items() <= record["attack_fields"].items()

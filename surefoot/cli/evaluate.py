@@ -76,6 +76,10 @@ class Options(ModelOptions):
     """R-FGSM's random step; None is half of eps."""
     restarts: int = 1
     """Runs of PGD and PGD-CW a sample; one that fools the model is kept."""
+    deepfool_steps: int = 50
+    """Linearisations of DeepFool at most."""
+    deepfool_shorten: int = 6
+    """Halvings by which DeepFool shortens what fooled; 0 is DeepFool as published."""
     cw_steps: int = 1000
     """Steps of C&W for each weight c."""
     cw_search_steps: int = 9
@@ -115,6 +119,7 @@ class Options(ModelOptions):
             PGD(1.0, 1, self.step_size)
         if self.random_step is not None:
             RFGSM(1.0, self.random_step)
+        deepfool(self)
         carlini_wagner(self)
 
 
@@ -242,6 +247,11 @@ def show(title: str, records: list[Record], options: Options) -> None:
         stdout.print(record_table(records, f"{title}, {records[0].num_examples} {options.split} images"))
 
 
+def deepfool(options: Options) -> DeepFool:
+    """DeepFool with the settings that were given."""
+    return DeepFool(options.deepfool_steps, shorten=options.deepfool_shorten)
+
+
 def carlini_wagner(options: Options) -> CarliniWagnerL2:
     """C&W with the settings that were given."""
     return CarliniWagnerL2(
@@ -274,7 +284,7 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
         "mi-fgsm": lambda: MIFGSM(eps(), steps),
         "pgd": pgd,
         "pgd-cw": lambda: pgd(loss=MarginLoss(50.0)),
-        "deepfool": DeepFool,
+        "deepfool": lambda: deepfool(options),
         "cw": lambda: carlini_wagner(options),
         "apgd": lambda: APGD(eps()),
         "apgd-t": lambda: APGDT(eps()),
