@@ -392,15 +392,8 @@ def fit(
     best_epoch, best_score = 0, -1.0
     best_weights: dict[str, Tensor] = {}
     if resume and run is not None and (run / "state.ckpt").exists():
-        before, metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average, guard)
-        if len(metrics) > len(schedule):
-            raise CheckpointError(
-                f"{run / 'state.ckpt'} is of another run: it has {len(metrics)} epochs, and the phases "
-                f"{len(schedule)}; give the phases that it was trained by, or another run_dir."
-            )
-        now = settings_of_training(config, selection, schedule[: len(metrics)])
-        check_same_settings(run / "state.ckpt", before, now)
-        load_tensors(run / "model.safetensors")  # what was selected so far is needed at the end: it fails now, not then
+        check = partial(check_same_training, run, config=config, selection=selection, schedule=schedule)
+        metrics, best_epoch, best_score = load_state(run / "state.ckpt", module, optimizer, average, guard, check)
 
     with fabric.autocast():
         check_answers(module, dataset, device, config.seed)
@@ -629,9 +622,17 @@ def save_state(
 
 
 def load_state(
-    path: Path, module: nn.Module, optimizer: Optimizer, average: nn.Module | None, guard: Guard | None
-) -> tuple[dict[str, Any], list[dict[str, Any]], int, float]:
-    """Put a saved state back in place; gives its settings, the lines so far, the best epoch and its score.
+    path: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    average: nn.Module | None,
+    guard: Guard | None,
+    check: Callable[[dict[str, Any]], None],
+) -> tuple[list[dict[str, Any]], int, float]:
+    """Put a saved state back in place; gives the lines so far, the best epoch and its score.
+
+    `check` is given what the state tells about itself; what it refuses, like all that is refused here, leaves the
+    model as it was.
 
     Raises:
         CheckpointError: a damaged or pickled file, weights alone, or another model.
@@ -642,13 +643,14 @@ def load_state(
     wanted = training_tensors(module, optimizer, average)
     kept = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEALTHY)}
     check_fits(path, tensors, wanted)
+    check(about)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
     if guard is not None:
         healthy = {name.removeprefix(HEALTHY): tensor for name, tensor in kept.items()}
         guard.resume(about["metrics"], healthy, about.get("healthy_step", 0))
-    return about.get("settings", {}), about["metrics"], about["best_epoch"], about["best_score"]  # older: no settings
+    return about["metrics"], about["best_epoch"], about["best_score"]
 
 
 def settings_of_training(config: FitConfig, selection: Attack | None, epochs: Sequence[Phase]) -> dict[str, Any]:
@@ -677,16 +679,26 @@ def named(name: str, chosen: Any) -> dict[str, Any]:
     }
 
 
-def check_same_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a training by other settings than those that it was begun with.
+def check_same_training(
+    run: Path, about: Mapping[str, Any], config: FitConfig, selection: Attack | None, schedule: Sequence[Phase]
+) -> None:
+    """Refuse to go on with a training of more epochs, by other settings than it was begun with, or without weights.
 
     Raises:
-        CheckpointError: naming what differs.
+        CheckpointError: naming what differs, or what is damaged.
     """
-    both = [name for name in before if name in now]  # an older or newer version may know others
+    path, epochs = run / "state.ckpt", len(about["metrics"])
+    if epochs > len(schedule):
+        raise CheckpointError(
+            f"{path} is of another run: it has {epochs} epochs, and the phases {len(schedule)}; give the phases that "
+            "it was trained by, or another run_dir."
+        )
+    before, now = about.get("settings", {}), settings_of_training(config, selection, schedule[:epochs])
+    both = [name for name in before if name in now]  # an older or newer version may know others, or none
     changed = [f"{name} was {before[name]} and is {now[name]}" for name in both if before[name] != now[name]]
     if changed:
         raise CheckpointError(
             f"{path} was trained with other settings: {'; '.join(changed)}. Go on with the same ones, or give another "
             "run_dir."
         )
+    load_tensors(run / "model.safetensors")  # what was selected so far is needed at the end: it fails now, not then
