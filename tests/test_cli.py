@@ -138,6 +138,18 @@ def test_wrong_input_gets_one_clear_message_and_code_2(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "audit"])
+def test_a_path_that_the_system_refuses_is_named_in_a_sentence(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = tmp_path / "recipe.json"
+    refused.mkdir()
+    assert main([verb, str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"surefoot: {refused} cannot be used (")
+    assert "give another path" in err
+
+
 def test_radii_are_written_as_fractions() -> None:
     assert number("8/255") == 8 / 255
     assert number("0.3") == 0.3

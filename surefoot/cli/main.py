@@ -58,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return reader_gone()
     except (ValueError, FileNotFoundError) as error:
-        print(f"surefoot: {error}", file=sys.stderr)
+        print(f"surefoot: {sentence(error)}", file=sys.stderr)
         return 2
     except (OSError, expected_failures()) as error:
-        print(f"surefoot: {error}", file=sys.stderr)
+        print(f"surefoot: {sentence(error)}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not told_of_memory(error):
@@ -93,6 +93,17 @@ def expected_failures() -> type[Exception]:
     from surefoot.training import TrainingDiverged
 
     return TrainingDiverged
+
+
+def sentence(error: Exception) -> str:
+    """What to tell: the error's own words, or where the system refused a path, which path, why and what to do.
+
+    >>> sentence(IsADirectoryError(21, "Is a directory", "run/recipe.json"))
+    'run/recipe.json cannot be used (Is a directory); give another path, or mend this one.'
+    """
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename} cannot be used ({error.strerror}); give another path, or mend this one."
+    return str(error)
 
 
 def told_of_memory(error: MemoryError | RuntimeError) -> bool:
