@@ -361,12 +361,12 @@ def test_only_inside_crafting_is_anything_crafted_or_kept() -> None:
     net = nn.Linear(2, 2)
     assert not is_crafting()
     with crafting(net):
-        kept: list[int] = kept_while_crafting("key", list)
+        kept: list[int] = kept_while_crafting("key", list, of=[])
         with crafting(net):  # weights may have changed in between
-            assert kept_while_crafting("key", list) is not kept
-        assert kept_while_crafting("key", list) is kept
+            assert kept_while_crafting("key", list, of=[]) is not kept
+        assert kept_while_crafting("key", list, of=[]) is kept
     assert not is_crafting()
-    assert kept_while_crafting("key", list) is not kept_while_crafting("key", list)
+    assert kept_while_crafting("key", list, of=[]) is not kept_while_crafting("key", list, of=[])
 
 
 def test_a_shared_module_is_put_back_once() -> None:

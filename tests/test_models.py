@@ -856,6 +856,144 @@ def test_who_looks_into_a_layer_sees_it() -> None:
     assert torch.equal(seen[0], F.conv2d(examples(2, torch.float64), model[0].weight, model[0].bias))
 
 
+class Doubled(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class DoubledNorm(nn.BatchNorm2d):
+    """A batch-norm with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that makes something else of the weight that it is given."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight / weight.norm(), bias)  # type: ignore[no-any-return]
+
+
+def shared() -> nn.Module:
+    """One convolution with two batch-norms."""
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    return Layers(conv, nn.BatchNorm2d(2), nn.ReLU(), conv, nn.BatchNorm2d(2))
+
+
+def looked_into() -> nn.Module:
+    norm = nn.BatchNorm2d(2)
+    norm.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+    return Layers(nn.Conv2d(2, 2, 1), norm)
+
+
+class Called(nn.Module):
+    """The mean answer of several models, by the structure of the first alone."""
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        states = [{**dict(each.named_parameters()), **dict(each.named_buffers())} for each in self.members]
+        return torch.stack([torch.func.functional_call(self.members[0], each, (inputs,)) for each in states]).mean(0)
+
+
+class Stacked(Called):
+    """The same by torch.vmap."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        parameters, buffers = torch.func.stack_module_state(list(self.members))
+
+        def call(parameters: Any, buffers: Any) -> Tensor:
+            return torch.func.functional_call(self.members[0], (parameters, buffers), (inputs,))  # type: ignore[no-any-return]
+
+        return torch.vmap(call)(parameters, buffers).mean(0)
+
+
+def members() -> list[nn.Module]:
+    return [
+        Layers(ImageConv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3))
+        for _ in range(2)
+    ]
+
+
+def weight_normed() -> nn.Module:
+    normed = torch.nn.utils.parametrizations.weight_norm
+    first, second = ImageConv2d(2, 2, 3, padding=1), ImageConv2d(2, 2, 3, padding=1)
+    return nn.Sequential(
+        normed(first), nn.ReLU(), normed(second), Layers(normed(nn.Conv2d(2, 3, 1)), nn.BatchNorm2d(3))
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        shared,
+        looked_into,
+        weight_normed,
+        lambda: Layers(Doubled(2, 3, 1), nn.BatchNorm2d(3)),
+        lambda: Layers(Standardised(2, 3, 1), nn.BatchNorm2d(3)),
+        lambda: Layers(nn.Conv2d(2, 3, 1), DoubledNorm(3)),
+        lambda: Called(members()),
+        lambda: Stacked(members()),
+        lambda: ImageConv2d(2, 4, 3, dilation=2, padding=1),
+        lambda: ImageConv2d(2, 4, 3, groups=2),
+        lambda: ImageConv2d(2, 4, 3, padding="same"),
+        lambda: ImageConv2d(2, 4, 3, padding=1, padding_mode="circular"),
+    ],
+)
+def test_crafting_sees_what_a_model_of_any_kind_computes(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, inputs = with_statistics(make()), torch.rand(3, 2, 8, 8, dtype=torch.float64).requires_grad_()
+    logits = model.eval()(inputs)
+    (expected,) = torch.autograd.grad(logits.flatten(1).asinh().sum(), inputs)
+    with crafting(model) as frozen:
+        for _ in range(2):  # the second time with what was kept
+            gradient, found = input_gradient(frozen, inputs, lambda z: z.flatten(1).asinh().sum(dim=1))
+            torch.testing.assert_close(found, logits.detach(), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
+
+
+class Noise(nn.Module):
+    """Adds noise to a weight, anew at each call."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + torch.randn_like(weight)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Layers(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), lambda: nn.Sequential(ImageConv2d(2, 3, 1))]
+)
+def test_a_weight_that_is_drawn_at_each_call_is_drawn_at_each_call_while_crafting(make: Callable[[], Any]) -> None:
+    model = make()
+    torch.nn.utils.parametrize.register_parametrization(model[0], "weight", Noise())
+    torch.manual_seed(0)
+    inputs = torch.rand(2, 2, 8, 8)
+    with crafting(model) as frozen:
+        found = [input_gradient(frozen, inputs, lambda z: z.square().flatten(1).sum(1)) for _ in range(2)]
+    (first, logits), (second, other) = found
+    assert not torch.equal(logits, other)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda weight: weight.add_(1), lambda weight: setattr(weight, "data", 2 * weight.data)]
+)
+def test_a_weight_that_is_written_to_while_crafting_is_taken_anew(write: Callable[[Tensor], None]) -> None:
+    model: Any = with_statistics(Layers(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))).eval()
+    inputs = examples(2, torch.float64)
+    with crafting(model) as frozen:
+        before = frozen(inputs)
+        with torch.no_grad():
+            write(model[0].weight)
+        after = frozen(inputs)
+    assert not torch.equal(before, after)
+    assert torch.allclose(after, model(inputs))
+
+
 def test_a_fold_in_bfloat16_is_as_near_as_bfloat16_is() -> None:
     model = with_statistics(tiny("resnet-18")).float()
     exact = model(examples())

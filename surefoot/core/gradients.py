@@ -1,9 +1,9 @@
 """Input gradients that leave no trace on the model."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from surefoot.core.losses import check_logits
 
 T = TypeVar("T")
 
-_crafting: ContextVar[dict[object, object] | None] = ContextVar("crafting", default=None)
+_crafting: ContextVar[dict[object, Any] | None] = ContextVar("crafting", default=None)
 """What layers keep while their weights stand still; None outside of `crafting`."""
 
 NO_GRADIENT = (
@@ -102,7 +102,7 @@ def exchanged(old: Tensor | None, new: Tensor | None) -> bool:
 
 def may_change(module: nn.Module) -> bool:
     """May its forward change its buffers in evaluation mode? PyTorch's own norms, which most buffers are of, do not."""
-    return not isinstance(module, _NormBase)
+    return not (isinstance(module, _NormBase) and type(module).__module__.startswith("torch.nn."))
 
 
 @contextmanager
@@ -188,21 +188,40 @@ def is_crafting() -> bool:
     return _crafting.get() is not None
 
 
-def kept_while_crafting(key: object, make: Callable[[], T]) -> T:
-    """What `make` gives, made once in the innermost `crafting`, whose weights do not change; outside, each time.
+def kept_while_crafting(key: object, make: Callable[[], T], *, of: Sequence[Tensor | None]) -> T:
+    """What `make` gives, made once in the innermost `crafting` while the tensors that it is made of stay; else anew.
+
+    Args:
+        key: whose it is; one thing a key is kept.
+        make: makes it.
+        of: what it is made of. A weight that is computed at each call, by a parametrisation, is another tensor each
+            time. A write through `.data` into the same memory is not seen.
 
     Example:
+        >>> weight = torch.ones(2)
         >>> with crafting(nn.Linear(1, 1)):
-        ...     first = kept_while_crafting("key", lambda: [])
-        ...     first is kept_while_crafting("key", lambda: [])
-        True
+        ...     first = kept_while_crafting("key", lambda: [], of=[weight])
+        ...     again = kept_while_crafting("key", lambda: [], of=[weight])
+        ...     _ = weight.add_(1)
+        ...     first is again, first is kept_while_crafting("key", lambda: [], of=[weight])
+        (True, False)
     """
     kept = _crafting.get()
-    if kept is None:
+    if kept is None or torch.compiler.is_compiling() or any(in_functorch(tensor) for tensor in of):
         return make()
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]  # type: ignore[return-value]
+    written = [
+        None if tensor is None or tensor.is_inference() else (tensor._version, tensor.data_ptr()) for tensor in of
+    ]
+    tensors, before, made = kept.get(key, (None, None, None))
+    if tensors is None or before != written or any(one is not other for one, other in zip(tensors, of, strict=True)):
+        made = make()
+        kept[key] = of, written, made  # the tensors too: another could get the address of one that is gone
+    return made  # type: ignore[no-any-return]
+
+
+def in_functorch(tensor: Tensor | None) -> bool:
+    """Is it a tensor of torch.vmap or of another of torch.func's transformations?"""
+    return tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def input_gradient(

@@ -1,7 +1,7 @@
 """What several networks share: the normalisation inside a model, the first layers, the initial weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surefoot.core.devices import is_intel
-from surefoot.core.gradients import autocast_dtype, is_crafting, kept_while_crafting
+from surefoot.core.gradients import autocast_dtype, in_functorch, is_crafting, kept_while_crafting
 
 SMALL_IMAGE = 64
 """Up to this many pixels a side a network keeps the full resolution in its first layers."""
@@ -68,7 +68,8 @@ class ImageConv2d(nn.Conv2d):
     same gradient is computed here in blocks of 4 x 4 pixels (2 x 2 from three channels on): one strided
     convolution, whose output channels are the pixels of a block. Everywhere else this is `nn.Conv2d`.
 
-    Args: those of `nn.Conv2d`; any stride. The fast way is for dilation and groups of 1 and a padding in numbers.
+    Args: those of `nn.Conv2d`. The fast way takes any stride; dilation and groups are 1 and a padding is zeros, in
+        numbers, or it is not taken.
 
     >>> layer = ImageConv2d(1, 32, 5, padding=2)
     >>> layer(torch.rand(4, 1, 28, 28)).shape
@@ -77,21 +78,39 @@ class ImageConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[batch, in_channels, height, width] to [batch, out_channels, height', width']."""
-        if is_crafting() and input.requires_grad and input.device.type == "cpu":
+        if self._in_blocks(input, weight):
             bias = None if bias is None else bias.detach()
-            return _BlockGradient.apply(input, weight.detach(), bias, id(weight), self.padding, self.stride)  # type: ignore
+            keep = partial(_keep, self, weight)
+            return _BlockGradient.apply(input, weight.detach(), bias, keep, self.padding, self.stride)  # type: ignore
         return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
+
+    def _in_blocks(self, input: Tensor, weight: Tensor) -> bool:
+        return (
+            is_crafting()
+            and input.requires_grad
+            and input.device.type == "cpu"
+            and input.dim() == 4
+            and self.groups == 1
+            and self.dilation == (1, 1)
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and not (in_functorch(input) or in_functorch(weight))
+        )
+
+
+def _keep(layer: nn.Module, weight: Tensor, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
+    return kept_while_crafting((layer, dtype), make, of=[weight])
 
 
 class _BlockGradient(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, name: int, padding: Any, stride: Any
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, keep: Any, padding: Any, stride: Any
     ) -> Tensor:
         outputs = F.conv2d(inputs, weight, bias, padding=padding, stride=stride)
         ctx.size, ctx.dtype = inputs.shape[2:], inputs.dtype
         ctx.blocks = blocks = Blocks.of(tuple(weight.shape), padding, stride)
-        kernel = kept_while_crafting((name, outputs.dtype), lambda: blocks.kernel(weight.to(outputs.dtype)))
+        kernel = keep(outputs.dtype, lambda: blocks.kernel(weight.to(outputs.dtype)))
         ctx.save_for_backward(kernel)
         return outputs
 
@@ -204,6 +223,7 @@ class HiddenLinear(nn.Linear):
             and (self.training or is_crafting() or not torch.is_grad_enabled() or not self.weight.requires_grad)
             and not torch.is_autocast_enabled("cpu")
             and not is_intel()
+            and not (in_functorch(input) or in_functorch(self.weight))
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         )
 
@@ -287,26 +307,43 @@ def _are_one(layer: nn.Module, following: nn.Module) -> bool:
         and isinstance(following, nn.BatchNorm2d)
         and not following.training
         and following.running_mean is not None
-        and not (layer._forward_hooks or layer._forward_pre_hooks or following._forward_hooks)  # somebody looks in
+        and type(layer)._conv_forward in (nn.Conv2d._conv_forward, ImageConv2d._conv_forward)
+        and _is_plain(layer, nn.Conv2d)
+        and _is_plain(following, nn.BatchNorm2d)
     )
 
 
+def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Does it compute what its kind does, and does nobody look in?"""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer).forward is kind.forward and "forward" not in vars(layer) and not any(hooks)
+
+
 def _convolved(layer: Any, norm: Any, input: Tensor) -> Tensor:
-    dtype = autocast_dtype(input.device.type) or layer.weight.dtype
-    weight, bias = kept_while_crafting((layer, dtype), lambda: _folded(layer, norm, dtype))
-    return layer._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
+    weight, dtype = layer.weight, autocast_dtype(input.device.type)
+    dtype = dtype or weight.dtype
+    made_of = weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
+    folded = kept_while_crafting((layer, norm, dtype), lambda: _folded(*made_of, norm.eps, dtype), of=made_of)
+    return layer._conv_forward(input, *folded)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
-def _folded(layer: nn.Conv2d, norm: nn.BatchNorm2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weight and the bias of both layers in one."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    offset = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
-    bias = offset * scale if norm.bias is None else offset * scale + norm.bias
-    return (layer.weight * scale.view(-1, 1, 1, 1)).to(dtype), bias.to(dtype)
+def _folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of a convolution and its batch-norm in one."""
+    scale = (variance + eps).rsqrt()
+    scale = scale if gamma is None else scale * gamma
+    offset = -mean if bias is None else bias - mean
+    bias = offset * scale if beta is None else offset * scale + beta
+    return (weight * scale.view(-1, 1, 1, 1)).to(dtype), bias.to(dtype)
 
 
 def stem(in_channels: int, width: int, image_size: int, *, activated: bool) -> Layers:
