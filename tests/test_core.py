@@ -284,6 +284,22 @@ def test_crafting_puts_back_the_buffers_that_a_forward_changes_in_evaluation_mod
         assert torch.equal(buffer, value)
 
 
+def test_crafting_puts_back_what_a_norm_of_ones_own_counts() -> None:
+    class Counting(nn.BatchNorm1d):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, input: Tensor) -> Tensor:
+            self.get_buffer("calls").add_(1)
+            return super().forward(input)
+
+    net = Counting()
+    with crafting(net) as frozen:
+        frozen(torch.rand(3, 2))
+    assert net.get_buffer("calls").item() == 0
+
+
 def test_crafting_leaves_a_buffer_that_was_made_for_the_inputs() -> None:
     class Places(nn.Module):
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -642,6 +642,44 @@ def test_the_fields_of_the_design_are_all_there() -> None:
         *("mean_l2", "seconds", "forwards", "backwards", "device", "precision", "versions", "commit"),
         *("eight_bit", "attack_seed", "parts"),
     }
+
+
+@dataclass(frozen=True)
+class Odd:
+    """An attack with settings that JSON lacks; it does nothing."""
+
+    dtype: torch.dtype = torch.float16
+    place: Path = Path("a")
+    seen: frozenset[int] = frozenset({1})
+    table: Any = field(default_factory=lambda: {"a": (1, torch.tensor(2))})
+
+    def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return inputs.clone()
+
+
+def test_settings_that_json_lacks_are_written_all_the_same(tmp_path: Path) -> None:
+    records = evaluate(nn.Linear(4, 3), [(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))], [Odd()])
+    append_records(tmp_path / "records.jsonl", records)
+    written = read_records(tmp_path / "records.jsonl")[1].attack_fields
+    assert (written["dtype"], written["seen"], written["table"]) == ("torch.float16", "frozenset({1})", {"a": [1, 2]})
+
+
+def test_a_logit_that_is_nan_is_right_of_no_image() -> None:
+    class Nan(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.linear(inputs)
+            return torch.where(inputs[:, :1] > 0.5, logits, torch.full_like(logits, torch.nan))
+
+    inputs, labels, net = torch.rand(16, 4), torch.zeros(16, dtype=torch.int64), Nan()
+    nn.init.zeros_(net.linear.weight)
+    with torch.no_grad():
+        net.linear.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    (record,) = evaluate(net, [(inputs, labels)], [])
+    assert record.clean_accuracy == float((inputs[:, 0] > 0.5).float().mean())
 
 
 def test_fields_of_an_attack_are_plain_json() -> None:

@@ -359,6 +359,38 @@ def test_repair_goes_back_and_on_with_the_other_objective(grey_data: Dataset) ->
     assert look_at(model).lost == 0
 
 
+def test_a_radius_that_is_eight_255ths_but_for_rounding_is_looked_at(grey_data: Dataset) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Rounded(Push):
+        eps: float
+
+    images, labels = grey_data.validation
+    monitor = Monitor(images.float() / 255, labels, eps=8 / 255, every=3)
+    fit(Planted(0.0), grey_data, [Phase(Rounded(0.5, 0.031), 1)], SLOWLY, monitor=monitor)
+    assert [look.step for look in monitor.history] == [3]
+
+
+def test_a_training_that_only_warned_and_goes_on_to_stop_tells_where_it_goes_back_to(
+    grey_data: Dataset, tmp_path: Path
+) -> None:
+    fit_planted(grey_data, "warn", epochs=1, run_dir=tmp_path)
+    notes: list[str] = []
+    resumed, model, _ = fit_planted(grey_data, "stop", run_dir=tmp_path, resume=True, on_note=notes.append)
+    assert events(resumed)[-1] == {"step": 9, "action": "stop", "back_to": 6}
+    fit_planted(grey_data, "warn", epochs=2, run_dir=tmp_path / "later")
+    resumed, model, _ = fit_planted(grey_data, "stop", run_dir=tmp_path / "later", resume=True, on_note=notes.append)
+    assert events(resumed)[-1] == {"step": 9, "action": "stop", "back_to": 8}  # of 4 steps an epoch: where it was cut
+    assert "put back to step 8, and the training ends there" in notes[-1]
+    assert model.strength.item() > 0
+
+
+def test_a_probe_made_in_inference_mode_serves() -> None:
+    with torch.inference_mode():
+        images, labels = greys(8, 0.0)
+        monitor = Monitor(images.clone(), labels.clone(), eps=EPS, every=1)
+    assert monitor(Planted(), 1) is not None
+
+
 @pytest.mark.parametrize("action", ["warn", "repair"])
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_resumed_training_remembers_its_looks_and_where_to_go_back_to(

@@ -169,6 +169,44 @@ def test_a_training_whose_state_is_damaged_begins_anew(tmp_path: Path, trained: 
     assert len(trained) == 3
 
 
+class Killed(BaseException):
+    """As by SIGKILL: nobody catches it."""
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_a_training_killed_while_what_is_left_is_removed_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/sat-r3")
+    do([model], place)
+    folder, before, unlink = model.folder(place), model.sha256(place), Path.unlink
+    (folder / "model.safetensors").unlink()
+    calls: list[Path] = []
+
+    def killed(path: Path, *args: Any, **named: Any) -> None:
+        if path.parent == folder and path.name in runs.LEFT:
+            calls.append(path)
+            if len(calls) > after:
+                raise Killed
+        unlink(path, *args, **named)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(Killed):
+        model(place)
+    monkeypatch.undo()
+    model(place)
+    assert model.sha256(place) == before
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_training_killed_while_it_takes_a_finished_run_begins_anew_without_it(tmp_path: Path) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/sat-r3")
+    do([model], place)
+    (model.folder(place) / "recipe.json").unlink()  # the last that is copied
+    (model.folder(place) / "finished.json").unlink()
+    assert do([model], place)[0] == []
+
+
 @pytest.mark.parametrize("damaged", ["state.ckpt", "model.safetensors"])
 def test_an_unfinished_training_with_one_changed_byte_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str

@@ -527,6 +527,97 @@ def test_averaged_weights_have_statistics_of_their_own() -> None:
     assert model[2].running_mean.tolist() == [9.0] * 3
 
 
+def test_a_batch_norm_that_the_model_keeps_frozen_is_frozen_in_the_average_too(digits: Dataset) -> None:
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> Any:
+            super().train(mode)
+            self[1].eval()
+            return self
+
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean, norm.running_var = torch.full((2,), 0.3), torch.full((2,), 4.0)
+    model = Frozen(nn.Conv2d(1, 2, 3), norm, nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10))
+    fit(model, digits, [Phase(NormalTraining(), 1)], dataclasses.replace(QUICK, ema_decay=0.9))
+    assert (norm.running_mean.tolist(), norm.running_var.tolist()) == ([pytest.approx(0.3)] * 2, [4.0] * 2)
+    assert float(model[2].running_var.sub(1).abs().min()) > 1e-3  # type: ignore[operator]
+
+
+class Named(nn.Linear):
+    """A layer with a state that is no tensor."""
+
+    def get_extra_state(self) -> Any:
+        return {"name": "mine"}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+class Unusual(nn.Module):
+    """Parameters of kinds that images do not need."""
+
+    def __init__(self, extra: Tensor) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 3), nn.Linear(72, 10)
+        self.extra = nn.Parameter(extra, requires_grad=extra.is_floating_point() or extra.is_complex())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.conv(inputs).flatten(1))
+        return logits + self.extra.abs().sum()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "extra",
+    [torch.rand(1, 1, 1, 1, 2), torch.rand(2, dtype=torch.complex64), torch.arange(3)],
+    ids=["5-D", "complex", "integer"],
+)
+def test_models_with_parameters_of_any_kind_train(digits: Dataset, extra: Tensor, decay: float, tmp_path: Path) -> None:
+    model, config = Unusual(extra), dataclasses.replace(QUICK, ema_decay=decay)
+    before = model.head.weight.detach().clone()
+    assert fit(model, digits, [Phase(NormalTraining(), 1)], config, run_dir=tmp_path).best_epoch == 1
+    assert not torch.equal(model.head.weight, before)
+
+
+def test_a_state_that_no_checkpoint_holds_is_refused_before_the_first_step(digits: Dataset) -> None:
+    model = nn.Sequential(nn.Flatten(), Named(64, 10))
+    with pytest.raises(ValueError, match=r"the model's state has 1\._extra_state, an object of type dict"):
+        fit(model, digits, [Phase(NormalTraining(), 1)], QUICK)
+
+
+def test_weights_reach_a_model_whose_state_dict_is_a_copy(digits: Dataset, tmp_path: Path) -> None:
+    """A hook that clones: what is copied into such a state_dict is lost."""
+
+    def copied() -> nn.Module:
+        model = network()
+        model._register_state_dict_hook(  # type: ignore[no-untyped-call]
+            lambda module, state, *_: {name: each.clone() for name, each in state.items()}
+        )
+        return model
+
+    whole, phases = copied(), [Phase(NormalTraining(), 2)]
+    fit(whole, digits, phases, QUICK, run_dir=tmp_path / "whole")
+    other = copied()
+    load_weights(other, tmp_path / "whole" / "model.safetensors")
+    assert equal(weights(other), weights(whole))
+
+    def cut(line: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(copied(), digits, phases, QUICK, run_dir=tmp_path / "cut", on_epoch=cut)
+    resumed = copied()
+    fit(resumed, digits, phases, QUICK, run_dir=tmp_path / "cut", resume=True)
+    assert equal(weights(resumed), weights(whole))
+
+
+def test_a_training_that_is_refused_writes_nothing_beside_another(digits: Dataset, tmp_path: Path) -> None:
+    fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="holds a training already"):
+        train(quick_recipe(epochs=1), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 def test_without_batch_norm_averaged_weights_read_no_images_and_take_the_buffers_as_they_are() -> None:
     model = network()
     model.register_buffer("count", torch.zeros(1))

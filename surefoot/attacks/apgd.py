@@ -13,7 +13,7 @@ from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, per_sample, project
 from surefoot.core.gradients import input_gradient
 from surefoot.core.limits import check_count
-from surefoot.core.losses import cross_entropy, full_precision, margin
+from surefoot.core.losses import answered, cross_entropy, full_precision, margin
 from surefoot.core.types import PerSampleLoss, check_loss
 
 RISING = 0.75  # a step size stays where the loss rose in more than this share of the steps
@@ -128,7 +128,7 @@ def auto_pgd(
         else:
             with torch.no_grad():  # nothing follows that a gradient could serve
                 logits = model(adv_inputs)
-        wrong = logits.argmax(dim=1) != labels
+        wrong = answered(logits) != labels
         if wrong.any():
             result[rows[wrong]], fooled[rows[wrong]] = adv_inputs[wrong], True
             if wrong.all():

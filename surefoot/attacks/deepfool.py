@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, check_labels, per_sample
 from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
 from surefoot.core.limits import check_count, check_number
-from surefoot.core.losses import full_precision
+from surefoot.core.losses import answered, full_precision
 
 PAST_BOUNDARY = 1e-4  # l2 added to every step: a boundary that is merely reached is not crossed
 
@@ -91,7 +91,7 @@ class DeepFool:
                 raise ValueError(NO_GRADIENT)
             if step == 0:
                 check_labels(labels, logits.shape[1])
-            alive = logits.argmax(dim=1) == labels
+            alive = answered(logits) == labels
             result[rows] = points.detach()
             if step == self.steps or not alive.any():
                 break
@@ -152,6 +152,6 @@ class DeepFool:
         low = high / 2
         for _ in range(self.shorten):
             middle = (low + high) / 2
-            fooled = model(inputs.lerp(adv_inputs, per_sample(middle, inputs))).argmax(dim=1) != labels
+            fooled = answered(model(inputs.lerp(adv_inputs, per_sample(middle, inputs)))) != labels
             low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
         return inputs.lerp(adv_inputs, per_sample(high, inputs))

@@ -12,6 +12,7 @@ from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, linf_distance, per_sample
 from surefoot.core.gradients import input_gradient
 from surefoot.core.limits import check_count
+from surefoot.core.losses import answered
 
 OVERSHOOT = 1.05  # eta: how far a step goes beyond the linearised boundary
 LARGEST_BIAS = 0.1  # alpha_max: the largest share of the step that starts at the clean input
@@ -86,7 +87,7 @@ def nearest_adversarial(
         moved = (1 - bias) * (here + OVERSHOOT * move) + bias * (origin + OVERSHOOT * clean_move)
         adv_inputs = moved.clamp(0, 1).view_as(inputs)
         with torch.no_grad():
-            wrong = model(adv_inputs).argmax(dim=1) != labels
+            wrong = answered(model(adv_inputs)) != labels
         reached = linf_distance(adv_inputs, inputs)
         closer = wrong & (reached < distance)
         column = per_sample(closer, inputs)

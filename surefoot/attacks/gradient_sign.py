@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, check_radius, per_sample, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.limits import check_count, check_number
-from surefoot.core.losses import cross_entropy, full_precision
+from surefoot.core.losses import answered, cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss, check_loss
 
 
@@ -66,7 +66,7 @@ def ascend(
             gradient = gradient / per_sample(length, gradient)
             gradient = momentum = gradient if momentum is None else decay * momentum + gradient
         if result is not None:
-            alive = logits.argmax(dim=1) == targets
+            alive = answered(logits) == targets
             if not alive.all():
                 result[rows[~alive]] = adv_inputs[~alive]
                 if not alive.any():
@@ -410,4 +410,4 @@ class PGD:
     def _score(self, model: nn.Module, adv_inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with without_gradients():
             logits = model(adv_inputs)
-            return logits.argmax(dim=1) != labels, self.loss(logits, labels)
+            return answered(logits) != labels, self.loss(logits, labels)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from surefoot.attacks.worst_case import Logits, fool_in_turn
 from surefoot.core.geometry import check_radius
 from surefoot.core.limits import check_count, check_number
-from surefoot.core.losses import margin
+from surefoot.core.losses import answered, margin
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the window's area is halved after so many queries
 SCHEDULED = 10_000  # queries that they are meant for
@@ -46,7 +46,7 @@ def square_search(
     for query in range(queries + 1):
         with torch.no_grad():
             logits = model(candidate)
-        wrong = logits.argmax(dim=1) != labels
+        wrong = answered(logits) != labels
         if wrong.any():
             result[rows[wrong]], fooled[rows[wrong]] = candidate[wrong], True
             if wrong.all():

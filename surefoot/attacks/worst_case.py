@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_labels
 from surefoot.core.gradients import crafting
-from surefoot.core.losses import full_precision
+from surefoot.core.losses import answered, full_precision
 from surefoot.core.types import Attack, check_attacks
 
 Logits = Callable[[Tensor], Tensor]
@@ -55,7 +55,7 @@ def fool_in_turn(model: nn.Module, inputs: Tensor, labels: Tensor, runs: Callabl
         classes = logits.shape[1]
         check_labels(labels, classes)
         adv_inputs = clean.clone()
-        rows = (logits.argmax(dim=1) == labels).nonzero().squeeze(1)
+        rows = (answered(logits) == labels).nonzero().squeeze(1)
         for number, run in enumerate(runs(classes)):
             if len(rows) == 0:
                 break
@@ -106,6 +106,6 @@ class WorstCase:
         def run(attack: Attack, logits_of: Logits, clean: Tensor, labels: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
             adv_inputs = full_precision(attack(model, clean.to(inputs.dtype), labels))
             with torch.no_grad():
-                return adv_inputs, logits_of(adv_inputs).argmax(dim=1) != labels
+                return adv_inputs, answered(logits_of(adv_inputs)) != labels
 
         return fool_in_turn(model, inputs, labels, lambda _: [partial(run, attack) for attack in self.attacks])

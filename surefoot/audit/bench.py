@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surefoot.audit.effort import Effort
 from surefoot.core.gradients import NO_GRADIENT, crafting
-from surefoot.core.losses import check_logits
+from surefoot.core.losses import answered, check_logits
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.precision import exact_float32
@@ -74,10 +74,10 @@ class OutOfTime(Exception):
 
 
 def answer(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The class given to each sample, `[batch]`; -1 where a logit is NaN, which argmax takes for the largest."""
+    """The class given to each sample, `[batch]`; -1 where a logit is NaN."""
     with crafting(model) as frozen, torch.no_grad():
         logits = check_logits(frozen(inputs))
-    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
+    return answered(logits)
 
 
 @dataclass

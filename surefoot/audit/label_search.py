@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, check_radius
 from surefoot.core.gradients import crafting, without_gradients
 from surefoot.core.limits import check_count
-from surefoot.core.losses import check_logits
+from surefoot.core.losses import answered, check_logits
 
 HALVINGS = 8  # of the interval that a radius is searched in
 
@@ -60,7 +60,7 @@ class LabelSearch:
             def wrong(rows: Tensor, radii: Tensor, signs: Tensor) -> Tensor:
                 images = (flat[rows] + radii[:, None] * signs).clamp(0, 1)
                 logits = check_logits(frozen(images.view(len(rows), *inputs.shape[1:]).to(inputs.dtype)))
-                return logits.argmax(dim=1) != labels[rows]
+                return answered(logits) != labels[rows]
 
             def shrink(rows: Tensor, high: Tensor, signs: Tensor) -> Tensor:
                 """The smallest radius found below `high`, at which each row is wrong."""

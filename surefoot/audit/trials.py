@@ -17,7 +17,7 @@ from surefoot.audit.label_search import LabelSearch
 from surefoot.core.devices import has_float64
 from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting, is_training, plain_module
-from surefoot.core.losses import full_precision, margin
+from surefoot.core.losses import answered, full_precision, margin
 from surefoot.core.types import Attack
 
 MARKS = (1, 2, 5, 10, 20, 40, 100, 200, 500)
@@ -53,7 +53,7 @@ class Watched:
                 )
                 before = mark
                 with torch.no_grad():
-                    counts.append(int((frozen(adv_inputs).argmax(dim=1) == labels).sum()))
+                    counts.append(int((answered(frozen(adv_inputs)) == labels).sum()))
         self.standing.append(counts)
         return adv_inputs
 

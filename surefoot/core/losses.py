@@ -27,6 +27,15 @@ def check_logits(output: Any) -> Tensor:
     return output
 
 
+def answered(logits: Tensor) -> Tensor:
+    """The class of each sample's largest logit, `[batch]`; -1 where one is NaN, which argmax takes for the largest.
+
+    >>> answered(torch.tensor([[0.0, 1.0], [float("nan"), 1.0]]))
+    tensor([ 1, -1])
+    """
+    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
+
+
 def full_precision(logits: Tensor) -> Tensor:
     """`logits` in float32, or as they are where they are wider: half precision loses small losses."""
     logits = check_logits(logits)

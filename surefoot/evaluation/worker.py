@@ -13,7 +13,7 @@ from surefoot.core.devices import image_format
 from surefoot.core.failures import type_name
 from surefoot.core.geometry import ONE_NUMBER, check_labels, l2_distance, linf_distance, per_sample
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module, without_gradients
-from surefoot.core.losses import check_logits
+from surefoot.core.losses import answered, check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter, seeded
@@ -27,7 +27,7 @@ SCREENING_STEPS = 5
 
 
 def fields_of(attack: Any) -> dict[str, Any]:
-    """An attack's settings as JSON values; a loss that is a function becomes its name."""
+    """An attack's settings as JSON values; a loss that is a function becomes its name, what JSON lacks its `repr`."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -36,7 +36,11 @@ def fields_of(attack: Any) -> dict[str, Any]:
             return getattr(value, "__name__", repr(value))
         if hasattr(value, "tolist"):  # NumPy's and torch's numbers
             return value.tolist()
-        return [plain(part) for part in value] if isinstance(value, tuple | list) else value
+        if isinstance(value, tuple | list):
+            return [plain(part) for part in value]
+        if isinstance(value, dict):
+            return {str(key): plain(part) for key, part in value.items()}
+        return value if value is None or isinstance(value, str | int | float) else repr(value)
 
     if not dataclasses.is_dataclass(attack):
         return {}
@@ -83,7 +87,7 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
 
 
 def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
-    """The class that `model`, in evaluation mode, gives each sample, `[batch]`.
+    """The class that `model`, in evaluation mode, gives each sample, `[batch]`; -1 where a logit is NaN.
 
     Raises:
         TypeError: the model answers with something other than a tensor.
@@ -98,7 +102,7 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
         )
     if labels is not None:
         check_labels(labels, logits.shape[1])
-    return logits.argmax(dim=1)
+    return answered(logits)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,16 @@ from surefoot.training.fit import best_device
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
 BATCH = 250
+LEFT = (
+    "finished.json",
+    "metrics.jsonl",
+    "watch.jsonl",
+    "model.safetensors",
+    "last.safetensors",
+    "state.ckpt",
+    "recipe.json",
+)
+"""What a training leaves, in an order in which it can be removed: killed in between, it is still one to remove."""
 
 
 def digest(value: Any) -> str:
@@ -156,8 +166,8 @@ class Training:
         run = self.begun(place)
         complete = run is not None and run.epochs_done() >= run.epochs()
         if not (complete and (folder / "model.safetensors").exists()):
-            if complete or self.done(place):  # its weights are gone: it is trained anew
-                for name in ("finished.json", "recipe.json", "metrics.jsonl", "watch.jsonl", "state.ckpt"):
+            if run is None or complete or self.done(place):  # its weights are gone: it is trained anew
+                for name in LEFT:
                     (folder / name).unlink(missing_ok=True)
                 run = None
             watch = Watch(self.recipe, folder, points=self.watched) if self.watched else None

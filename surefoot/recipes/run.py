@@ -31,7 +31,7 @@ from surefoot.recipes.imagenet import IMAGENET
 from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, Look, Monitor, fit, load_weights
-from surefoot.training.fit import StepReport, is_first_process, make_fabric
+from surefoot.training.fit import StepReport, check_place, is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
 from surefoot.training.trial import try_training
 
@@ -356,6 +356,7 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
     if not (path / "recipe.json").exists():
         if resume:
             raise ValueError(f"{path} has no run to go on with; leave --resume out to start one.")
+        check_place(path, resume)
         return
     run = load_run(path)
     done = run.epochs_done()

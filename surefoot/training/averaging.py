@@ -48,13 +48,16 @@ class MovingAverage(nn.Module):
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take the model's weights in."""
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - self.decay)
+        both = list(zip(self.module.parameters(), model.parameters(), strict=True))
+        moving = [pair for pair in both if pair[1].is_floating_point() or pair[1].is_complex()]
+        torch._foreach_lerp_([ours for ours, _ in moving], [theirs for _, theirs in moving], 1 - self.decay)
 
     @torch.no_grad()
     def refresh(self, model: nn.Module, batches: Iterable[Tensor]) -> None:
         """Take the model's buffers, but measure the batch-norms' statistics anew, under the averaged weights.
 
-        The model's own belong to other weights: at a large learning rate the average with them is at chance.
+        The model's own belong to other weights: at a large learning rate the average with them is at chance. A
+        batch-norm that the model keeps in evaluation mode while it trains stays as it is.
 
         Args:
             model: what is averaged.
@@ -62,7 +65,8 @@ class MovingAverage(nn.Module):
         """
         for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
             ours.copy_(theirs)
-        norms = [each for each in self.module.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+        pairs = zip(self.module.modules(), model.modules(), strict=True)
+        norms = [ours for ours, theirs in pairs if isinstance(ours, _BatchNorm) and measures(theirs)]
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
@@ -75,3 +79,8 @@ class MovingAverage(nn.Module):
                     frozen(inputs)
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum, norm.training = momentum, False
+
+
+def measures(norm: nn.Module) -> bool:
+    """Does a batch-norm of a model that trains measure its statistics?"""
+    return norm.training and bool(getattr(norm, "track_running_stats", False))

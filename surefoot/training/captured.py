@@ -76,8 +76,8 @@ class CapturedStep:
             objective = drawn()
         if objective in self._refused:
             return self.eager.run(objective, inputs, labels)
-        if not (getattr(objective, "capturable", False) and isinstance(objective, Hashable)):
-            self._refuse(objective, "it does not say that its steps are all alike")
+        if not (getattr(objective, "capturable", False) and has_hash(objective)):
+            self._refuse(objective, "it does not say that its steps are all alike, or has a field without a hash")
             return self.eager.run(objective, inputs, labels)
         key = (objective, inputs.shape, inputs.stride(), inputs.dtype)
         graph = self._graphs.get(key)
@@ -103,6 +103,19 @@ class CapturedStep:
     def _refuse(self, objective: Objective, why: str) -> None:
         self._refused.append(objective)
         self.on_note(f"{type(objective).__name__} is not captured in a CUDA graph ({why}); its steps run one by one.")
+
+
+def has_hash(objective: Objective) -> bool:
+    """Can it be a key? A frozen dataclass says so, and fails where one of its fields cannot.
+
+    >>> has_hash(print), has_hash(([],))
+    (True, False)
+    """
+    try:
+        hash(objective)
+    except TypeError:
+        return False
+    return True
 
 
 class Graph:

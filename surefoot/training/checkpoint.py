@@ -92,8 +92,5 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         True
     """
     tensors = read_weights(Path(path))
-    wanted = model.state_dict()
-    check_fits(Path(path), tensors, wanted)
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(tensors[name])
+    check_fits(Path(path), tensors, model.state_dict())
+    model.load_state_dict(tensors)

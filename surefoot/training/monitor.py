@@ -16,7 +16,7 @@ from surefoot.core.devices import cosines, in_float64
 from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.limits import check_count, check_number
-from surefoot.core.losses import cross_entropy, squared_distance
+from surefoot.core.losses import answered, cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.statistics import binomial_tail
@@ -129,6 +129,10 @@ class Monitor:
 
     def __post_init__(self) -> None:
         check_batch(self.inputs, self.labels)
+        with torch.inference_mode(False):  # made in inference_mode, they could not be differentiated by
+            self.inputs, self.labels = (
+                each.clone() if each.is_inference() else each for each in (self.inputs, self.labels)
+            )
         if len(self.labels) == 0:
             raise ValueError("the monitor's probe has no images; give some that are held out from the training.")
         check_radius("eps", self.eps, positive=True)
@@ -228,7 +232,7 @@ class Monitor:
         pgd = around.climb(start, self.steps - 1, step_size)
         logits = around.logits([around.fgsm, pgd])
         losses = torch.stack([cross_entropy(each, around.labels) for each in logits])
-        return losses, torch.stack([each.argmax(dim=1) == around.labels for each in logits])
+        return losses, torch.stack([answered(each) == around.labels for each in logits])
 
     def _curves(self, around: "_Around") -> list[Tensor]:
         small, radii = self.eps / self.steps, [0.0, self.eps / 3, 2 * self.eps / 3]
@@ -376,13 +380,15 @@ class Guard:
         self.monitor.history = []
         self._keep(0)
 
-    def resume(self, metrics: Sequence[Mapping[str, Any]], healthy: dict[str, Tensor], healthy_step: int) -> None:
-        """Go on where the lines of `metrics.jsonl` and the healthy state kept beside them end."""
+    def resume(
+        self, metrics: Sequence[Mapping[str, Any]], healthy: dict[str, Tensor], healthy_step: int, step: int
+    ) -> None:
+        """Go on at `step`, where the lines of `metrics.jsonl` and the healthy state kept beside them end."""
         self.monitor.history = [Look(**look) for line in metrics for look in line.get("monitor", [])]
         self.event = next((line["masking"] for line in metrics if line.get("masking")), None)
         self.healthy, self.healthy_step = healthy, healthy_step
-        if not healthy and self.event is None:  # the state is of before there was a guard
-            self._keep(0)
+        if not healthy and self.event is None:  # nothing was to go back until now
+            self._keep(step)
 
     def __call__(self, model: nn.Module, step: int) -> bool:
         """Look where it is time to; True where the training was put back to its last healthy state just now."""
@@ -431,6 +437,8 @@ class Guard:
                 "the model looks more robust than it is; on_masking 'repair' (`--on-masking repair`) goes back and on "
                 "with another objective"
             )
-        where = f"to step {self.healthy_step}, its last healthy look" if self.healthy_step else "before the first step"
+        looks = {look.step for look in self.monitor.history}
+        where = f"to step {self.healthy_step}" if self.healthy_step else "before the first step"
+        where += ", its last healthy look" if self.healthy_step in looks else ""
         after = "the training ends there" if self.action == "stop" else f"goes on with {type(self.repair).__name__}"
         return f"the training is put back {where}, and {after}"
