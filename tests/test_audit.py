@@ -824,8 +824,19 @@ def test_a_weak_attack_may_miss_so_much(steps: int, looked: bool, most: int) -> 
     assert most == 100 or Looks("it", 198, 100, most + 1, steps).doubtful(looked)
 
 
-def test_fewer_than_required_are_not_robust_though_chance_may_hide_some() -> None:
-    assert judged(SOUND, [], 18).name == "not robust"  # 9 %, and the interval reaches above 10 %
+def test_neither_verdict_is_given_where_the_interval_holds_what_is_required() -> None:
+    assert [judged(SOUND, [], standing).name for standing in (11, 12, 18, 28, 29)] == [
+        *("not robust", "inconclusive", "inconclusive", "inconclusive", "robust")
+    ]
+    assert "too few" in judged(SOUND, [], 18).sentence
+
+
+def test_a_handful_of_images_makes_no_model_robust_or_not() -> None:
+    for total, standing in ((1, 1), (2, 0), (29, 29)):
+        few = decide(SOUND, [], eps=0.3, total=total, standing=standing, required=0.1)
+        assert few.name == "inconclusive"
+        assert "Too few images" in few.warnings[0]
+    assert decide(SOUND, [], eps=0.3, total=30, standing=30, required=0.1).name == "robust"
 
 
 def test_the_sentence_tells_the_attack_that_says_most() -> None:

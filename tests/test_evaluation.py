@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -662,6 +663,23 @@ def test_settings_that_json_lacks_are_written_all_the_same(tmp_path: Path) -> No
     append_records(tmp_path / "records.jsonl", records)
     written = read_records(tmp_path / "records.jsonl")[1].attack_fields
     assert (written["dtype"], written["seen"], written["table"]) == ("torch.float16", "frozenset({1})", {"a": [1, 2]})
+
+
+@pytest.mark.parametrize("had", [False, True])
+def test_an_attack_that_calls_backward_leaves_no_gradient_on_the_model(had: bool) -> None:
+    def careless(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        inputs = inputs.requires_grad_()
+        nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        return inputs.clamp(0, 1)
+
+    net = nn.Linear(4, 3)
+    net.weight.grad = torch.ones(3, 4) if had else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(net, [(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))], [careless])
+    assert net.bias.grad is None
+    assert (net.weight.grad is None) is not had
+    assert net.weight.grad is None or torch.equal(net.weight.grad, torch.ones(3, 4))
 
 
 def test_a_logit_that_is_nan_is_right_of_no_image() -> None:

@@ -450,6 +450,9 @@ def test_recipes_bring_their_monitor_and_their_repair() -> None:
     monitor = recipe_monitor(RECIPES["digits/fgsm-at"], digits)
     assert monitor is not None
     assert (monitor.eps, monitor.every, len(monitor.labels)) == (EPS, 500, 128)
+    short = recipe_monitor(dataclasses.replace(RECIPES["digits/fgsm-at"], epochs=1), digits)
+    assert short is not None
+    assert short.every == len(digits.train.labels) // 2 // 32  # a training that sees few images is looked at twice
     assert recipe_monitor(RECIPES["digits/normal"], digits) is None
     recipe = RECIPES["digits/fgsm-at"]
     stop = dataclasses.replace(RECIPES["digits/normal"].training, on_masking="stop")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
@@ -856,13 +858,30 @@ def test_nothing_is_kept_of_an_attack_with_a_function_that_cannot_be_imported(
     monkeypatch.delattr(sys.modules["__main__"], "loss", raising=False)
 
 
+def test_an_attack_that_was_edited_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "attack_of_ones_own.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = []
+    for body in ("inputs", "1 - inputs"):
+        file.write_text(f"def weak(model, inputs, labels):\n    return {body}\n", encoding="utf-8")
+        sys.modules.pop("attack_of_ones_own", None)
+        known.append(settings_known_by(importlib.import_module("attack_of_ones_own").weak))
+    assert known[0][0] == known[1][0] == "attack_of_ones_own.weak"
+    assert known[0] != known[1]
+    monkeypatch.delitem(sys.modules, "attack_of_ones_own")
+
+
 def test_an_attack_is_known_by_the_module_of_its_class() -> None:
     assert settings_known_by(FGSM(0.1))[0] == "surefoot.attacks.gradient_sign.FGSM"
+    here = sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     assert settings_known_by(Several((Fixed(0.1, [3]), FGSM(0.2)))) == [
-        "tests.test_stages.Several",
+        ["tests.test_stages.Several", here],
         {
             "attacks": [
-                ["tests.test_stages.Fixed", {"shift": 0.1, "calls": [3], "eps": 1.0, "attacks_fail_above": None}],
+                [
+                    ["tests.test_stages.Fixed", here],
+                    {"shift": 0.1, "calls": [3], "eps": 1.0, "attacks_fail_above": None},
+                ],
                 ["surefoot.attacks.gradient_sign.FGSM", {"eps": 0.2, "loss": "surefoot.core.losses.cross_entropy"}],
             ]
         },

@@ -610,6 +610,34 @@ def test_weights_reach_a_model_whose_state_dict_is_a_copy(digits: Dataset, tmp_p
     assert equal(weights(resumed), weights(whole))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
+def test_names_that_a_wrapper_wrote_are_taken_without_it(tmp_path: Path, prefix: str) -> None:
+    whole, other = network(1), network(2)
+    save_file({prefix + name: each for name, each in weights(whole).items()}, tmp_path / "weights.safetensors")
+    load_weights(other, tmp_path / "weights.safetensors")
+    assert equal(weights(other), weights(whole))
+    with pytest.raises(CheckpointError, match=f"it has {re.escape(prefix)}0.bias|it lacks"):
+        load_weights(nn.Linear(2, 2), tmp_path / "weights.safetensors")
+
+
+def test_a_wrapped_models_weights_are_saved_and_loaded_as_the_models_own(tmp_path: Path) -> None:
+    whole, other = network(1), network(2)
+    compiled: Any = torch.compile(whole, backend="eager")
+    save_weights(nn.DataParallel(compiled), tmp_path / "weights.safetensors")
+    assert load_file(tmp_path / "weights.safetensors").keys() == whole.state_dict().keys()
+    compiled = torch.compile(nn.DataParallel(other), backend="eager")
+    load_weights(compiled, tmp_path / "weights.safetensors")
+    assert equal(weights(other), weights(whole))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+def test_a_torchscript_program_is_no_weights(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)), tmp_path / "program.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(CheckpointError, match="is a TorchScript program"):
+        load_weights(nn.Linear(2, 2), tmp_path / "program.pt")
+
+
 def test_a_training_that_is_refused_writes_nothing_beside_another(digits: Dataset, tmp_path: Path) -> None:
     fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -79,6 +79,10 @@ class Looks:
         return self.steps > 1 and self.false(self.limit())
 
 
+FEWEST = 30
+"""Images below which no model is called robust."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What an audit says."""
@@ -111,11 +115,11 @@ def decide(
     - masked: a cheap attack alone would have called the model robust, others fool clearly more than half of what it
       left, and a check failed that says why; or plain PGD would have, and others fool clearly more than two fifths of
       what it left.
-    - robust: the lower end of the worst case's 95 % interval reaches `required`, every check was made, none failed,
-      but for answers that change from call to call, which are judged by their mean; others fool at most half of what
-      PGD left; and where a cheap attack would have called it robust, at most four fifths of what FGSM left, and two
-      fifths of what PGD left.
-    - not robust: fewer survive than required, and nothing was masked.
+    - robust: of at least 30 images the lower end of the worst case's 95 % interval reaches `required`, every check was
+      made, none failed, but for answers that change from call to call, which are judged by their mean; others fool at
+      most half of what PGD left; and where a cheap attack would have called it robust, at most four fifths of what
+      FGSM left, and two fifths of what PGD left.
+    - not robust: the interval's upper end does not reach it, and nothing was masked.
     - inconclusive: the rest. A check failed where no attack got through, weak attacks miss too much, checks were not
       made, or the images were too few.
 
@@ -151,12 +155,12 @@ def decide(
             f"{most.told(total)}, which looks robust, but {worst}",
         )
         pieces = [each.measured for each in [*against, *failed]][:2] or [breaks(checks)]
-    elif low >= required and not against and not missing and not doubtful:
+    elif low >= required and total >= FEWEST and not against and not missing and not doubtful:
         name, text = "robust", f"{worst}, where {percent(required)} are required"
         passed = sum(each.outcome == "passed" for each in checks)
         pieces = [strongest.told(total)] if strongest is not None else []
         pieces.append(f"{passed} of {len(checks)} checks passed")
-    elif standing / total < required:
+    elif high < required:
         name, text = "not robust", f"{worst}, where {percent(required)} are required"
         pieces = [each.measured for each in against[:1]]
         pieces = ([strongest.told(total)] if strongest is not None else []) + (pieces or ["no check speaks of masking"])

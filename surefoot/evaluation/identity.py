@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import sys
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ def settings_known_by(value: Any) -> Any:
     >>> settings_known_by(FGSM(0.1))
     ['surefoot.attacks.gradient_sign.FGSM', {'eps': 0.1, 'loss': 'surefoot.core.losses.cross_entropy'}]
 
+    An attack of one's own is known by its file too, which may be edited.
+
     Raises:
         Nameless: it is or holds what cannot be imported, as a lambda, or what is neither a number nor a text.
     """
@@ -37,8 +41,18 @@ def settings_known_by(value: Any) -> Any:
         return [settings_known_by(part) for part in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: settings_known_by(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return [importable_name(type(value)), fields]
-    return importable_name(value)
+        return [name_and_code(type(value)), fields]
+    return name_and_code(value)
+
+
+def name_and_code(value: Any) -> Any:
+    """The importable name of a class or a function, with a hash of the file that it is in where that is not ours."""
+    name = importable_name(value)
+    module = sys.modules[value.__module__]
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] in ("surefoot", "torch"):
+        return name
+    return [name, sha256(Path(file).read_bytes()).hexdigest()[:16]]
 
 
 def importable_name(value: Any) -> str:

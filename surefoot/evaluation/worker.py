@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,6 +85,19 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
         )
     if isinstance(eps, int | float) and (moved := float(linf_distance(adv_inputs, inputs).max())) > eps + rounding:
         raise ValueError(f"{name} moved a pixel by {moved:.4g}, further than its eps, {eps:.4g}; let it project.")
+
+
+@contextmanager
+def gradients_put_back(model: nn.Module) -> Iterator[None]:
+    """Lend a model whose parameters have no gradients, and give them theirs back after: an attack may call backward."""
+    before = [(parameter, parameter.grad) for parameter in plain_module(model).parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
 
 
 def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -303,8 +317,9 @@ class Worker:
             inputs = inputs.contiguous(memory_format=image_format(inputs.device))
 
         def seeded_call(part: Tensor, targets: Tensor) -> Tensor:
-            with computed_in(arithmetic, inputs.device):
-                return attack(self.crafter, part.clone(), targets)  # a copy: it may work in place
+            with computed_in(arithmetic, inputs.device), gradients_put_back(self.crafter):
+                adv_inputs = attack(self.crafter, part.clone(), targets)  # a copy: it may work in place
+            return adv_inputs.detach() if isinstance(adv_inputs, Tensor) else adv_inputs
 
         return self.halving(seeded_call, inputs, labels, seed=self.seed(number))
 

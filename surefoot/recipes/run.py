@@ -289,7 +289,8 @@ def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
             why = "ordinary training masks no gradients" if ordinary else "eps is 0 or no images are held out"
             raise ValueError(f"on_masking is {config.on_masking!r}, but {why}; leave it out.")
         return None
-    every = config.monitor_every or max(1, LOOK_EVERY_IMAGES // config.batch_size)
+    seen = sum(phase.epochs for phase in recipe.phases()) * len(dataset.train.labels)
+    every = config.monitor_every or max(1, min(LOOK_EVERY_IMAGES, seen // 2) // config.batch_size)
     return Monitor(images.float() / 255, labels.clone(), eps=recipe.eps, every=every)
 
 

@@ -3,11 +3,17 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
 
 from surefoot.core.files import CheckpointError, is_pickled, load_tensors, save_tensors
+from surefoot.core.gradients import plain_module
+
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What DDP and DataParallel, torch.compile, and Lightning's modules write before the names of a model's weights."""
 
 
 def check_fits(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -32,7 +38,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     """Write a model's weights and buffers as safetensors, atomically.
 
     Args:
-        model: any module; tied weights are written each for itself.
+        model: any module, out of DDP's and torch.compile's wrappers; tied weights are written each for itself.
         path: the file; its folder is made where missing.
 
     Raises:
@@ -45,7 +51,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         ...     sorted(read_weights(Path(folder) / "model.safetensors"))
         ['bias', 'weight']
     """
-    save_tensors(Path(path), model.state_dict(), {})
+    save_tensors(Path(path), plain_module(model).state_dict(), {})
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -59,6 +65,11 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     if not is_pickled(path):
         return load_tensors(path)[0]
     again = "save it again with safetensors.torch.save_file(model.state_dict(), path)."
+    if is_torchscript(path):
+        raise CheckpointError(
+            f"{path} is a TorchScript program, which holds code; write a function that returns torch.jit.load of it, "
+            "and give that as package.module:factory, without --weights."
+        )
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -72,12 +83,22 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return saved
 
 
+def is_torchscript(path: Path) -> bool:
+    """Did torch.jit.save write it?"""
+    try:
+        with ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, BadZipFile):
+        return False
+
+
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load weights that `read_weights` can read into a model of the same shape, in place.
 
     Args:
         model: changed in place.
-        path: safetensors, or a state_dict that torch.save wrote.
+        path: safetensors, or a state_dict that torch.save wrote. Names may carry what a wrapper writes before all of
+            them, as DDP's `module.`.
 
     Raises:
         CheckpointError: those of `read_weights`, or weights of another model.
@@ -91,6 +112,23 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         >>> torch.equal(one.weight, other.weight)
         True
     """
-    tensors = read_weights(Path(path))
-    check_fits(Path(path), tensors, model.state_dict())
-    model.load_state_dict(tensors)
+    module, tensors = plain_module(model), dict(read_weights(Path(path)))
+    wanted = module.state_dict()
+    tensors = out_of_wrappers(tensors, wanted)
+    check_fits(Path(path), tensors, wanted)
+    module.load_state_dict(tensors)
+
+
+def out_of_wrappers(tensors: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors without what a wrapper wrote before all of their names, where that makes them the wanted ones.
+
+    >>> list(out_of_wrappers({"module._orig_mod.weight": torch.zeros(1)}, {"weight": torch.zeros(1)}))
+    ['weight']
+    """
+    bare = tensors
+    while bare and bare.keys() != wanted.keys():
+        prefix = next((each for each in WRAPPERS if all(name.startswith(each) for name in bare)), None)
+        if prefix is None:
+            return tensors
+        bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
+    return bare
