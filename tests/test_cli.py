@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from surefoot.cli.evaluate import AttackName
 from surefoot.cli.options import number
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
+from surefoot.evaluation.passes import weights_sha256
 from surefoot.objectives import OBJECTIVES, EnsembleAT
 from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import only_training
@@ -111,7 +113,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["evaluate"], "evaluate needs a model, before any option"),
         (["evaluate", "nowhere"], "nowhere is not a run"),
         (["evaluate", r"C:\runs\nowhere"], "not a run"),
-        (["evaluate", "surefoot.models:build_model"], "needs --weights"),
+        (["evaluate", "surefoot.models:build_model"], "needs --dataset"),
         (["evaluate", "a", "--source-weights", "w"], "--source-weights is for a --source"),
         (["evaluate", "a", "--source", "b", "--last-iterate"], "leave it out with --source"),
         (["evaluate", "a", "--source", "b", "--precision", "fast"], "a --source crafts in fp32"),
@@ -357,12 +359,40 @@ def test_runs_and_networks_of_ones_own_stand_side_by_side(run_folder: str, capsy
     hashes = [record["weights_sha256"] for record in both]
     assert hashes == [record["weights_sha256"] for record in (*first, *own, *second)]
     assert len(set(hashes)) == 3
-    for weights, words in (
-        (["0.safetensors"], f"--weights names 1 of the 2 files that {name} and {name} need; give one for each"),
-        ([], f"{name} needs --weights"),
-    ):
-        assert main(["evaluate", name, run_folder, name, *attack, *(["--weights", *weights] if weights else [])]) == 2
-        assert words in capsys.readouterr().err
+    assert main(["evaluate", name, run_folder, name, *attack, "--weights", "0.safetensors"]) == 2
+    words = f"--weights names 1 of the 2 files that {name} and {name} need; give one for each"
+    assert words in capsys.readouterr().err
+
+
+def test_a_network_that_brings_its_own_weights_is_taken_as_it_is(
+    run_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    save_weights(network := nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "own.safetensors")
+    Path("my_trained_network.py").write_text(
+        "import torch\nfrom surefoot.training import load_weights\n"
+        "def make(num_classes):\n"
+        "    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))\n"
+        "    load_weights(network, 'own.safetensors')\n    return network\n"
+    )
+    of_digits = ["--dataset", "digits", "--eps", "0.1", "--attacks", "fgsm", "--num-examples", "20"]
+    clean, _ = evaluated(capsys, "my_trained_network:make", *of_digits)
+    assert clean["weights_sha256"] == weights_sha256(network)
+    assert main(["evaluate", run_folder, "--source", "my_trained_network:make", *of_digits[4:]]) == 0
+    assert "with those that the function gives it" in capsys.readouterr().err
+
+
+def test_a_run_that_may_not_be_written_in_is_evaluated_into_another_file(
+    run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path(run_folder) and access(path, mode))
+    command = ["evaluate", run_folder, "--attacks", "fgsm", "--num-examples", "20"]
+    assert main(command) == 2
+    assert "(--records FILE is another) needs the folder" in capsys.readouterr().err
+    assert main([*command, "--records", "elsewhere.jsonl"]) == 0
+    assert [record.attack for record in read_records("elsewhere.jsonl")] == [None, "FGSM"]
+    assert not Path(run_folder, "records.jsonl").exists()
 
 
 def test_a_source_of_ones_own_may_have_its_normalisation(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -413,6 +443,56 @@ def test_a_network_of_ones_own_is_measured_on_the_classes_that_it_was_trained_on
         test = load(folder_of, num_classes=2, image_size=8, seed=int(seed)).test
         assert torch.equal((255 * images).round().to(torch.uint8), test.images)
     assert len({load(folder_of, num_classes=2, seed=seed).class_names for seed in (0, 1)}) == 2
+
+
+def test_a_run_is_not_measured_on_other_images_than_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shades(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", "imagefolder:shades", "--image-size", "8"]
+    training = ["train", "digits/normal", *data, "--epochs", "2", "--out", "run"]
+    assert main(training) == 0
+    assert "6 classes, " in capsys.readouterr().err
+    assert load_run("run").recipe.dataset == f"imagefolder:{tmp_path / 'shades'}"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # the run knows where its images are
+    assert main(["evaluate", str(tmp_path / "run"), "--attacks", "fgsm"]) == 0
+    about = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
+    assert about["class_names"] == [f"class-{label}" for label in range(6)]
+    shutil.copytree(tmp_path / "shades", tmp_path / "more")
+    more = next((tmp_path / "shades" / "class-0").iterdir())
+    for count in range(20):
+        shutil.copy(more, more.with_name(f"more-{count}.png"))
+    capsys.readouterr()
+    for verb in ("evaluate", "audit"):
+        assert main([verb, str(tmp_path / "run")]) == 2
+        assert "so that it might be tested on what it has learned" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "run"), "--attacks", "fgsm", "--dataset", "imagefolder:../more"]) == 0
+
+
+def test_a_training_goes_on_with_the_images_that_it_was_begun_with(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPES["digits/normal"], dataset=shades(tmp_path), image_size=8, epochs=2)
+
+    def interrupt(line: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", on_epoch=interrupt)
+    more = next((tmp_path / "shades" / "class-0").iterdir())
+    shutil.copy(more, more.with_name("more.png"))
+    with pytest.raises(ValueError, match="put the folder back as it was"):
+        train(recipe, tmp_path / "run", resume=True)
+    more.with_name("more.png").unlink()
+    assert len(train(recipe, tmp_path / "run", resume=True).metrics) == 2
+
+
+def test_an_audits_page_replaces_no_other_file(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = Path(run_folder, "model.safetensors")
+    before = weights.read_bytes()
+    assert main(["audit", run_folder, "--out", str(weights)]) == 2
+    assert "a file that is no page, and would be lost" in capsys.readouterr().err
+    assert weights.read_bytes() == before
 
 
 def evaluated(capsys: pytest.CaptureFixture[str], *args: str) -> list[dict[str, Any]]:
@@ -528,11 +608,8 @@ def test_one_source_crafts_for_several_models(run_folder: str, capsys: pytest.Ca
     by_factory = evaluated(capsys, run_folder, *network, *common[2:])
     for one, other in zip(by_factory, records[::2], strict=True):
         assert one["robust_accuracy"] == other["robust_accuracy"]
-    assert main(["evaluate", run_folder, *network[:2]]) == 2
     assert main(["evaluate", run_folder, "--source", source, "--source-weights", "w"]) == 2
-    errors = capsys.readouterr().err
-    assert "needs --source-weights" in errors
-    assert "is a run and has its own" in errors
+    assert "is a run and has its own" in capsys.readouterr().err
 
 
 def test_an_interrupted_evaluation_goes_on_and_writes_no_record_twice(

@@ -604,6 +604,8 @@ def test_an_image_folder_follows_its_seed(tmp_path: Path) -> None:
         ({"train": 10, "test": 3}, [18, 2, 6]),
         ({"train": 10, "val": 3}, [18, 2, 6]),
         ({"train": 10, "val": 4, "test": 3}, [20, 8, 6]),
+        ({"Train": 10, "TEST": 3}, [18, 2, 6]),
+        ({"training": 10, "testing": 3, "dev": 4}, [20, 8, 6]),
     ],
 )
 def test_an_image_folder_with_its_own_parts(tmp_path: Path, parts: dict[str, int], sizes: list[int]) -> None:
@@ -611,7 +613,7 @@ def test_an_image_folder_with_its_own_parts(tmp_path: Path, parts: dict[str, int
         make_folder(tmp_path / "set" / part, {"a": count, "b": count}, size=(8, 8), seed=seed)
     loaded = load(f"imagefolder:{tmp_path / 'set'}", image_size=8)
     assert [len(s.labels) for s in (loaded.train, loaded.validation, loaded.test)] == sizes
-    folder = tmp_path / "set" / ("test" if "test" in parts else "val")
+    folder = tmp_path / "set" / next((part for part in parts if part.lower().startswith("test")), "val")
     files = {np.array(fitted(path, 8), np.uint8).tobytes(): path.parent.name for path in folder.glob("*/*.png")}
     found = [files.pop(image.tobytes()) for image in loaded.test.images.numpy()]
     assert not files
@@ -633,6 +635,24 @@ def test_hidden_folders_are_no_data(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "set" / "a", tmp_path / "set" / "a" / ".ipynb_checkpoints")
     loaded = load(f"imagefolder:{tmp_path / 'set'}", image_size=8)
     assert sum(len(split.labels) for split in (loaded.train, loaded.validation, loaded.test)) == 10
+
+
+@pytest.mark.parametrize("part", ["test", "Val"])
+def test_a_part_without_training_images_is_not_taken_for_a_class(tmp_path: Path, part: str) -> None:
+    for name in (part, "other"):
+        make_folder(tmp_path / "set" / name, {"a": 3, "b": 3}, size=(8, 8))
+    with pytest.raises(ValueError, match=f"has a folder {part} of class folders, but none named train"):
+        load(f"imagefolder:{tmp_path / 'set'}", image_size=8)
+
+
+def test_another_split_has_another_fingerprint(tmp_path: Path) -> None:
+    make_folder(tmp_path / "set", {"a": 20, "b": 20}, size=(8, 8))
+    name = f"imagefolder:{tmp_path / 'set'}"
+    before, again, drawn = load(name, image_size=8), load(name, image_size=12), load(name, image_size=8, seed=1)
+    assert before.fingerprint() == again.fingerprint() != drawn.fingerprint()
+    assert before.described() == "2 classes, 32 training, 4 validation and 4 test images"
+    Image.fromarray(random_images(1, 8, 8, 3)[0]).save(tmp_path / "set" / "a" / "more.png")
+    assert load(name, image_size=8).fingerprint() != before.fingerprint()
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

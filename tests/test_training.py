@@ -316,7 +316,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
     recipe = quick_recipe(epochs=1)
     train(recipe, tmp_path / "run")
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"recipe.json", "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt"}
+    assert names == {"recipe.json", "data.json", "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt"}
     run = load_run(tmp_path / "run")
     assert run.recipe == recipe
     assert run.epochs_done() == 1
@@ -331,16 +331,49 @@ def test_a_finished_an_unfinished_and_another_run_are_not_overwritten(tmp_path: 
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="finished run"):
         train(recipe, tmp_path / "run")
+    other = dataclasses.replace(recipe, epochs=2)
+    cut(other, tmp_path / "cut")
+    with pytest.raises(ValueError, match="--resume"):
+        train(other, tmp_path / "cut")
+    with pytest.raises(ValueError, match=r"other settings \(epochs\)"):
+        train(dataclasses.replace(recipe, epochs=3), tmp_path / "cut", resume=True)
     for name in ("state.ckpt", "metrics.jsonl"):
         (tmp_path / "run" / name).unlink()
-    with pytest.raises(ValueError, match="--resume"):
+    with pytest.raises(ValueError, match=r"holds model\.safetensors and last\.safetensors of a run, but no state"):
         train(recipe, tmp_path / "run")
-    other = dataclasses.replace(recipe, epochs=2)
-    with pytest.raises(ValueError, match=r"other settings \(epochs\)"):
-        train(other, tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="no run to go on with"):
         train(recipe, tmp_path / "nothing", resume=True)
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def cut(recipe: Recipe, folder: Path, after: int = 1) -> None:
+    """Train so many epochs, as if interrupted."""
+
+    def interrupt(line: dict[str, Any]) -> None:
+        if line["epoch"] == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, folder, on_epoch=interrupt)
+
+
+def test_without_its_state_a_run_of_some_epochs_is_not_begun_anew_over_its_weights(tmp_path: Path) -> None:
+    recipe = quick_recipe(epochs=3)
+    cut(recipe, tmp_path, after=2)
+    (tmp_path / "state.ckpt").unlink()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"no state\.ckpt to go on from"):
+        train(recipe, tmp_path, resume=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_where_no_epoch_was_saved_another_training_may_begin(tmp_path: Path) -> None:
+    diverging = dataclasses.replace(quick_recipe(epochs=1), training=dataclasses.replace(QUICK, learning_rate=1e20))
+    with pytest.raises(TrainingDiverged):
+        train(diverging, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", "data.json"}
+    train(quick_recipe(epochs=1), tmp_path)
+    assert load_run(tmp_path).recipe == quick_recipe(epochs=1)
 
 
 def test_a_state_without_its_epochs_is_refused(tmp_path: Path) -> None:

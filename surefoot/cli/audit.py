@@ -90,6 +90,7 @@ def run(args: list[str]) -> int:
     opened = open_models(names, options)
     page = page_path(opened, options)
     check_can_write(page, "--out" if options.out is not None else "the page (--out)")
+    check_page(page)
     audits: list[Audit] = []
     try:
         for each in opened:
@@ -123,6 +124,19 @@ def told_so_far(audits: Sequence[Audit], opened: Sequence[Opened], command: str)
     done = f"{len(audits)} of {len(opened)} audits are done" + (f", in {' and '.join(kept)}" if kept else "")
     begin = "An unfinished audit is not kept" if not audits else f"{done}; an unfinished one is not kept"
     return f"{begin}; start again with: {command}"
+
+
+def check_page(page: Path) -> None:
+    """Refuse a place whose file would be lost.
+
+    Raises:
+        ValueError: there is a file that is no page.
+    """
+    if page.exists():
+        with open(page, "rb") as file:
+            start = file.read(15).lower()
+        if start and start != b"<!doctype html>":
+            raise ValueError(f"{page} is a file that is no page, and would be lost; give another place with --out.")
 
 
 def page_path(opened: Sequence[Opened], options: Options) -> Path:

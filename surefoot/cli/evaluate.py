@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,9 +141,14 @@ def run(args: list[str]) -> int:
     if options.save_samples is not None:
         check_can_fill(options.save_samples, "--save-samples")
     opened = open_models(names, options)
-    for each in opened:
-        if each.folder is not None:
-            check_records(each.folder / "records.jsonl", "the file of the run's records")
+    for number, each in enumerate(opened):
+        if each.folder is None:
+            continue
+        if options.records is not None and not os.access(each.folder, os.W_OK):
+            say(f"{each.folder} may not be written in; its records go to {options.records} alone.")
+            opened[number] = dataclasses.replace(each, folder=None)
+        else:
+            check_records(each.folder / "records.jsonl", "the file of the run's records (--records FILE is another)")
     try:
         if options.source is None:
             for each in opened:

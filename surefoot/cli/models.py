@@ -16,6 +16,7 @@ from surefoot.core.devices import image_format
 from surefoot.core.failures import in_one_line
 from surefoot.core.limits import check_count, check_whole
 from surefoot.data import Batches, Dataset, Split, images_at_once, load
+from surefoot.data.load import whole_name
 from surefoot.evaluation import recognise
 from surefoot.evaluation.worker import is_out_of_memory
 from surefoot.models import build_model
@@ -52,7 +53,7 @@ class ModelOptions(Common):
     last: bool = False
     """Of a run, take the last epoch instead of the selected one."""
     weights: tuple[Path, ...] = ()
-    """Weights of package.module:factory, a file each: safetensors, or a state_dict of torch.save (no code is run)."""
+    """Of package.module:factory, a file each: safetensors, or torch.save's state_dict. None: the function's own."""
     dataset: str | None = None
     """digits, mnist, cifar10, tiny-imagenet-100 or imagefolder:PATH; None is the recipe's."""
     data_dir: Path | None = None
@@ -106,13 +107,12 @@ def check_factories(names: Sequence[str], options: ModelOptions) -> None:
         used = factories or (crafts and field in ("mean", "std"))
         if not used and getattr(options, field) not in (None, ()):
             raise ValueError(f"--{field.replace('_', '-')} is for package.module:factory; a run has its own.")
-    for field in ("weights", "dataset"):
-        if factories and getattr(options, field) in (None, ()):
-            raise ValueError(f"{factories[0]} needs --{field}, which only a run knows by itself.")
-    if len(options.weights) != len(factories):
+    if factories and options.dataset is None:
+        raise ValueError(f"{factories[0]} needs --dataset, which only a run knows by itself.")
+    if options.weights and len(options.weights) != len(factories):
         raise ValueError(
             f"--weights names {len(options.weights)} of the {len(factories)} files that {' and '.join(factories)} "
-            "need; give one for each, in their order."
+            "need; give one for each, in their order, or none where the functions bring their own."
         )
 
 
@@ -121,7 +121,8 @@ def open_models(names: Sequence[str], options: ModelOptions) -> list[Opened]:
     check_factories(names, options)
     weights = iter(options.weights)
     return [
-        open_factory(name, next(weights), options) if is_factory(name) else open_run(name, options) for name in names
+        open_factory(name, next(weights, None), options) if is_factory(name) else open_run(name, options)
+        for name in names
     ]
 
 
@@ -139,7 +140,7 @@ def open_run(name: str, options: ModelOptions) -> Opened:
     trained = load_run(Path(name))
     recipe = trained.recipe
     if options.dataset is not None:
-        recipe = dataclasses.replace(recipe, dataset=options.dataset)
+        recipe = dataclasses.replace(recipe, dataset=whole_name(options.dataset))
     dataset = dataclasses.replace(trained, recipe=recipe).load_data(options.data_dir)
     model = trained.load_model(dataset, "last.safetensors" if options.last else "model.safetensors")
     settings = {"eps": recipe.eps, "steps": recipe.attack_steps, "step_size": recipe.attack_step_size}
@@ -147,7 +148,7 @@ def open_run(name: str, options: ModelOptions) -> Opened:
     return Opened(name, model, dataset, given_settings(settings, options), about, Path(name))
 
 
-def open_factory(name: str, weights: Path, options: ModelOptions) -> Opened:
+def open_factory(name: str, weights: Path | None, options: ModelOptions) -> Opened:
     """package.module:factory."""
     assert options.dataset is not None
     dataset = load(
@@ -158,7 +159,7 @@ def open_factory(name: str, weights: Path, options: ModelOptions) -> Opened:
         seed=options.data_seed or 0,
     )
     model = build_factory(name, weights, dataset, options)
-    about = {"recipe": name, "dataset": options.dataset}
+    about = {"recipe": name, "dataset": whole_name(options.dataset)}
     return Opened(name, model, dataset, given_settings({}, options), about, None)
 
 
@@ -174,13 +175,12 @@ def open_source(name: str, scored: Opened, options: ModelOptions) -> Opened:
             raise ValueError(f"{name} tells other classes of {data} apart than {scored.name}; give another source.")
         about = {"recipe": recipe.name}
         return Opened(name, trained.load_model(scored.dataset), scored.dataset, scored.settings, about, None)
-    if options.source_weights is None:
-        raise ValueError(f"{name} needs --source-weights, which only a run knows by itself.")
     model = build_factory(name, options.source_weights, scored.dataset, options)
     return Opened(name, model, scored.dataset, scored.settings, {"recipe": name}, None)
 
 
-def build_factory(name: str, weights: Path, dataset: Dataset, options: ModelOptions) -> nn.Module:
+def build_factory(name: str, weights: Path | None, dataset: Dataset, options: ModelOptions) -> nn.Module:
+    """package.module:factory with weights from a file, or those that it gives it."""
     model = build_model(
         name,
         num_classes=dataset.num_classes,
@@ -190,6 +190,9 @@ def build_factory(name: str, weights: Path, dataset: Dataset, options: ModelOpti
         std=options.std,
     )
     check_made(model, name)
+    if weights is None:
+        say(f"{name}: without a file of weights it is taken with those that the function gives it.")
+        return model.eval()
     try:
         load_weights(model, weights)
     except CheckpointError:

@@ -156,6 +156,7 @@ def train_with_progress(
                 data_dir=options.data_dir,
                 resume=resume,
                 sources=sources,
+                on_start=lambda model, dataset: say(f"{recipe.name}: {dataset.name}, {dataset.described()}"),
                 on_note=lambda note: say(f"{recipe.name}: {note}"),
                 on_step=progress.on_step,
                 on_epoch=(lambda line: print_json({"run": str(path), **line})) if options.json else progress.on_epoch,

@@ -73,6 +73,11 @@ class Batches:
         drop_last: bool = False,
         channels_last: bool = False,
     ) -> None:
+        if not isinstance(split, tuple | list) or len(split) != 2:
+            raise TypeError(
+                f"split is an object of type {type(split).__name__}; give the images and labels of a split, as "
+                "dataset.train, or Split(images, labels)."
+            )
         images, labels = split
         check_tensor("images", images)
         check_tensor("labels", labels)

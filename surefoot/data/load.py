@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,12 +62,37 @@ class Dataset:
         """Height and width in pixels."""
         return int(self.train.images.shape[2])
 
+    def fingerprint(self) -> str:
+        """A short hash of the classes and of every split's labels in their order: another split has another.
+
+        Not of the pixels, which another version of an image decoder may read a level higher or lower.
+        """
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for split in (self.train, self.validation, self.test):
+            digest.update(b"/" + split.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def described(self) -> str:
+        """How many classes it has, and images in each split, in words."""
+        sizes = [len(split.labels) for split in (self.train, self.validation, self.test)]
+        return "{} classes, {} training, {} validation and {} test images".format(self.num_classes, *sizes)
+
     def __repr__(self) -> str:
         sizes = (
             f"train={len(self.train.labels)}, validation={len(self.validation.labels)}, test={len(self.test.labels)}"
         )
         shape = f"{self.in_channels}x{self.image_size}x{self.image_size}"
         return f"Dataset({self.name!r}, {sizes}, {self.num_classes} classes, {shape})"
+
+
+def whole_name(name: str) -> str:
+    """The data set's name with the whole path where it is an image folder.
+
+    >>> whole_name("mnist"), whole_name("imagefolder:photos") == f"imagefolder:{Path('photos').absolute()}"
+    ('mnist', True)
+    """
+    given = name.removeprefix("imagefolder:")
+    return f"imagefolder:{os.path.abspath(os.path.expanduser(given))}" if given and given != name else name
 
 
 def load(
@@ -84,8 +110,9 @@ def load(
     Args:
         name: `digits` (embedded in scikit-learn: 8×8, no network), `mnist`, `cifar10`,
             `tiny-imagenet-100`, or `imagefolder:PATH` for a folder with one folder of images a class.
-            There, `PATH/train`, `PATH/val` and `PATH/test` are used where they exist (`val` is the
-            test split if there is no `test`); what is missing is drawn, 10 % each. All images become RGB,
+            There, `PATH/train`, `PATH/val` and `PATH/test` are used where they exist (also as `training`, `valid`,
+            `validation`, `dev` and `testing`, in any case; `val` is the test split if there is no `test`); what is
+            missing is drawn, 10 % each. All images become RGB,
             are resized (bilinear, antialiased) until their short side is `image_size`, and are cropped in
             the centre. A split that lies class by class is shuffled, so that its first images are of all classes.
         data_dir: a folder of parquet shards, `data_dir/NAME/train-*.parquet` and `test-*.parquet` (or

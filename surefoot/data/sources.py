@@ -17,6 +17,8 @@ import numpy as np
 from surefoot.data.build import TEST, TRAIN, VALIDATION, Source, draw_classes, reason
 from surefoot.data.registry import DatasetSpec
 
+PART_NAMES = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
+"""How the folders of training, validation and test images are named."""
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -51,15 +53,20 @@ def list_images(root: Path, num_classes: int | None, seed: int) -> tuple[tuple[s
     if not root.is_dir():
         raise FileNotFoundError(f"the image folder {root} does not exist: give a folder with a folder a class")
     # A folder named train is a part if it holds class folders, and a class of its own if it holds images.
-    if _folders(root / "train"):
-        parts = {TRAIN: root / "train"}
-        val = next((root / n for n in ("val", "valid", "validation") if _folders(root / n)), None)
-        if _folders(root / "test"):
-            parts[TEST] = root / "test"
+    train, val, test = (_part(root, names) for names in PART_NAMES)
+    if train is not None:
+        parts = {TRAIN: train}
+        if test is not None:
+            parts[TEST] = test
             if val is not None:
                 parts[VALIDATION] = val
         elif val is not None:
             parts[TEST] = val
+    elif val is not None or test is not None:
+        raise ValueError(
+            f"{root} has a folder {(val or test).name} of class folders, but none named train: name the folder of the "  # type: ignore[union-attr]
+            "training images train, or give a folder of class folders alone"
+        )
     else:
         parts = {TRAIN: root}
     class_names = tuple(folder.name for folder in _folders(parts[TRAIN]))
@@ -83,6 +90,12 @@ def list_images(root: Path, num_classes: int | None, seed: int) -> tuple[tuple[s
                 raise ValueError(f"the class folder {folder / class_name} has no images: add some or remove the folder")
             files += [(part, label, path) for path in images]
     return tuple(class_names[i] for i in chosen), files
+
+
+def _part(root: Path, names: tuple[str, ...]) -> Path | None:
+    """The first folder below `root` of such a name, in any case, that holds class folders."""
+    found = [folder for name in names for folder in _folders(root) if folder.name.lower() == name and _folders(folder)]
+    return found[0] if found else None
 
 
 def _images_below(folder: Path) -> list[Path]:

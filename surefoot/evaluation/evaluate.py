@@ -55,6 +55,11 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     Raises:
         TypeError: one that is no pair of tensors.
     """
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches is an object of type {type(batches).__name__}; give pairs of inputs and labels, as "
+            "Batches(dataset.test, 250) gives."
+        )
     for batch in batches:
         pair = isinstance(batch, tuple | list) and len(batch) == 2
         if not (pair and all(isinstance(part, Tensor) and part.dim() > 0 for part in batch)):

@@ -34,6 +34,7 @@ class Normalize(nn.Module):
 
     Raises:
         ValueError: an empty list, a number that is not finite, or a std that is not above 0.
+        TypeError: no list.
 
     >>> layer = Normalize(mean=[0.5], std=[0.25])
     >>> layer(torch.ones(1, 3, 1, 1)).flatten().tolist()
@@ -46,6 +47,8 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, Sequence | Tensor):
+                raise TypeError(f"{name} is {values!r}; give a list with a number a channel, or with one for all.")
             if len(values) == 0 or not all(math.isfinite(value) for value in values):
                 raise ValueError(f"{name} must hold finite numbers, one a channel or a single one, got {list(values)}")
         if min(std) <= 0:

@@ -166,7 +166,8 @@ class Training:
         run = self.begun(place)
         complete = run is not None and run.epochs_done() >= run.epochs()
         if not (complete and (folder / "model.safetensors").exists()):
-            if run is None or complete or self.done(place):  # its weights are gone: it is trained anew
+            state = folder / "state.ckpt"
+            if run is None or complete or self.done(place) or not state.exists():  # what it needs is gone: anew
                 for name in LEFT:
                     (folder / name).unlink(missing_ok=True)
                 run = None

@@ -22,6 +22,7 @@ from surefoot.core.files import (
 )
 from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
+from surefoot.data.load import whole_name
 from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining, SatR1
@@ -37,7 +38,7 @@ from surefoot.training.trial import try_training
 
 LOCK = ".lock"
 """A file in a run's folder that is held while it is trained; not part of the run."""
-FILES = ("recipe.json", "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt")
+FILES = ("recipe.json", "data.json", "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt")
 """What a training writes to its folder."""
 
 
@@ -97,8 +98,14 @@ class Run:
         return list(about["metrics"])
 
     def load_data(self, data_dir: str | Path | None = None) -> Dataset:
-        """The run's data set."""
-        return load_recipe_data(self.recipe, data_dir)
+        """The run's data set.
+
+        Raises:
+            ValueError: its images are others than those that the run was trained on.
+        """
+        dataset = load_recipe_data(self.recipe, data_dir)
+        check_data(self.path, dataset)
+        return dataset
 
     def load_model(self, dataset: Dataset, weights: str = "model.safetensors") -> nn.Module:
         """The trained model in evaluation mode: the selected epoch's, or `last.safetensors`.
@@ -162,6 +169,38 @@ def load_recipe_data(recipe: Recipe, data_dir: str | Path | None) -> Dataset:
     )
 
 
+def about_data(dataset: Dataset) -> dict[str, Any]:
+    """What a run keeps of its data: by it they are known again, and an index is turned into a class's name."""
+    return {
+        "dataset": dataset.name,
+        "images": dataset.described(),
+        "fingerprint": dataset.fingerprint(),
+        "class_names": dataset.class_names,
+    }
+
+
+def check_data(path: Path, dataset: Dataset) -> None:
+    """Refuse data that are others than those that the run in `path` was trained on, as far as it kept what they were.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    file = path / "data.json"
+    if not file.exists():  # of an older version
+        return
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        known, images, name = (about[key] for key in ("fingerprint", "images", "dataset"))
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file} is damaged; remove it, and what the run was trained on is not checked.") from error
+    if name == dataset.name and known != dataset.fingerprint():
+        raise ValueError(
+            f"{path} was trained on {name} when that had {images}, and now it has {dataset.described()}, or as many "
+            "in another split, so that it might be tested on what it has learned; put the folder back as it was, or "
+            "give other images with --dataset."
+        )
+
+
 def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The recipe's network for this data set, its initial weights drawn from the recipe's seed."""
     with seeded(recipe.training.seed):
@@ -214,7 +253,9 @@ def train(
         >>> result.best_epoch, model(torch.rand(2, 1, 8, 8)).shape
         (1, torch.Size([2, 10]))
     """
-    path = Path(path)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe is {recipe!r}; give a Recipe, as surefoot.recipes.RECIPES has them by their names.")
+    path, recipe = Path(path), dataclasses.replace(recipe, dataset=whole_name(recipe.dataset))
     if is_first_process():  # the others start when the first has begun to write
         check_folder(recipe, path, resume)
     missing = [name for name in source_names(recipe) if name not in (sources or {})]
@@ -225,6 +266,8 @@ def train(
         check_source(recipe, name, run)
     fabric = make_fabric(recipe.training)
     dataset = load_recipe_data(recipe, data_dir)
+    if resume and is_first_process():
+        check_data(path, dataset)
     model = build_recipe_model(recipe, dataset)
     if ":" in recipe.model:
         try_training(model, recipe.model, dataset.train, dataset.num_classes, fabric.device)
@@ -239,6 +282,7 @@ def train(
             for name in FILES:
                 remove_unfinished(path / name)
             write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
+            write_text(path / "data.json", json.dumps(about_data(dataset)) + "\n")
         return fit(
             model,
             dataset,
@@ -305,6 +349,7 @@ def recipe_repair(recipe: Recipe) -> SatR1:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe decides the weights: all but how it is described and where it runs."""
     settings = recipe.to_json()
+    settings["dataset"] = whole_name(recipe.dataset)
     del settings["description"], settings["training"]["device"]
     if settings["training"]["max_grad_norm"] is None:  # so that what was trained before there was one keeps its key
         del settings["training"]["max_grad_norm"]
@@ -361,8 +406,17 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
         return
     run = load_run(path)
     done = run.epochs_done()
+    there = [name for name in ("model.safetensors", "last.safetensors", "state.ckpt") if (path / name).exists()]
+    if not there and not (path / "metrics.jsonl").exists():
+        return  # it stopped before its first epoch was saved: nothing is lost where another begins
     if run.is_finished():
         raise ValueError(f"{path} holds a finished run, which is never overwritten; give another folder with --out.")
+    lost = "state.ckpt" not in there
+    if lost and (not resume or len(read_lines(path / "metrics.jsonl")) > 1):  # killed in its first epoch, it lacks one
+        raise ValueError(
+            f"{path} holds {' and '.join(there) or 'the lines'} of a run, but no state.ckpt to go on from; give "
+            "another folder with --out, or remove that one."
+        )
     if not resume:
         raise ValueError(
             f"{path} holds a run that stopped after {done} of {run.epochs()} epochs; "

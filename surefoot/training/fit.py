@@ -385,6 +385,7 @@ def fit(
     validation = Batches(dataset.validation, at_once, device=device, channels_last=channels_last)
     step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer, config.max_grad_norm), config, on_note)
     schedule = [phase for phase in phases for _ in range(phase.epochs)]
+    settings = partial(settings_of_training, dataset, config, selection)
 
     def rate_of(epoch: int, number: int) -> float:
         base = schedule[epoch - 1].learning_rate or config.learning_rate
@@ -399,7 +400,7 @@ def fit(
     best_epoch, best_score = 0, -1.0
     best_weights: dict[str, Tensor] = {}
     if resume and run is not None and (run / "state.ckpt").exists():
-        check = partial(check_same_training, run, config=config, selection=selection, schedule=schedule)
+        check = partial(check_same_training, run, settings=settings, schedule=schedule)
         metrics, best_epoch, best_score = load_state(
             run / "state.ckpt", module, optimizer, average, guard, len(batches), check
         )
@@ -487,8 +488,8 @@ def fit(
         if run is not None and rank == 0:
             save_weights(judged, run / "last.safetensors")
             write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
-            settings = settings_of_training(config, selection, schedule[:epoch])
-            save_state(run / "state.ckpt", module, optimizer, average, settings, metrics, best_epoch, best_score, guard)
+            chosen = settings(schedule[:epoch])
+            save_state(run / "state.ckpt", module, optimizer, average, chosen, metrics, best_epoch, best_score, guard)
         if on_epoch is not None and rank == 0:
             on_epoch(line)
 
@@ -681,17 +682,21 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def settings_of_training(config: FitConfig, selection: Attack | None, epochs: Sequence[Phase]) -> dict[str, Any]:
+def settings_of_training(
+    dataset: Dataset, config: FitConfig, selection: Attack | None, epochs: Sequence[Phase]
+) -> dict[str, Any]:
     """What the weights after these epochs depend on, as far as it is numbers and words, one a name.
 
     Example:
         >>> from surefoot.objectives import FgsmAT
-        >>> found = settings_of_training(FitConfig(batch_size=64), None, [Phase(FgsmAT(eps=0.1), epochs=1)])
+        >>> from surefoot.data import load
+        >>> phases = [Phase(FgsmAT(eps=0.1), epochs=1)]
+        >>> found = settings_of_training(load("digits"), FitConfig(batch_size=64), None, phases)
         >>> found["batch_size"], found["objective of epoch 1"], found["objective of epoch 1, eps"]
         (64, 'FgsmAT', 0.1)
     """
     found = {name: value for name, value in dataclasses.asdict(config).items() if name not in SAME_WEIGHTS}
-    found |= named("selection", selection)
+    found |= {"fingerprint of the data": dataset.fingerprint()} | named("selection", selection)
     for number, phase in enumerate(epochs, start=1):
         found |= named(f"objective of epoch {number}", phase.objective)
         found[f"learning rate of epoch {number}"] = phase.learning_rate
@@ -708,7 +713,10 @@ def named(name: str, chosen: Any) -> dict[str, Any]:
 
 
 def check_same_training(
-    run: Path, about: Mapping[str, Any], config: FitConfig, selection: Attack | None, schedule: Sequence[Phase]
+    run: Path,
+    about: Mapping[str, Any],
+    settings: Callable[[Sequence[Phase]], dict[str, Any]],
+    schedule: Sequence[Phase],
 ) -> None:
     """Refuse to go on with a training of more epochs, by other settings than it was begun with, or without weights.
 
@@ -721,7 +729,7 @@ def check_same_training(
             f"{path} is of another run: it has {epochs} epochs, and the phases {len(schedule)}; give the phases that "
             "it was trained by, or another run_dir."
         )
-    before, now = about.get("settings", {}), settings_of_training(config, selection, schedule[:epochs])
+    before, now = about.get("settings", {}), settings(schedule[:epochs])
     both = [name for name in before if name in now]  # an older or newer version may know others, or none
     changed = [f"{name} was {before[name]} and is {now[name]}" for name in both if before[name] != now[name]]
     if changed:
