@@ -28,7 +28,7 @@ from surefoot.cli import train as cli_train
 from surefoot.cli.benchmark import ObjectiveName
 from surefoot.cli.demo import what_it_means
 from surefoot.cli.evaluate import AttackName
-from surefoot.cli.options import number
+from surefoot.cli.options import number, parse
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
 from surefoot.evaluation.passes import weights_sha256
@@ -150,6 +150,13 @@ def test_a_path_that_the_system_refuses_is_named_in_a_sentence(
     err = capsys.readouterr().err
     assert err.startswith(f"surefoot: {refused} cannot be used (")
     assert "give another path" in err
+
+
+def test_a_path_may_begin_at_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    options = parse(cli_train.Options, ["--out=~/run"], prog="train", description="", default=None)
+    assert options.out == tmp_path / "run"
 
 
 def test_radii_are_written_as_fractions() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -59,14 +60,28 @@ def _source_by_name(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | 
 def parse(kind: type[T], args: list[str], *, prog: str, description: str, default: T | None = None) -> T:
     """Read `args` into a dataclass; a wrong option ends the program with 2 and the nearest right ones."""
     with REGISTRY:
-        return tyro.cli(
-            kind,
-            args=args,
-            prog=prog,
-            description=description,
-            default=default if default is not None else kind(),
-            config=(tyro.conf.FlagCreatePairsOff,),
+        return at_home(
+            tyro.cli(
+                kind,
+                args=args,
+                prog=prog,
+                description=description,
+                default=default if default is not None else kind(),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
         )
+
+
+def at_home(options: T) -> T:
+    """The options with ~ at the start of a path as the user's folder: a shell leaves it in --out=~/runs."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        if isinstance(value, Path):
+            found[field.name] = value.expanduser()
+        elif isinstance(value, tuple) and value and all(isinstance(each, Path) for each in value):
+            found[field.name] = tuple(each.expanduser() for each in value)
+    return dataclasses.replace(options, **found)  # type: ignore[type-var]
 
 
 def split_name(args: list[str]) -> tuple[str | None, list[str]]:

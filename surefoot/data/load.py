@@ -43,7 +43,14 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A named set of images in three disjoint splits, memory-mapped from the cache."""
+    """A set of images in three disjoint splits: a named one, memory-mapped from the cache, or one of your own.
+
+    >>> import torch
+    >>> labels = torch.arange(30) % 3
+    >>> splits = [Split(torch.zeros(30, 1, 8, 8, dtype=torch.uint8), labels) for _ in range(3)]
+    >>> Dataset("mine", *splits, num_classes=3, class_names=("a", "b", "c"))
+    Dataset('mine', train=30, validation=30, test=30, 3 classes, 1x8x8)
+    """
 
     name: str
     train: Split

@@ -154,7 +154,11 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came out: the epoch that was selected (from 1), its selection score, and a line an epoch."""
+    """What came out: the epoch that was selected (from 1), its score, and a line an epoch.
+
+    The score is its accuracy under the selecting attack, else its clean accuracy, on the validation images; without
+    those the last epoch is selected, and its number is the score.
+    """
 
     best_epoch: int
     best_score: float
