@@ -1337,7 +1337,7 @@ def test_an_interrupted_audit_says_so_in_a_line(
         (["nowhere", "--require", "10"], "share of the images"),
         (["nowhere", "--budget", "0"], "in minutes"),
         (["nowhere", "--eps", "8"], "8/255"),
-        (["some.module:net"], "needs --weights"),
+        (["some.module:net"], "needs --dataset"),
         (["nowhere", "--calibrate"], "nowhere is not a run"),
     ],
 )

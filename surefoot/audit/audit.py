@@ -81,7 +81,7 @@ def audit(
         TypeError: no module, a model that answers with something other than a tensor, or a setting that is no number.
 
     Example:
-        >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(8, 1, 2, 2)
+        >>> net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)), torch.rand(40, 1, 2, 2)
         >>> _ = net[1].weight.data.copy_(torch.tensor([[1.0, -1, 1, -1], [-1, 1, -1, 1]]))
         >>> found = audit(net, inputs, net(inputs).argmax(dim=1), eps=0.95)
         >>> found.verdict, len(found.checks)
