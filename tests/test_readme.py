@@ -743,6 +743,54 @@ def test_the_set_of_one_machine_is_what_was_measured() -> None:
         assert all(each * side >= 0 for each in away)
 
 
+def test_what_other_sources_leave_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    rows = marked_rows(text, "sources")
+    assert [row[:2] for row in rows] == [[name, seed] for name in "CD" for seed in "012"]
+    printed = {name: cells for name, *cells in marked_rows(text, "one-machine")}
+    for name, seed, *cells in rows:
+        found: dict[str, str] = {}
+        for record in read_records(ROOT / "results" / "looked-into" / f"{name.lower()}-{seed}.jsonl"):
+            assert record.source == f"mnist/normal-{name.lower()}"
+            if record.attack is not None:
+                assert record.num_examples == (10_000 if record.attack == "FGSM" else 1000)
+                found[f"{record.recipe} {record.attack}"] = percent(record)
+        if seed == "0":  # its FGSM columns are the set's own
+            column = 5 if name == "C" else 7
+            for row, recipe in (("NT", "normal"), ("FGSM-AT", "fgsm-at")):
+                found[f"mnist/{recipe} FGSM"] = printed[row][column].partition(" ")[0]
+        wanted = [f"mnist/{recipe} {attack}" for recipe in ("normal", "fgsm-at") for attack in ("FGSM", "MIFGSM")]
+        assert cells == [found[each] for each in wanted]
+    spread = [[float(row[column]) for row in rows if row[0] == name] for column in range(2, 6) for name in "CD"]
+    moved = [max(values) - min(values) for values in spread]
+    assert max(moved[:4]) <= 4.15
+    assert min(moved[:4]) >= 2
+    assert max(moved[4:]) <= 1.15
+    assert f"nearest of three is {min(spread[0]) - 22.28:.1f} points" in " ".join(text.split())
+
+
+def test_what_deepfools_steps_do_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    found: dict[tuple[str, int], tuple[str, str]] = {}
+    for record in read_records(ROOT / "results" / "looked-into" / "deepfool.jsonl"):
+        if record.attack is not None and record.mean_l2 is not None:
+            assert (record.num_examples, record.attack_fields["shorten"]) == (1000, 0)
+            name = str(record.recipe).removeprefix("mnist/").upper().replace("NORMAL", "NT")
+            steps = record.attack_fields["steps"]
+            found[name, steps] = f"{100 * (1 - record.robust_accuracy):.1f}", f"{record.mean_l2:.2f}"
+    rows = marked_rows(text, "deepfool")
+    papers = {name: cells for name, *cells in marked_rows(text, "table-6")}
+    assert len(rows) == 5
+    for name, *cells in rows:
+        printed = [cell.partition(" ")[2] for cell in papers[name][:2]]
+        assert cells == [
+            f"{ours} {own}" for steps in (20, 50) for ours, own in zip(found[name, steps], printed, strict=True)
+        ]
+        rate, length = (float(cell.partition(" ")[0]) for cell in papers[name][:2])
+        assert abs(float(found[name, 50][0]) - rate) <= 0.11
+        assert -0.005 <= float(found[name, 50][1]) - length <= (0.345 if name == "PGD-AT" else 0.115)
+
+
 def test_what_the_last_epochs_leave_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     found: dict[str, dict[str, Record]] = {}
