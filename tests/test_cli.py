@@ -1062,6 +1062,7 @@ class Own(nn.Module):
             "detached": lambda: logits.detach(),
             "one": lambda: logits[:1],
             "unrelated": lambda: inputs.flatten(1)[:, :10],
+            "softmax": lambda: logits.softmax(dim=1),
             "later": lambda: logits if not self.training else 1 / 0,
         }.get(self.kind, lambda: logits)()
 def factory_raises(): raise KeyError("x")
@@ -1071,6 +1072,7 @@ def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 def frozen(): return Own("").requires_grad_(False)
 def bare(): return _Bare()
 def double(): return Own("").double()
+def untracked(): return nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), Own(""))
 class _Bare(nn.Module):
     def forward(self, inputs): return inputs.flatten(1)[:, :10]
 def tied():
@@ -1104,6 +1106,8 @@ def __getattr__(kind): return lambda: Own(kind)
         ("frozen", "has only frozen weights"),
         ("double", "with its float64 weights fails on float32"),
         ("bare", "has no weights"),
+        ("softmax", "returns probabilities for float32 [4, 1, 8, 8] images in [0, 1] in training mode; make it return"),
+        ("untracked", "answer to an image depends on its batch"),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_refused_in_a_sentence(
@@ -1112,7 +1116,7 @@ def test_a_model_that_cannot_be_trained_is_refused_in_a_sentence(
     Path("own_networks_for_cli.py").write_text(OWN)
     assert main(["train", "digits/normal", "--model", f"own_networks_for_cli:{kind}", *QUICK]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"surefoot: own_networks_for_cli:{kind} ")
+    assert error.startswith((f"surefoot: own_networks_for_cli:{kind} ", f"surefoot: own_networks_for_cli:{kind}: "))
     assert words in error
     assert error.count("\n") == 1
     assert not Path("runs").exists()

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from surefoot.core.failures import in_one_line, type_name
 from surefoot.data import Split
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.recognise import unchanged_buffers
+from surefoot.evaluation.recognise import is_distribution, recognise, unchanged_buffers
 
 TRIED = 4  # images: batch-norm needs two
 
@@ -64,6 +64,14 @@ def try_training(model: nn.Module, name: str, train: Split, num_classes: int, de
                 raise ValueError(f"{name} returns {wrong} for {given}; {wanted}.")
             if training:
                 check_gradient(output, labels, weights, name)
+        if is_distribution(output.detach().float()):
+            raise ValueError(
+                f"{name} returns probabilities for {given}; make it return logits: the objectives take their softmax."
+            )
+    try:  # what could not be measured afterwards is not trained
+        recognise(model, inputs, labels, draws=2, check_range=False)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     model.to("cpu")
 
 
