@@ -831,6 +831,12 @@ def test_neither_verdict_is_given_where_the_interval_holds_what_is_required() ->
     assert "too few" in judged(SOUND, [], 18).sentence
 
 
+def test_images_of_another_type_than_the_weights_are_told_in_a_sentence() -> None:
+    net, inputs = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.rand(8, 1, 2, 2, dtype=torch.float64)
+    with pytest.raises(TypeError, match="the model's weights are float32, the images float64"):
+        audit(net, inputs, torch.zeros(8, dtype=torch.int64), 0.1)
+
+
 def test_a_handful_of_images_makes_no_model_robust_or_not() -> None:
     for total, standing in ((1, 1), (2, 0), (29, 29)):
         few = decide(SOUND, [], eps=0.3, total=total, standing=standing, required=0.1)

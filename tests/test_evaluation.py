@@ -24,6 +24,7 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from surefoot import data
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
 from surefoot.core.files import lock_of, locked
 from surefoot.core.types import Attack
@@ -341,7 +342,7 @@ def test_a_folder_for_samples_that_cannot_be_made_is_told_before_the_first_attac
     net = Threshold()
     net.register_forward_hook(lambda *_: pytest.fail("told only after it has run"))
     (tmp_path / "taken").touch()
-    with pytest.raises(FileExistsError, match="taken"):
+    with pytest.raises(ValueError, match=r"samples needs the folder .*taken, which cannot be made"):
         evaluate(net, HAND, [FGSM(0.1)], samples=tmp_path / "taken")
 
 
@@ -680,6 +681,13 @@ def test_an_attack_that_calls_backward_leaves_no_gradient_on_the_model(had: bool
     assert net.bias.grad is None
     assert (net.weight.grad is None) is not had
     assert net.weight.grad is None or torch.equal(net.weight.grad, torch.ones(3, 4))
+
+
+def test_a_data_set_is_no_batches() -> None:
+    with pytest.raises(TypeError, match="batches is an object of type Dataset; give pairs"):
+        evaluate(nn.Linear(4, 3), data.load("digits"), [])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="split is an object of type Dataset; give the images and labels"):
+        data.Batches(data.load("digits"), 8)  # type: ignore[arg-type]
 
 
 def test_a_logit_that_is_nan_is_right_of_no_image() -> None:

@@ -928,6 +928,11 @@ def weight_normed() -> nn.Module:
     )
 
 
+def test_a_normalisation_is_given_a_list() -> None:
+    with pytest.raises(TypeError, match=r"mean is 0\.5; give a list"):
+        Normalize(0.5, 0.5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -179,7 +179,7 @@ def audit(
 
 def count_classes(model: nn.Module, inputs: Tensor) -> int:
     """How many classes the model has a logit for."""
-    with crafting(model) as frozen, torch.no_grad():
+    with crafting(model, inputs) as frozen, torch.no_grad():
         logits = check_logits(frozen(inputs[:2]))
     if logits.dim() != 2:
         raise ValueError(f"the model's logits have shape {list(logits.shape)}; give [batch, classes].")

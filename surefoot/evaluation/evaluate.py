@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import surefoot
 from surefoot.core.devices import in_float64
-from surefoot.core.files import save_tensors
+from surefoot.core.files import check_can_fill, save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.types import Attack, CompoundAttack, check_attacks
 from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by
@@ -284,7 +284,7 @@ def _evaluate(
         for model, about in zip(models, abouts, strict=True)
     ]
     if samples is not None:
-        Path(samples).mkdir(parents=True, exist_ok=True)  # where that fails, it fails before the first attack
+        check_can_fill(Path(samples), "samples")
     store = Store(None if unfinished is None else Path(unfinished), tell.on_note)
     hashes = [each["weights_sha256"] for each in known]
     identity = {} if unfinished is None else known_by(models, hashes, source, some, settings, samples is not None)
