@@ -769,6 +769,29 @@ def test_what_other_sources_leave_is_what_was_measured() -> None:
     assert f"nearest of three is {min(spread[0]) - 22.28:.1f} points" in " ".join(text.split())
 
 
+def test_what_the_readings_differ_by_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    default = "reproduction-xeon/runs/mnist/sat-r3/0-b515ec41"
+    rows = marked_rows(text, "readings")
+    pgd = []
+    for (_, selected, *cells), run in zip(rows, (default, "looked-into/sat-r3-code"), strict=True):
+        folder = ROOT / "results" / run
+        objective = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["objective"]
+        assert objective["random_step"] == (0.01 if run.endswith("code") else 0.0)
+        lines = read_lines(folder / "metrics.jsonl")
+        best = max(lines, key=lambda line: line["validation_robust_accuracy"])
+        assert (len(lines), str(best["epoch"])) == (20, selected)
+        records = white_box(folder)
+        ours = [records[f"{name} cross_entropy"] for name in ("FGSM", "IFGSM", "PGD")]
+        assert {record.num_examples for record in ours} == {10_000}
+        found = [f"{100 * ours[0].clean_accuracy:.2f}", *map(percent, ours)]
+        assert [cell.partition(" ")[0] for cell in cells] == found
+        printed = [f"({mean:.2f} ± {deviation:.2f})" for mean, deviation in TABLE_3["SAT-R3"][:4]]  # type: ignore[misc]
+        assert [cell.partition(" ")[2] for cell in cells] == printed
+        pgd.append(100 * ours[2].robust_accuracy)
+    assert f"{pgd[1] - pgd[0]:.1f} points under PGD-100 are within" in text
+
+
 def test_what_deepfools_steps_do_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     found: dict[tuple[str, int], tuple[str, str]] = {}

@@ -296,7 +296,8 @@ def fit(
         selection: the attack that selects the epoch; None selects by clean accuracy.
         run_dir: where the run's files go; None keeps everything in memory.
         resume: go on from `run_dir`'s `state.ckpt` where there is one, to the same weights as without a break
-            (bit-identical on a CPU with as many threads). Without it a training that is there is refused, never
+            (bit-identical on a CPU with as many threads; where phases were added, their schedule holds from there on).
+            Without it a training that is there is refused, never
             overwritten.
         fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.
         monitor: looks at the model as `config.on_masking` says; None does not look, nor does any while the objective's
