@@ -785,11 +785,17 @@ def test_what_the_readings_differ_by_is_what_was_measured() -> None:
         ours = [records[f"{name} cross_entropy"] for name in ("FGSM", "IFGSM", "PGD")]
         assert {record.num_examples for record in ours} == {10_000}
         found = [f"{100 * ours[0].clean_accuracy:.2f}", *map(percent, ours)]
-        assert [cell.partition(" ")[0] for cell in cells] == found
+        auto = records["AutoAttack"]
+        assert auto.num_examples == 1000
+        assert [cell.partition(" ")[0] for cell in cells] == [*found, percent(auto)]
         printed = [f"({mean:.2f} ± {deviation:.2f})" for mean, deviation in TABLE_3["SAT-R3"][:4]]  # type: ignore[misc]
-        assert [cell.partition(" ")[2] for cell in cells] == printed
+        assert [cell.partition(" ")[2] for cell in cells] == [*printed, ""]
         pgd.append(100 * ours[2].robust_accuracy)
     assert f"{pgd[1] - pgd[0]:.1f} points under PGD-100 are within" in text
+    assert f"{pgd[1] - 100 * auto.robust_accuracy:.1f} points less than PGD-100 leaves" in text
+    others = [float(row[3]) for row in marked_rows(text, "auto-attack") if row[0] == "SAT-R3"]
+    assert len(others) == 5
+    assert max(others) < 100 * auto.robust_accuracy
 
 
 def test_what_deepfools_steps_do_is_what_was_measured() -> None:
