@@ -390,7 +390,7 @@ def fit(
     validation = Batches(dataset.validation, at_once, device=device, channels_last=channels_last)
     step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer, config.max_grad_norm), config, on_note)
     schedule = [phase for phase in phases for _ in range(phase.epochs)]
-    settings = partial(settings_of_training, dataset, config, selection)
+    settings = partial(settings_of_training, dataset.fingerprint(), config, selection)
 
     def rate_of(epoch: int, number: int) -> float:
         base = schedule[epoch - 1].learning_rate or config.learning_rate
@@ -688,20 +688,19 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def settings_of_training(
-    dataset: Dataset, config: FitConfig, selection: Attack | None, epochs: Sequence[Phase]
+    fingerprint: str, config: FitConfig, selection: Attack | None, epochs: Sequence[Phase]
 ) -> dict[str, Any]:
     """What the weights after these epochs depend on, as far as it is numbers and words, one a name.
 
     Example:
         >>> from surefoot.objectives import FgsmAT
-        >>> from surefoot.data import load
         >>> phases = [Phase(FgsmAT(eps=0.1), epochs=1)]
-        >>> found = settings_of_training(load("digits"), FitConfig(batch_size=64), None, phases)
+        >>> found = settings_of_training("3f2a", FitConfig(batch_size=64), None, phases)
         >>> found["batch_size"], found["objective of epoch 1"], found["objective of epoch 1, eps"]
         (64, 'FgsmAT', 0.1)
     """
     found = {name: value for name, value in dataclasses.asdict(config).items() if name not in SAME_WEIGHTS}
-    found |= {"fingerprint of the data": dataset.fingerprint()} | named("selection", selection)
+    found |= {"fingerprint of the data": fingerprint} | named("selection", selection)
     for number, phase in enumerate(epochs, start=1):
         found |= named(f"objective of epoch {number}", phase.objective)
         found[f"learning rate of epoch {number}"] = phase.learning_rate
