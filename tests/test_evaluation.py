@@ -674,6 +674,8 @@ def test_an_attack_that_calls_backward_leaves_no_gradient_on_the_model(had: bool
         return inputs.clamp(0, 1)
 
     net = nn.Linear(4, 3)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # right of every image, so that all are attacked
     net.weight.grad = torch.ones(3, 4) if had else None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
