@@ -245,6 +245,13 @@ def test_ensemble_training_trains_a_missing_source_once(
     assert objective.sources == ("digits/normal",)
 
 
+def test_no_source_is_trained_where_a_later_one_does_not_take_the_images(capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--dataset", "digits", "--model", "digits-net"]
+    assert main(["train", "mnist/ensemble-at-a", *data, "--objective.sources", "mnist/normal", "mnist/normal-a"]) == 2
+    assert "mnist-a needs images of at least 9 pixels a side, got 8" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 def test_several_processes_of_torchrun_train_no_source(
     ensemble: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

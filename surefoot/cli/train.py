@@ -13,7 +13,7 @@ from surefoot.cli.options import Common, parse, split_name, unknown
 from surefoot.cli.output import TrainingProgress, print_json, say, stdout
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import source_names
-from surefoot.recipes.run import check_folder
+from surefoot.recipes.run import build_recipe_model, check_folder, check_source, load_recipe_data
 from surefoot.training.fit import started_by_torchrun
 
 RUNS = Path("runs")
@@ -77,9 +77,9 @@ def run(args: list[str]) -> int:
     path = options.out or default_path(options.recipe)
     command = "surefoot train " + shlex.join(args)
     check_folder(options.recipe, path, options.resume)
-    sources = {
-        source: trained_source(source, options.recipe, options, command) for source in source_names(options.recipe)
-    }
+    planned = {source: source_recipe(source, options.recipe) for source in source_names(options.recipe)}
+    check_sources(options.recipe, planned, options.data_dir)
+    sources = {name: trained_source(source, options.recipe, options, command) for name, source in planned.items()}
     if radii_of(options.recipe) != radii_of(recipe) and (told := radii_apart(options.recipe)):
         say(f"{recipe.name}: {told}")
     again = command if options.resume else f"{command} --resume"
@@ -112,8 +112,8 @@ def default_path(recipe: Recipe) -> Path:
     return RUNS / recipe.name / str(recipe.training.seed)
 
 
-def trained_source(name: str, recipe: Recipe, options: Options, command: str) -> Path:
-    """The run of a source that `recipe` crafts on, with its seed and data; trained now where it is missing."""
+def source_recipe(name: str, recipe: Recipe) -> Recipe:
+    """A source that `recipe` crafts on, with its seed and data."""
     source = recipe_named(name)
     training = dataclasses.replace(
         source.training,
@@ -121,7 +121,7 @@ def trained_source(name: str, recipe: Recipe, options: Options, command: str) ->
         device=recipe.training.device,
         precision=recipe.training.precision,
     )
-    source = dataclasses.replace(
+    return dataclasses.replace(
         source,
         dataset=recipe.dataset,
         num_classes=recipe.num_classes,
@@ -132,6 +132,28 @@ def trained_source(name: str, recipe: Recipe, options: Options, command: str) ->
         std=recipe.std,
         training=training,
     )
+
+
+def check_sources(recipe: Recipe, sources: dict[str, Recipe], data_dir: Path | None) -> None:
+    """Refuse, before the first is trained, a source whose run is there on other data, or that does not take these.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if not sources:
+        return
+    dataset = load_recipe_data(recipe, data_dir)
+    for name, source in sources.items():
+        folder = default_path(source)
+        if (folder / "recipe.json").exists():
+            check_source(recipe, name, load_run(folder))
+        else:
+            build_recipe_model(source, dataset)
+
+
+def trained_source(source: Recipe, recipe: Recipe, options: Options, command: str) -> Path:
+    """The run of a source that `recipe` crafts on; trained now where it is missing."""
+    name = source.name
     folder = default_path(source)
     started = (folder / "recipe.json").exists()
     if not started or not load_run(folder).is_finished():
