@@ -342,6 +342,7 @@ def test_a_captured_step_crafts_on_the_source_that_an_eager_one_draws() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # PyTorch tells that the mode which finds a wait is a prototype
 def test_no_step_of_an_epoch_waits_for_the_device() -> None:
     """PyTorch itself tells of every wait that it knows of."""
     model = build_model("resnet-18", num_classes=10, in_channels=3, image_size=32).to("cuda")

@@ -6,16 +6,17 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from surefoot.benchmark import StepCostBenchmark, StepSubject
+from surefoot.benchmark import StepCostBenchmark, StepSubject, step_cost
 from surefoot.benchmark.step_cost import HeldMemory, count_passes, floor_passes, forward_flops
 from surefoot.cli import main
 from surefoot.core.types import LossTerms, Objective
-from surefoot.models import layers
+from surefoot.models import build_model, layers
 from surefoot.models.layers import HiddenLinear
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 
@@ -250,3 +251,25 @@ def test_wrong_usage_is_one_sentence(words: list[str], message: str, capsys: pyt
 def test_lines_are_json_numbers_only() -> None:
     (line,) = StepCostBenchmark(rounds=1, peak_size=16)(subject(normal=NormalTraining()))
     assert json.loads(json.dumps(dataclasses.asdict(line), allow_nan=False))["units"] == 3
+
+
+def test_a_floor_folds_batch_norms_once_an_attack_as_a_step_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    folds: list[Any] = []
+    folded = layers._folded
+
+    def counted(*args: Any) -> Any:
+        folds.append(args)
+        return folded(*args)
+
+    monkeypatch.setattr(layers, "_folded", counted)
+    model = build_model("conv-norm", num_classes=10, in_channels=3, image_size=16)
+    objective = PgdAT(0.03, steps=5, step_size=0.01)
+    subject = StepSubject("conv-norm", model, torch.rand(2, 3, 16, 16), torch.tensor([0, 1]), {"pgd-at": objective})
+    bench = step_cost._Bench(StepCostBenchmark(rounds=1, peak_size=8), subject, "fp32")
+    floor = bench.floor("pgd-at")
+    folds.clear()
+    floor()
+    of_the_floor = len(folds)
+    folds.clear()
+    objective(model, subject.inputs, subject.labels)
+    assert len(folds) == of_the_floor > 0

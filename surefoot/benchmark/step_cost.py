@@ -374,11 +374,12 @@ class _Bench:
         return turn if self.settings.mode == ("eager",) else replayed(turn)
 
     def run(self, passes: Passes, inputs: Tensor, crafted_on: nn.Module) -> None:
-        for _ in range(passes.times):
-            if passes.kind == "train":
+        if passes.kind == "train":
+            for _ in range(passes.times):
                 self.model(inputs).sum().backward()
-                continue
-            with crafting(crafted_on) as frozen:
+            return
+        with crafting(crafted_on) as frozen:  # around all of them, as an attack's steps are
+            for _ in range(passes.times):
                 if passes.kind == "craft":
                     input_gradient(frozen, inputs, lambda logits: logits.sum(dim=1))
                 else:

@@ -4,13 +4,14 @@ A step of single-step adversarial training is some hundred small kernels, and on
 a GPU waits for Python to launch them. Recorded once, they are replayed with one launch.
 """
 
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from surefoot.core.gradients import plain_module
 from surefoot.core.types import Objective
 from surefoot.training.step import EagerStep
 
@@ -18,6 +19,11 @@ T = TypeVar("T")
 
 WARM_UP = 3
 """Eager steps before a capture: cuDNN chooses its algorithms and the optimizer makes its buffers in them."""
+
+
+def can_capture(device: torch.device) -> bool:
+    """Has it graphs?"""
+    return device.type == "cuda"
 
 
 def capture(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
@@ -30,6 +36,7 @@ def capture(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         RuntimeError: CUDA's reason.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    torch.clear_autocast_cache()  # a weight that was cast before would be at every replay what it was then
     try:
         with torch.cuda.graph(graph):
             return graph, work()
@@ -38,6 +45,32 @@ def capture(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
             torch.zeros(1, device=stream.device)
         raise
+    finally:
+        torch.clear_autocast_cache()  # what was cast inside has its values at a replay, or never
+
+
+@contextmanager
+def same_buffers(module: nn.Module) -> Iterator[None]:
+    """Put every buffer back after that another tensor took the place of, and refuse it: a replay reads the old one.
+
+    Raises:
+        RuntimeError: a forward made a buffer anew, instead of writing into it.
+    """
+    kept = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+    anew: set[str] = set()
+    try:
+        yield
+    finally:
+        for now, old in kept:
+            for name in [*now.keys()]:
+                if name not in old:
+                    anew.add(name)
+                    del now[name]
+                elif now[name] is not old[name]:
+                    anew.add(name)
+                    now[name] = old[name]
+    if anew:
+        raise RuntimeError(f"its forward makes the buffer {min(anew)!r} anew instead of writing into it")
 
 
 class CapturedStep:
@@ -62,7 +95,7 @@ class CapturedStep:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._seen: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, Graph] = {}
-        self._refused: list[Objective] = []
+        self._refused: dict[Hashable, Objective] = {}  # they too: another could get the id of one that is gone
 
     @property
     def graphs(self) -> int:
@@ -74,7 +107,7 @@ class CapturedStep:
         drawn: Callable[[], Objective] | None = getattr(objective, "drawn", None)
         if drawn is not None:
             objective = drawn()
-        if objective in self._refused:
+        if self._name(objective) in self._refused:
             return self.eager.run(objective, inputs, labels)
         if not (getattr(objective, "capturable", False) and has_hash(objective)):
             self._refuse(objective, "it does not say that its steps are all alike, or has a field without a hash")
@@ -100,8 +133,12 @@ class CapturedStep:
         torch.cuda.current_stream().wait_stream(self._stream)
         return losses
 
+    @staticmethod
+    def _name(objective: Objective) -> Hashable:
+        return (objective,) if has_hash(objective) else id(objective)
+
     def _refuse(self, objective: Objective, why: str) -> None:
-        self._refused.append(objective)
+        self._refused[self._name(objective)] = objective
         self.on_note(f"{type(objective).__name__} is not captured in a CUDA graph ({why}); its steps run one by one.")
 
 
@@ -124,7 +161,8 @@ class Graph:
     def __init__(self, eager: EagerStep, objective: Objective, inputs: Tensor, labels: Tensor) -> None:
         self.inputs, self.labels = inputs.clone(), labels.clone()
         eager.optimizer.zero_grad()  # so that the gradients are made inside, where they are then overwritten
-        self.graph, self.losses = capture(lambda: eager.run(objective, self.inputs, self.labels))
+        with same_buffers(plain_module(eager.model)):
+            self.graph, self.losses = capture(lambda: eager.run(objective, self.inputs, self.labels))
 
     def replay(self, inputs: Tensor, labels: Tensor) -> Tensor:
         self.inputs.copy_(inputs)

@@ -29,7 +29,7 @@ from surefoot.evaluation import accuracy
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.worker import predictions
 from surefoot.training.averaging import MovingAverage
-from surefoot.training.captured import CapturedStep
+from surefoot.training.captured import CapturedStep, can_capture
 from surefoot.training.checkpoint import check_fits, load_weights, save_weights
 from surefoot.training.monitor import Guard, Monitor, OnMasking
 from surefoot.training.schedules import SCHEDULES
@@ -398,6 +398,8 @@ def fit(
 
     guard = None
     if monitor is not None and config.on_masking != "off":
+        if config.capture == "off":
+            monitor.capture = "off"
         state = partial(training_tensors, module, optimizer, average)
         guard = Guard(monitor, config.on_masking, repair, state, on_note if rank == 0 else None, fabric.broadcast)
 
@@ -575,7 +577,7 @@ def is_watched(objective: Objective, eps: float) -> bool:
 
 def make_step(eager: EagerStep, config: FitConfig, on_note: Callable[[str], None] | None) -> Step:
     """The step as CUDA graphs where that is possible, else as it is."""
-    if eager.fabric.device.type != "cuda" or eager.fabric.world_size > 1 or config.capture == "off":
+    if not can_capture(eager.fabric.device) or eager.fabric.world_size > 1 or config.capture == "off":
         return eager
     return CapturedStep(eager, on_note or (lambda note: None))
 

@@ -20,7 +20,7 @@ from surefoot.core.losses import answered, cross_entropy, squared_distance
 from surefoot.core.types import Objective
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.statistics import binomial_tail
-from surefoot.training.captured import capture
+from surefoot.training.captured import can_capture, capture
 
 OnMasking = Literal["off", "warn", "stop", "repair"]
 
@@ -85,6 +85,7 @@ class Monitor:
         false_alarm_rate: over the whole training, in (0, 1).
         seed: of the random steps of R-FGSM and PGD, the same at each look.
         history: all looks so far; give an earlier one to go on with it.
+        capture: on CUDA a look is a graph from the second on; `off` is for a model that draws or branches on the host.
 
     Called with `(model, step)` it returns a `Look`, or None where `step` is no multiple of `every`. A look leaves
     nothing behind: not on the model, not in torch's generators. It costs 2 steps + 4 forward units an image, and
@@ -124,6 +125,7 @@ class Monitor:
     false_alarm_rate: float = 0.01
     seed: int = 0
     history: list[Look] = field(default_factory=list)
+    capture: Literal["auto", "off"] = "auto"
     _subject: tuple[int, ...] | None = field(default=None, init=False)
     _replay: Callable[[], Tensor] | None = field(default=None, init=False)
 
@@ -136,6 +138,8 @@ class Monitor:
         if len(self.labels) == 0:
             raise ValueError("the monitor's probe has no images; give some that are held out from the training.")
         check_radius("eps", self.eps, positive=True)
+        if self.capture not in ("auto", "off"):
+            raise ValueError(f"capture is {self.capture!r}; it is one of auto, off.")
         check_count("every", self.every)
         check_count("steps", self.steps)
         if self.steps < 2:
@@ -169,7 +173,8 @@ class Monitor:
     def _measure(self, model: nn.Module) -> dict[str, Any]:
         device = next((each.device for each in model.parameters() if not each.is_meta), self.inputs.device)
         self.inputs, self.labels = self.inputs.to(device), self.labels.to(device)
-        numbers = self._numbers(model) if device.type != "cuda" else self._replayed(model)
+        by_graph = self.capture == "auto" and can_capture(device)
+        numbers = self._replayed(model) if by_graph else self._numbers(model)
         fgsm_loss, pgd_loss, fgsm_accuracy, pgd_accuracy, lost, *losses, rising, rfgsm, ifgsm, agreement = (
             numbers.tolist()
         )
@@ -199,8 +204,13 @@ class Monitor:
 
     def _captured(self, model: nn.Module) -> Callable[[], Tensor]:
         """`_numbers` as a graph, or as it is where the model cannot be captured."""
+
+        def look() -> Tensor:
+            with crafting(model) as frozen:  # the graph's own: what layers keep, and what is put back after
+                return self._numbers(frozen)
+
         try:
-            graph, numbers = capture(lambda: self._numbers(model))
+            graph, numbers = capture(look)
         except RuntimeError:
             return partial(self._numbers, model)
 
