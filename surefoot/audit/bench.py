@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.audit.effort import Effort
-from surefoot.core.gradients import NO_GRADIENT, crafting
-from surefoot.core.losses import answered, check_logits
+from surefoot.core.gradients import NO_GRADIENT
 from surefoot.core.types import Attack
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.records import wilson_interval
-from surefoot.evaluation.worker import Meter
+from surefoot.evaluation.worker import Meter, predictions
 
 Kind = Literal["single step", "gradient", "transfer", "gradient-free", "noise"]
 
@@ -73,13 +72,6 @@ class OutOfTime(Exception):
     """The budget does not allow what is named any more."""
 
 
-def answer(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The class given to each sample, `[batch]`; -1 where a logit is NaN."""
-    with crafting(model) as frozen, torch.no_grad():
-        logits = check_logits(frozen(inputs))
-    return answered(logits)
-
-
 @dataclass
 class Bench:
     """A model, the samples it is examined on, and what was tried on it.
@@ -116,7 +108,7 @@ class Bench:
 
     def answers(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """The classes given to `inputs`, `[samples]`; -1 where an answer has a NaN, which is right of no image."""
-        return torch.cat([answer(model, part) for part in torch.split(inputs, self.batch_size)])
+        return torch.cat([predictions(model, part) for part in torch.split(inputs, self.batch_size)])
 
     def check_time(self, what: str) -> None:
         """Raises OutOfTime: the budget is used up before `what`."""
@@ -174,7 +166,7 @@ class Bench:
                     made = torch.where(made.isfinite(), made, clean)
                     made = made.clamp((clean - radius).clamp(min=0), (clean + radius).clamp(max=1))
                     adv_inputs[part] = made
-                    robust[part] = answer(self.model, made) == labels
+                    robust[part] = predictions(self.model, made) == labels
                     forwards, backwards = meter.counter.forwards, meter.counter.backwards
                 if cut := time.perf_counter() > self.deadline and bool(part[-1] != places[-1]):
                     break

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.markup import escape
 from rich.table import Table
 
@@ -77,8 +76,7 @@ def run(args: list[str]) -> int:
     if not names and not {"-h", "--help", "--calibrate"} & set(rest):
         raise ValueError("audit needs a model, before any option: for example `surefoot audit runs/demo/sat-r2/0`.")
     options = parse(Options, rest, prog=f"surefoot audit {' '.join(names) or 'MODEL'}", description=DESCRIPTION)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    options.set_threads()
     command = shlex.join(["surefoot", "audit", *args])
     if options.calibrate:
         check_factories(names, options)

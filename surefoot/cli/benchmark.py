@@ -18,7 +18,7 @@ from surefoot.benchmark import PEERS, AttackBenchmark, Line, StepCostBenchmark, 
 from surefoot.cli.models import is_factory, pick_device
 from surefoot.cli.options import Common, parse, split_name, split_names, unknown
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
-from surefoot.core.files import check_can_write
+from surefoot.core.files import append_lines, check_can_write
 from surefoot.core.geometry import check_radius
 from surefoot.core.limits import check_count
 from surefoot.core.types import Objective
@@ -29,7 +29,7 @@ from surefoot.evaluation.worker import predictions
 from surefoot.models import MODELS, build_model
 from surefoot.objectives import EnsembleAT, RFgsmAT
 from surefoot.recipes import RECIPES, Recipe, load_run
-from surefoot.report.tables import percent
+from surefoot.report.benchmarks import told
 from surefoot.training.trial import try_training
 
 OVERVIEW = """usage: surefoot benchmark WHAT ...
@@ -228,8 +228,15 @@ def keep(line: Line | StepLine, options: AttackOptions | StepOptions, own_commit
     if options.json:
         print_json(fields)
     if options.records is not None:
-        with open(options.records, "a", encoding="utf-8") as file:
-            file.write(json.dumps(fields, ensure_ascii=False) + "\n")
+        append_lines(options.records, [json.dumps(fields, ensure_ascii=False)], is_line, "a benchmark's line", b'{"')
+
+
+def is_line(text: bytes) -> bool:
+    """Is it a line of a benchmark's records?"""
+    try:
+        return "seconds_per_step" in (found := json.loads(text)) or "ratio_to_limit" in found
+    except (ValueError, TypeError):
+        return False
 
 
 def open_network(name: str, images: int, options: Place, device: torch.device) -> Network:
@@ -314,11 +321,11 @@ def line_table(lines: Sequence[Line]) -> Table:
         table.add_row(
             f"{line.library} {line.precision}",
             str(line.images),
-            "failed" if each is None else f"{1000 * each:.2f}",
-            "" if line.ratio_to_limit is None else f"{line.ratio_to_limit:.2f}",
-            "" if each is None or not theirs else f"{each / min(theirs):.2f}",
-            "" if line.robust_accuracy is None else percent(line.robust_accuracy),
-            "" if line.mean_l2 is None else f"{line.mean_l2:.3f}",
+            told(each, 1000, 2) or "failed",
+            told(line.ratio_to_limit, 1, 2),
+            told(each, 1 / min(theirs), 2) if theirs else "",
+            told(line.robust_accuracy, 100, 2),
+            told(line.mean_l2, 1, 3),
         )
     return table
 
@@ -331,15 +338,14 @@ def step_table(lines: Sequence[StepLine]) -> Table:
     for name in ("objective", "floor units", "units", "ms/step", "/floor", "images/s", "% of peak", "MiB"):
         table.add_column(name, justify="left" if name == "objective" else "right")
     for line in lines:
-        failed = line.seconds_per_step is None
         table.add_row(
             line.objective if line.mode == "eager" else f"{line.objective} {line.mode}",
             f"{line.floor_units:.2f}",
-            "" if line.units is None else f"{line.units:.2f}",
-            "failed" if failed else f"{1000 * line.seconds_per_step:.2f}",  # type: ignore[operator]
-            "" if line.ratio_to_floor is None else f"{line.ratio_to_floor:.2f}",
-            "" if line.images_per_second is None else f"{line.images_per_second:.0f}",
-            "" if line.share_of_peak is None else f"{100 * line.share_of_peak:.0f}",
-            "" if line.peak_memory is None else f"{line.peak_memory / 2**20:.0f}",
+            told(line.units, 1, 2),
+            told(line.seconds_per_step, 1000, 2) or "failed",
+            told(line.ratio_to_floor, 1, 2),
+            told(line.images_per_second, 1, 0),
+            told(line.share_of_peak, 100, 0),
+            told(line.peak_memory, 2.0**-20, 0),
         )
     return table

@@ -149,7 +149,7 @@ def train_control(method: str, folder: Path) -> Path:
     """The run of a digits recipe in that folder, trained where it is not finished."""
     recipe, path = RECIPES[f"digits/{method}"], folder / method / "0"
     started = (path / "recipe.json").exists()
-    if started and load_run(path).epochs_done() >= load_run(path).epochs():
+    if started and load_run(path).is_finished():
         return path
     say(f"{method}: training for {recipe.epochs} epochs")
     with TrainingProgress(method) as progress:

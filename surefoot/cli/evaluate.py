@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from surefoot.attacks import (
     APGD,
     APGDT,
@@ -134,8 +132,7 @@ def run(args: list[str]) -> int:
     options = parse(Options, rest, prog=f"surefoot evaluate {' '.join(names) or 'MODEL'}", description=DESCRIPTION)
     if len(names) > 1 and options.save_samples is not None:
         raise ValueError(f"--save-samples is one folder for one model, and {len(names)} are given; evaluate one.")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    options.set_threads()
     if options.records is not None:
         check_records(options.records, "--records")
     if options.save_samples is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import tyro
 from torch import nn
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -114,3 +115,8 @@ class Common:
     def __post_init__(self) -> None:
         if self.threads is not None:
             check_whole("threads", self.threads, what="--threads")
+
+    def set_threads(self) -> None:
+        """As many threads as were asked for."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)

@@ -169,8 +169,7 @@ def make_matrix(options: Options) -> Matrix:
 
 def show_plan(tasks: list[Task], place: Workplace, options: Options) -> None:
     """What would be run, in order, and how long it may take."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    options.set_threads()
     costs = Costs(place)
     seconds = 0.0
     table = Table(title=f"{len(tasks)} tasks that are not done", title_justify="left")
@@ -243,8 +242,7 @@ def make_executor(place: Workplace, options: Options) -> Executor:
         return Cluster(place, options.cluster, options.threads or 1)
     if options.workers:
         return Processes(place, options.workers, options.threads)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    options.set_threads()
     return InProcess(place)
 
 

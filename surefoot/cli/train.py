@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from surefoot.cli.options import Common, parse, split_name, unknown
@@ -71,8 +70,7 @@ def run(args: list[str]) -> int:
     options = parse(
         Options, rest, prog=f"surefoot train {name}", description=DESCRIPTION, default=Options(recipe=recipe)
     )
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    options.set_threads()
     stdout.lasting = True
     path = options.out or default_path(options.recipe)
     command = "surefoot train " + shlex.join(args)

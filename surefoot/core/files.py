@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -155,6 +155,44 @@ def read_lines(file: Path | None) -> list[dict[str, Any]]:
     except ValueError:
         return []
     return lines if all(isinstance(line, dict) for line in lines) else []
+
+
+def append_lines(path: Path, lines: Iterable[str], is_ours: Callable[[bytes], bool], what: str, begins: bytes) -> None:
+    """Append lines to a file of JSON lines, whole ones only, synced before this returns; several processes may.
+
+    Args:
+        path: the file, made where missing, and its folder too.
+        lines: without their newlines.
+        is_ours: is this a line of such a file?
+        what: one of its lines, `a record`.
+        begins: how each begins. A last line that an interruption left unfinished is cut off first, where it does.
+
+    Raises:
+        ValueError: the file holds something else, and is left as it is.
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock_of(path), wait=True), open(path, "ab+") as file:
+        file.seek(0)
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        first, tail = content[:end].partition(b"\n")[0], content[end:]
+        if end and not is_ours(first):
+            raise ValueError(f"{path} begins with a line that is not {what}, and is left as it is; give another file.")
+        whole = is_ours(tail)
+        if tail and not whole:
+            if not (tail.startswith(begins) or begins.startswith(tail)):
+                raise ValueError(
+                    f"{path} ends with something other than {what}, which is left as it is; give another file."
+                )
+            file.truncate(end)
+        text = "".join(f"{line}\n" for line in lines)
+        try:
+            file.write((b"\n" if whole else b"") + text.encode(errors="backslashreplace"))
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_be_written(path, error) from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -232,6 +232,44 @@ def evaluate_transfer(
     return _evaluate(models, source, batches, attacks, settings, abouts, tell, unfinished, None)
 
 
+class Reread:
+    """Batches that are read once an attack, the same each time; refused where they are not.
+
+    Raises:
+        ValueError: other samples, fewer or more than the first time, or in another order.
+    """
+
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]], total: int) -> None:
+        self.batches, self.total = batches, total
+        self.first: list[tuple[Tensor, Tensor]] = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        known, done = list(self.first), 0
+        for number, (inputs, labels) in enumerate(self.batches):
+            done += len(labels)
+            if not known:
+                check_batch(inputs, labels)
+                self.first.append((some_pixels(inputs), labels.clone()))
+            elif number == len(known):
+                break
+            elif not torch.equal(labels, known[number][1]):
+                raise ValueError(
+                    f"batch {number} has other labels than when it was first read; they are read once an attack, "
+                    "so give them in the same order each time, not shuffled by a generator of their own."
+                )
+            elif not torch.equal(some_pixels(inputs), known[number][0]):
+                raise ValueError(
+                    f"batch {number} has other images than when it was first read; they are read once an attack, "
+                    "so give the same each time, not augmented at random."
+                )
+            yield inputs, labels
+        if done != self.total:
+            raise ValueError(
+                f"batches gave {self.total} samples at first and {done} the next time; they are read once an attack, "
+                "so give a list or a DataLoader, not a generator."
+            )
+
+
 @dataclass(frozen=True)
 class Listeners:
     """Who is told what while an evaluation runs."""
@@ -289,7 +327,7 @@ def _evaluate(
     hashes = [each["weights_sha256"] for each in known]
     identity = {} if unfinished is None else known_by(models, hashes, source, some, settings, samples is not None)
     worker = Worker(models, source, settings, samples is not None, tell.on_note)
-    first_read: list[tuple[Tensor, Tensor]] = []  # [batch]
+    reread = Reread(batches, total)
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
     records: list[list[Record]] = [[] for _ in models]
@@ -304,23 +342,7 @@ def _evaluate(
         after: list[list[Outcome]] = []
         done = 0
         with seeded(settings.seed):
-            for number, (inputs, labels) in enumerate(batches):
-                if stage is None:
-                    check_batch(inputs, labels)
-                    first_read.append((some_pixels(inputs), labels.clone()))
-                elif number == len(state):
-                    done += len(labels)
-                    break
-                elif not torch.equal(labels, first_read[number][1]):
-                    raise ValueError(
-                        f"batch {number} has other labels than when it was first read; they are read once an attack, "
-                        "so give them in the same order each time, not shuffled by a generator of their own."
-                    )
-                elif not torch.equal(some_pixels(inputs), first_read[number][0]):
-                    raise ValueError(
-                        f"batch {number} has other images than when it was first read; they are read once an attack, "
-                        "so give the same each time, not augmented at random."
-                    )
+            for number, (inputs, labels) in enumerate(reread):
                 file = None if what is None else store.file(what, number, inputs, labels)
                 kept = store.load(file, labels.device)
                 if kept is None:
@@ -330,11 +352,6 @@ def _evaluate(
                 done += len(labels)
                 if tell.progress is not None:
                     tell.progress("clean" if stage is None else stage.name, done, total)
-        if done != total:
-            raise ValueError(
-                f"batches gave {total} samples at first and {done} the next time; they are read once an attack, "
-                "so give a list or a DataLoader, not a generator."
-            )
         return after
 
     for attack in [None, *attacks]:

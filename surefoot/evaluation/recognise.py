@@ -1,8 +1,7 @@
 """What kind of model is this? Wrapped so that attacks can use it, or refused with the reason."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from surefoot.core.failures import types_apart
 from surefoot.core.geometry import check_batch
-from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module
+from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, plain_module
 from surefoot.core.losses import full_precision
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.precision import exact_float32
@@ -102,7 +101,8 @@ def recognise(
     if draws is not None:
         Averaged(plain, draws)  # a bad number is refused whatever the model is
     said: list[str] = []
-    with unchanged_buffers(plain), exact_float32(inputs.device):  # TF32 rounds one image and a batch differently
+    # float32 alone: TF32 rounds one image and a batch differently
+    with buffers_put_back(plain.modules()), exact_float32(inputs.device):
         wrapped = with_logits(plain, inputs, labels, said)
         random = check_repeats(wrapped, inputs, draws, said)
         check_neighbours(wrapped, inputs, random=random)
@@ -111,24 +111,6 @@ def recognise(
     if random and draws is not None:
         wrapped = Averaged(wrapped, draws)
     return model if wrapped is plain else wrapped, said
-
-
-@contextmanager
-def unchanged_buffers(module: nn.Module) -> Iterator[None]:
-    """Put a module's buffers back after: a batch-norm forced to training mode updates its statistics."""
-    kept = [(part._buffers, dict(part._buffers)) for part in module.modules()]
-    present = [buffer for _, old in kept for buffer in old.values() if buffer is not None and not buffer.is_meta]
-    values = [(buffer, buffer.clone()) for buffer in present]
-    try:
-        yield
-    finally:
-        for buffers, old in kept:
-            for name, buffer in old.items():
-                buffers[name] = buffer  # one by one: TorchScript's have no update
-        with torch.no_grad():
-            for buffer, value in values:
-                if not torch.equal(buffer, value):  # a copy would spoil a graph that has saved the buffer
-                    buffer.copy_(value)
 
 
 def answer(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> Any:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from surefoot.core.files import cannot_be_written, check_can_write, lock_of, locked
+from surefoot.core.files import append_lines, check_can_write
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -113,25 +112,7 @@ def append_records(path: str | Path, records: Iterable[Record]) -> None:
         ...     read_records(Path(folder) / "records.jsonl") == records
         True
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock_of(path), wait=True), open(path, "ab+") as file:
-        file.seek(0)
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        check_first(path, content[:end])
-        tail = content[end:]
-        whole = is_record(tail)
-        if tail and not whole:
-            check_begun(path, tail)
-            file.truncate(end)
-        text = "".join(record.to_json() + "\n" for record in records)
-        try:
-            file.write((b"\n" if whole else b"") + text.encode(errors="backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise cannot_be_written(path, error) from error
+    append_lines(Path(path), (record.to_json() for record in records), is_record, "a record", b'{"recipe": ')
 
 
 def check_records(path: Path, what: str) -> None:
@@ -148,20 +129,6 @@ def check_records(path: Path, what: str) -> None:
     if path.exists():
         append_records(path, [])
         read_records(path)
-
-
-def check_first(path: Path, lines: bytes) -> None:
-    """Refuse a file whose first line is not a record."""
-    first, _, _ = lines.partition(b"\n")
-    if lines and not is_record(first):
-        raise ValueError(f"{path} holds something other than records, which is left as it is; give another file.")
-
-
-def check_begun(path: Path, tail: bytes) -> None:
-    """Refuse to cut off what is not the beginning of a record."""
-    begins = b'{"recipe": '
-    if not (tail.startswith(begins) or begins.startswith(tail)):
-        raise ValueError(f"{path} ends with something other than a record, which is left as it is; give another file.")
 
 
 def is_record(line: bytes) -> bool:

@@ -1,6 +1,6 @@
 """Exact tests on counts of samples."""
 
-import math
+from scipy.special import bdtrc  # type: ignore[import-untyped]
 
 
 def binomial_tail(count: int, total: int, share: float) -> float:
@@ -15,19 +15,7 @@ def binomial_tail(count: int, total: int, share: float) -> float:
     """
     if not 0 <= count <= total or not 0 <= share <= 1:
         raise ValueError(f"{count} of {total} at a share of {share} is not a count; give 0 <= count <= total.")
-    if count == 0 or share == 1:
-        return 1.0
-    if share == 0:
-        return 0.0
-    log_in, log_out = math.log(share), math.log1p(-share)
-    whole = math.lgamma(total + 1)
-    return min(
-        1.0,
-        sum(
-            math.exp(whole - math.lgamma(k + 1) - math.lgamma(total - k + 1) + k * log_in + (total - k) * log_out)
-            for k in range(count, total + 1)
-        ),
-    )
+    return float(bdtrc(count - 1, total, share))
 
 
 def sign_test(gained: int, lost: int) -> float:

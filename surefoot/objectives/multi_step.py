@@ -54,7 +54,7 @@ class PgdAT:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         adv_inputs = PGD(self.eps, self.steps, self.step_size)(model, inputs, labels)
-        return only_classification(mean_cross_entropy(logits_of(model, adv_inputs), labels, self.label_smoothing))
+        return only_classification(model, adv_inputs, labels, self.label_smoothing)
 
 
 @dataclass(frozen=True)

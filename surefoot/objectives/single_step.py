@@ -11,7 +11,7 @@ from surefoot.attacks import FGSM, RFGSM
 from surefoot.core.geometry import check_batch
 from surefoot.core.limits import check_number
 from surefoot.core.types import Attack, LossTerms
-from surefoot.objectives.standard import check_label_smoothing, logits_of, mean_cross_entropy, only_classification
+from surefoot.objectives.standard import check_label_smoothing, only_classification
 
 
 def check_share(value: float) -> None:
@@ -63,7 +63,7 @@ class FgsmAT:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
         mixed = replace_share(FGSM(self.eps), model, inputs, labels, self.share)
-        return only_classification(mean_cross_entropy(logits_of(model, mixed), labels, self.label_smoothing))
+        return only_classification(model, mixed, labels, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class RFgsmAT:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
         mixed = replace_share(RFGSM(self.eps, self.random_step), model, inputs, labels, self.share)
-        return only_classification(mean_cross_entropy(logits_of(model, mixed), labels, self.label_smoothing))
+        return only_classification(model, mixed, labels, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -174,4 +174,4 @@ class CraftedOn:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         source = model if self.source is None else self.source
         mixed = replace_share(FGSM(self.eps), source, inputs, labels, self.share)
-        return only_classification(mean_cross_entropy(logits_of(model, mixed), labels, self.label_smoothing))
+        return only_classification(model, mixed, labels, self.label_smoothing)

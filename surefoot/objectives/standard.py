@@ -46,8 +46,9 @@ def mean_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -
         return F.cross_entropy(full_precision(logits), labels, label_smoothing=label_smoothing)
 
 
-def only_classification(loss: Tensor) -> LossTerms:
-    """The terms of an objective that has no regularizer."""
+def only_classification(model: nn.Module, inputs: Tensor, labels: Tensor, label_smoothing: float) -> LossTerms:
+    """The terms of an objective without a regularizer: one forward, and its cross-entropy."""
+    loss = mean_cross_entropy(logits_of(model, inputs), labels, label_smoothing)
     return LossTerms(loss, loss.detach(), loss.new_zeros(()))
 
 
@@ -84,4 +85,4 @@ class NormalTraining:
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
         check_batch(inputs, labels)
-        return only_classification(mean_cross_entropy(logits_of(model, inputs), labels, self.label_smoothing))
+        return only_classification(model, inputs, labels, self.label_smoothing)

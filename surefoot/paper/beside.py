@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scipy.stats import t as student  # type: ignore[import-untyped]
+from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from surefoot.evaluation import Record, wilson_interval
 from surefoot.paper.printed import Printed
@@ -74,7 +74,7 @@ class Cell:
         if len(set(self.values)) < 2:
             return self.interval
         spread = statistics.stdev(self.values) / len(self.values) ** 0.5
-        reach = float(student.ppf(0.975, len(self.values) - 1)) * spread
+        reach = float(stdtrit(len(self.values) - 1, 0.975)) * spread
         low, high = self.limits or (-math.inf, math.inf)
         mean = statistics.fmean(self.values)
         return max(low, mean - reach), min(high, mean + reach)

@@ -26,7 +26,7 @@ from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
 from surefoot.paper.watch import Watch
 from surefoot.recipes import Recipe, load_run, train
-from surefoot.recipes.run import Run, load_recipe_data, settings_of
+from surefoot.recipes.run import FILES, Run, load_recipe_data, settings_of
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
 from surefoot.training.fit import best_device
@@ -34,15 +34,7 @@ from surefoot.training.fit import best_device
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
 BATCH = 250
-LEFT = (
-    "finished.json",
-    "metrics.jsonl",
-    "watch.jsonl",
-    "model.safetensors",
-    "last.safetensors",
-    "state.ckpt",
-    "recipe.json",
-)
+LEFT = ("finished.json", "watch.jsonl", *reversed(FILES))
 """What a training leaves, in an order in which it can be removed: killed in between, it is still one to remove."""
 
 

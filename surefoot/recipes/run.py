@@ -32,13 +32,15 @@ from surefoot.recipes.imagenet import IMAGENET
 from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, Look, Monitor, fit, load_weights
+from surefoot.training.checkpoint import LAST, SELECTED, STATE, WRITTEN
 from surefoot.training.fit import StepReport, check_place, is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
 from surefoot.training.trial import try_training
 
 LOCK = ".lock"
 """A file in a run's folder that is held while it is trained; not part of the run."""
-FILES = ("recipe.json", "data.json", "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt")
+RECIPE, DATA_FILE = "recipe.json", "data.json"
+FILES = (RECIPE, DATA_FILE, *WRITTEN)
 """What a training writes to its folder."""
 
 
@@ -406,7 +408,7 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
         return
     run = load_run(path)
     done = run.epochs_done()
-    there = [name for name in ("model.safetensors", "last.safetensors", "state.ckpt") if (path / name).exists()]
+    there = [name for name in (SELECTED, LAST, STATE) if (path / name).exists()]
     if not there and not (path / "metrics.jsonl").exists():
         return  # it stopped before its first epoch was saved: nothing is lost where another begins
     if run.is_finished():

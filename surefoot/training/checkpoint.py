@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from surefoot.core.files import CheckpointError, is_pickled, load_tensors, save_tensors
 from surefoot.core.gradients import plain_module
 
+METRICS, SELECTED, LAST, STATE = "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt"
+"""A line an epoch; the selected epoch's weights; the last one's; all that is needed to go on."""
+WRITTEN = (METRICS, SELECTED, LAST, STATE)
+"""What `fit` writes to a run's folder."""
+
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """What DDP and DataParallel, torch.compile, and Lightning's modules write before the names of a model's weights."""
 

@@ -30,7 +30,15 @@ from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.worker import predictions
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep, can_capture
-from surefoot.training.checkpoint import check_fits, load_weights, save_weights
+from surefoot.training.checkpoint import (
+    LAST,
+    METRICS,
+    SELECTED,
+    STATE,
+    check_fits,
+    load_weights,
+    save_weights,
+)
 from surefoot.training.monitor import Guard, Monitor, OnMasking
 from surefoot.training.schedules import SCHEDULES
 from surefoot.training.step import EagerStep, LossHistory, Step
@@ -164,6 +172,14 @@ class FitResult:
     best_score: float
     metrics: list[dict[str, Any]]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Best:
+    """The selected epoch so far and its score; 0 before the first that may be."""
+
+    epoch: int = 0
+    score: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -327,35 +343,8 @@ def fit(
         >>> fit(net, digits, [phase], FitConfig(device="cpu")).best_epoch
         1
     """
+    check_arguments(model, dataset, phases, config, selection, monitor, repair)
     module = plain_module(model)
-    for name, value, kind, how in (
-        ("dataset", dataset, Dataset, "a Dataset, as surefoot.data.load gives it"),
-        ("config", config, FitConfig, "a FitConfig"),
-    ):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is an object of type {type(value).__name__}; give {how}.")
-    if isinstance(phases, Phase):
-        raise TypeError("phases is a single one; give a list of them, as [phase].")
-    if not phases:
-        raise ValueError("phases is empty; give at least one Phase(objective, epochs).")
-    for phase in phases:
-        if not isinstance(phase, Phase):
-            raise TypeError(f"phases has {phase!r}; give Phase(objective, epochs).")
-    if selection is not None:
-        check_attacks([selection])
-    if repair is not None:
-        check_objective("repair", repair)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise ValueError("no weight of the model has requires_grad, so that none would be trained; set it on some.")
-    for name, value in module.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"the model's state has {name}, an object of type {type(value).__name__}, and a checkpoint holds "
-                "tensors alone; keep it in a buffer, or out of get_extra_state."
-            )
-    if config.on_masking in ("stop", "repair") and monitor is None:
-        raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
-    check_training_split(dataset)
     run = None if run_dir is None else Path(run_dir)
     check_place(run, resume)
     fabric = fabric or make_fabric(config)
@@ -404,13 +393,11 @@ def fit(
         guard = Guard(monitor, config.on_masking, repair, state, on_note if rank == 0 else None, fabric.broadcast)
 
     metrics: list[dict[str, Any]] = []
-    best_epoch, best_score = 0, -1.0
+    best = Best()
     best_weights: dict[str, Tensor] = {}
-    if resume and run is not None and (run / "state.ckpt").exists():
+    if resume and run is not None and (run / STATE).exists():
         check = partial(check_same_training, run, settings=settings, schedule=schedule)
-        metrics, best_epoch, best_score = load_state(
-            run / "state.ckpt", module, optimizer, average, guard, len(batches), check
-        )
+        metrics, best = load_state(run / STATE, module, optimizer, average, guard, len(batches), check)
 
     with fabric.autocast():
         check_answers(module, dataset, device, config.seed)
@@ -420,7 +407,7 @@ def fit(
             break
         phase = schedule[epoch - 1]
         if epoch > 1 and phase is not schedule[epoch - 2]:
-            best_epoch, best_score = 0, -1.0  # an epoch before it has not been through all phases
+            best = Best()  # an epoch before it has not been through all phases
         objective = phase.objective if guard is None else guard.objective(phase.objective)
         torch.manual_seed((config.seed * 1_000_003 + epoch) * 1_009 + rank)  # so that resuming needs no generator state
         history = LossHistory(len(batches), device)
@@ -447,7 +434,7 @@ def fit(
                     put_back = guard(module, (epoch - 1) * len(batches) + number)
                 if put_back:
                     objective = guard.objective(phase.objective)
-                    best_epoch, best_score = 0, -1.0  # an epoch before it may have been masked already
+                    best = Best()  # an epoch before it may have been masked already
                     if guard.did("stop"):
                         break
         train_seconds = time.perf_counter() - epoch_started
@@ -475,7 +462,7 @@ def fit(
             "images_per_second": min(number * config.batch_size, len(dataset.train.labels)) / train_seconds,
             "train_seconds": train_seconds,
             "seconds": time.perf_counter() - epoch_started,
-            "selected": score > best_score,
+            "selected": score > best.score,
         }
         if guard is not None:
             line.update(guard.lines(since=(epoch - 1) * len(batches)))
@@ -486,26 +473,67 @@ def fit(
                 f"{dataset.num_classes} classes has {math.log(dataset.num_classes):.3g}: the training has diverged. "
                 f"{REMEDY}"
             )
-        if score > best_score:
-            best_epoch, best_score = epoch, score
+        if score > best.score:
+            best = Best(epoch, score)
             if run is None:
                 best_weights = {name: tensor.clone() for name, tensor in judged.state_dict().items()}
             elif rank == 0:
-                save_weights(judged, run / "model.safetensors")
+                save_weights(judged, run / SELECTED)
         if run is not None and rank == 0:
-            save_weights(judged, run / "last.safetensors")
-            write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics))
+            save_weights(judged, run / LAST)
+            write_text(run / METRICS, "".join(json.dumps(line) + "\n" for line in metrics))
             chosen = settings(schedule[:epoch])
-            save_state(run / "state.ckpt", module, optimizer, average, chosen, metrics, best_epoch, best_score, guard)
+            save_state(run / STATE, module, optimizer, average, chosen, metrics, best, guard)
         if on_epoch is not None and rank == 0:
             on_epoch(line)
 
     fabric.barrier()
     if run is not None:
-        load_weights(module, run / "model.safetensors")
+        load_weights(module, run / SELECTED)
     else:
         module.load_state_dict(best_weights)
-    return FitResult(best_epoch, best_score, metrics, time.perf_counter() - started)
+    return FitResult(best.epoch, best.score, metrics, time.perf_counter() - started)
+
+
+def check_arguments(
+    model: nn.Module,
+    dataset: Dataset,
+    phases: Sequence[Phase],
+    config: FitConfig,
+    selection: Attack | None,
+    monitor: Monitor | None,
+    repair: Objective | None,
+) -> None:
+    """Refuse what cannot be trained, or not in this way; raises as `fit` does."""
+    module = plain_module(model)
+    for name, value, kind, how in (
+        ("dataset", dataset, Dataset, "a Dataset, as surefoot.data.load gives it"),
+        ("config", config, FitConfig, "a FitConfig"),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is an object of type {type(value).__name__}; give {how}.")
+    if isinstance(phases, Phase):
+        raise TypeError("phases is a single one; give a list of them, as [phase].")
+    if not phases:
+        raise ValueError("phases is empty; give at least one Phase(objective, epochs).")
+    for phase in phases:
+        if not isinstance(phase, Phase):
+            raise TypeError(f"phases has {phase!r}; give Phase(objective, epochs).")
+    if selection is not None:
+        check_attacks([selection])
+    if repair is not None:
+        check_objective("repair", repair)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError("no weight of the model has requires_grad, so that none would be trained; set it on some.")
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"the model's state has {name}, an object of type {type(value).__name__}, and a checkpoint holds "
+                "tensors alone; keep it in a buffer, or out of get_extra_state."
+            )
+    if config.on_masking in ("stop", "repair") and monitor is None:
+        raise ValueError(f"on_masking is {config.on_masking!r}, but nothing looks at the model; give fit a monitor.")
+    check_training_split(dataset)
 
 
 def check_place(run: Path | None, resume: bool) -> None:
@@ -518,7 +546,7 @@ def check_place(run: Path | None, resume: bool) -> None:
         if resume:
             raise ValueError("resume is True, but there is no run_dir to go on from; give the one of the training.")
         return
-    there = [name for name in ("state.ckpt", "model.safetensors") if (run / name).exists()]
+    there = [name for name in (STATE, SELECTED) if (run / name).exists()]
     if there and not resume:
         raise ValueError(
             f"{run} holds a training already ({', '.join(there)}), which is never overwritten; go on with it by "
@@ -597,7 +625,7 @@ def refuse_non_finite(
     if run is None or epoch == 1:
         back = "there is no checkpoint yet"
     else:
-        back = f"the last good checkpoint is {run / 'state.ckpt'}, after epoch {epoch - 1}"
+        back = f"the last good checkpoint is {run / STATE}, after epoch {epoch - 1}"
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
         f"{rate_of(step + 1):.4g}; {back}. {REMEDY}"
@@ -635,12 +663,11 @@ def save_state(
     average: nn.Module | None,
     settings: dict[str, Any],
     metrics: list[dict[str, Any]],
-    best_epoch: int,
-    best_score: float,
+    best: Best,
     guard: Guard | None,
 ) -> None:
     """Write all that training goes on from, and what it may go back to, atomically."""
-    about = {"settings": settings, "metrics": metrics, "best_epoch": best_epoch, "best_score": best_score}
+    about = {"settings": settings, "metrics": metrics, "best_epoch": best.epoch, "best_score": best.score}
     tensors = training_tensors(module, optimizer, average)
     if guard is not None:
         about["healthy_step"] = guard.healthy_step
@@ -656,7 +683,7 @@ def load_state(
     guard: Guard | None,
     steps: int,
     check: Callable[[dict[str, Any]], None],
-) -> tuple[list[dict[str, Any]], int, float]:
+) -> tuple[list[dict[str, Any]], Best]:
     """Put a saved state back in place; gives the lines so far, the best epoch and its score.
 
     `steps` is of an epoch. `check` is given what the state tells about itself. Whoever refuses, the model stays as it
@@ -681,7 +708,7 @@ def load_state(
     if guard is not None:
         done = len(about["metrics"]) * steps
         guard.resume(about["metrics"], under(HEALTHY, kept), about.get("healthy_step", 0), done)
-    return about["metrics"], about["best_epoch"], about["best_score"]
+    return about["metrics"], Best(about["best_epoch"], about["best_score"])
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -729,7 +756,7 @@ def check_same_training(
     Raises:
         CheckpointError: naming what differs, or what is damaged.
     """
-    path, epochs = run / "state.ckpt", len(about["metrics"])
+    path, epochs = run / STATE, len(about["metrics"])
     if epochs > len(schedule):
         raise CheckpointError(
             f"{path} is of another run: it has {epochs} epochs, and the phases {len(schedule)}; give the phases that "
@@ -743,4 +770,4 @@ def check_same_training(
             f"{path} was trained with other settings: {'; '.join(changed)}. Go on with the same ones, or give another "
             "run_dir."
         )
-    load_tensors(run / "model.safetensors")  # what was selected so far is needed at the end: it fails now, not then
+    load_tensors(run / SELECTED)  # what was selected so far is needed at the end: it fails now, not then

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from surefoot.core.failures import in_one_line, type_name
+from surefoot.core.gradients import buffers_put_back
 from surefoot.data import Split
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.recognise import is_distribution, recognise, unchanged_buffers
+from surefoot.evaluation.recognise import is_distribution, recognise
 
 TRIED = 4  # images: batch-norm needs two
 
@@ -53,7 +54,7 @@ def try_training(model: nn.Module, name: str, train: Split, num_classes: int, de
     for training in (True, False):
         given = f"float32 {list(inputs.shape)} images in [0, 1] in {'training' if training else 'evaluation'} mode"
         wanted = f"it must return floating logits [{len(inputs)}, {num_classes}]"
-        with seeded(0), unchanged_buffers(model), in_mode(model, training):
+        with seeded(0), buffers_put_back(model.modules()), in_mode(model, training):
             try:
                 output = model(inputs.clone().requires_grad_())
             except Exception as error:
