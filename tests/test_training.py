@@ -170,6 +170,20 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(digits: 
     assert not equal(trained(0), trained(1))
 
 
+def test_a_training_leaves_the_generators_the_layout_and_no_gradient(digits: Dataset) -> None:
+    fit(model := network(), digits, [Phase(NormalTraining(), 1)], QUICK)
+    drawn = [float(torch.rand(()))]
+    torch.manual_seed(0)
+    build_model("digits-net", num_classes=10, in_channels=1, image_size=8)
+    drawn.append(float(torch.rand(())))
+    assert drawn[0] == drawn[1]
+    assert all(weight.is_contiguous() and weight.grad is None for weight in model.parameters())
+    nn.utils.parameters_to_vector(model.parameters())
+    last = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fit(last, digits, [Phase(NormalTraining(), 1)], QUICK)
+    assert any(not weight.is_contiguous() for weight in last.parameters())
+
+
 def test_phases_run_in_turn_for_their_epochs_at_their_rates(digits: Dataset) -> None:
     calls: list[str] = []
     phases = [Phase(Recording(calls, "first"), 1), Phase(Recording(calls, "second"), 2, learning_rate=0.01)]

@@ -120,7 +120,7 @@ class FitConfig:
     ema_decay: float = 0.0
     """Decay of an exponential moving average of the weights, which is then what is selected and saved; 0 is off."""
     seed: int = 0
-    """Of the initial weights, the order of the samples and every random number of the training."""
+    """Of the order of the samples and every random number of the training, and of a recipe's initial weights."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; `auto` takes an accelerator where there is one."""
     devices: int = 1
@@ -298,6 +298,9 @@ def fit(
 ) -> FitResult:
     """Minimise each phase's objective in turn; leave the selected epoch's weights in `model`, in training mode.
 
+    It draws by `config.seed` alone and puts torch's generators back after, so that models made in a loop around it
+    stay different.
+
     After each epoch the accuracy on the validation split under `selection` is measured; the epoch of the last phase
     with the highest is selected (the paper's authors' code: under I-FGSM with 3 steps). With a `run_dir`,
     `model.safetensors` holds the selected weights, `last.safetensors` the last ones, `metrics.jsonl` a line an epoch
@@ -344,10 +347,53 @@ def fit(
         1
     """
     check_arguments(model, dataset, phases, config, selection, monitor, repair)
-    module = plain_module(model)
     run = None if run_dir is None else Path(run_dir)
     check_place(run, resume)
     fabric = fabric or make_fabric(config)
+    told = Told(on_step, on_epoch, on_note)
+    with seeded(config.seed), left_in_order(plain_module(model)):
+        return _fit(model, dataset, phases, config, selection, run, resume, fabric, monitor, repair, told)
+
+
+@dataclass(frozen=True)
+class Told:
+    """Who is told what while a training runs."""
+
+    on_step: Callable[[StepReport], None] | None
+    on_epoch: Callable[[dict[str, Any]], None] | None
+    on_note: Callable[[str], None] | None
+
+
+@contextmanager
+def left_in_order(module: nn.Module) -> Iterator[None]:
+    """Give the weights the memory layout back that they had, and leave no gradient behind."""
+    tensors = [*module.parameters(), *module.buffers()]
+    contiguous = [tensor for tensor in tensors if tensor.dim() == 4 and tensor.is_contiguous()]
+    try:
+        yield
+    finally:
+        for parameter in module.parameters():
+            parameter.grad = None
+        for tensor in contiguous:
+            tensor.data = tensor.data.contiguous()
+
+
+def _fit(
+    model: nn.Module,
+    dataset: Dataset,
+    phases: Sequence[Phase],
+    config: FitConfig,
+    selection: Attack | None,
+    run: Path | None,
+    resume: bool,
+    fabric: Fabric,
+    monitor: Monitor | None,
+    repair: Objective | None,
+    told: Told,
+) -> FitResult:
+    """`fit`, once its arguments are good."""
+    module = plain_module(model)
+    on_step, on_epoch, on_note = told.on_step, told.on_epoch, told.on_note
     device, rank, world = fabric.device, fabric.global_rank, fabric.world_size
 
     dims = {parameter.dim() for parameter in model.parameters()}
