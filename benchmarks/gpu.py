@@ -327,7 +327,7 @@ def run_here(words: tuple[str, ...], seconds: float) -> int:
 
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1))
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1), 20)  # again: a destructor may swallow one
         return surefoot_main(list(words))
     except KeyboardInterrupt:  # just before or after the command
         return STOPPED

@@ -56,14 +56,15 @@ def some_batches(device: str) -> Batches:
 
 @pytest.mark.parametrize("precision", ["strict", "fast"])
 def test_an_evaluation_comes_to_what_it_comes_to_on_a_cpu(precision: Any) -> None:
-    attacks: list[Attack] = [PGD(EPS, 20, EPS / 4), AutoAttack(EPS, steps=10, queries=50)]
+    eps = EPS / 2  # leaves two thirds of the images
+    attacks: list[Attack] = [PGD(eps, 20, eps / 4), AutoAttack(eps, steps=10, queries=50)]
     found = [
         [record.robust_accuracy for record in evaluate(net, some_batches(device), attacks, precision=precision)]
         for device in ("cpu", DEVICE)
         for net in [trained()[0].to(device)]
     ]
     assert found[1] == pytest.approx(found[0], abs=0.05)
-    assert found[1][0] > found[1][1]
+    assert found[1][0] > found[1][1] > 0
 
 
 class Hungry(nn.Module):
