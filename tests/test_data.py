@@ -697,6 +697,26 @@ def test_a_changed_image_folder_is_read_again(tmp_path: Path, monkeypatch: pytes
     assert same(load(name, image_size=8), grown)
 
 
+def test_image_folders_that_look_alike_are_told_apart(tmp_path: Path) -> None:
+    # Same names, sizes and times, as an archive unpacks them: neither stands for the other.
+    def fill(root: Path, grey: int) -> None:
+        for path in (root / name / f"{i}.bmp" for name in "ab" for i in range(5)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (grey,) * 3).save(path)
+            os.utime(path, (1e9, 1e9))
+
+    def greys(root: Path) -> set[int]:
+        return set(load(f"imagefolder:{root}", image_size=8).train.images.flatten().tolist())
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    fill(one, 10)
+    fill(other, 200)
+    assert (greys(one), greys(other)) == ({10}, {200})
+    if os.name != "nt":  # whose ctime is when the file was made
+        fill(one, 90)
+        assert greys(one) == {90}
+
+
 # What is refused, and in which words
 
 

@@ -222,14 +222,15 @@ def _plan_imagefolder(
         raise ValueError("imagefolder needs a path: write imagefolder:PATH")
     root = Path(given).expanduser().resolve()
     class_names, files = list_images(root, num_classes, seed)
-    # Size and time instead of the content: hashing every image of a large folder would take too long.
+    # Place, size and times instead of the content: hashing every image of a large folder would take too long. The
+    # ctime too, since whoever writes an image anew may set its mtime back, as an archive does that is unpacked.
     identity = [
-        [part, path.relative_to(root).as_posix(), (facts := _facts(path)).st_size, facts.st_mtime_ns]
+        [part, path.relative_to(root).as_posix(), (facts := _facts(path)).st_size, facts.st_mtime_ns, facts.st_ctime_ns]
         for part, _, path in files
     ]
     return Plan(
         name="imagefolder",
-        identity=[class_names, identity],
+        identity=[str(root), class_names, identity],
         open_source=partial(open_imagefolder, class_names, files),
         in_channels=3,
         native_size=None,
