@@ -686,6 +686,19 @@ def test_images_of_any_mode(tmp_path: Path) -> None:
     assert sorted(first_class) == sorted(expected.tolist())
 
 
+def test_whole_numbers_that_are_clearly_of_16_bits(tmp_path: Path) -> None:
+    deep = np.full((8, 8), 90 * 256 + 255)
+    dark = b"P5\n8 8\n65535\n" + np.full((8, 8), 200, ">u2").tobytes()  # black, and known to be: its header says so
+    for class_name in "ab":
+        (tmp_path / class_name).mkdir()
+        for i in range(4):
+            Image.fromarray(deep.astype(np.int32)).save(tmp_path / class_name / f"{i}.tiff")
+            (tmp_path / class_name / f"{i}.pgm").write_bytes(dark)
+    loaded = load(f"imagefolder:{tmp_path}", image_size=8)
+    images = torch.cat([split.images for split in (loaded.train, loaded.validation, loaded.test)])
+    assert sorted(images.flatten(1).amax(1).tolist()) == [0] * 8 + [90] * 8
+
+
 def test_a_changed_image_folder_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path / "set", {"a": 5, "b": 5}, size=(8, 8))
     name = f"imagefolder:{tmp_path / 'set'}"
@@ -813,6 +826,9 @@ def test_wrong_image_folders(tmp_path: Path, own_cache: Path) -> None:
     (root / "c" / "bad.png").unlink()
     Image.fromarray(np.zeros((8, 8), np.float32)).save(root / "c" / "bad.tiff")
     refused("set/c/bad.tiff has floating-point pixels")
+    for pixels, span in (([0, 200], "0 to 200"), ([-1, 4000], "-1 to 4000"), ([0, 65536], "0 to 65536")):
+        Image.fromarray(np.array([pixels] * 2, np.int32)).save(root / "c" / "bad.tiff")
+        refused(f"set/c/bad.tiff has 32-bit pixels from {span}, whose range is not known: save it with 8 or 16 bits")
 
     shutil.rmtree(root)
     make_folder(root / "train", {"a": 4, "b": 4})

@@ -229,6 +229,15 @@ def _pixels(plan: Plan, image: Image, describe: Callable[[int], str], row: int) 
         raise ValueError(
             f"{describe(row)} has floating-point pixels, whose range is not known: save it with 8 or 16 bits"
         )
+    # Pillow has no other mode for the 16 bits of a PNG or PGM than that for 32, of which a TIFF may use any.
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        levels = np.asarray(image)
+        low, high = int(levels.min()), int(levels.max())
+        if low < 0 or not 255 < high <= 65535:
+            raise ValueError(
+                f"{describe(row)} has 32-bit pixels from {low} to {high}, whose range is not known: "
+                "save it with 8 or 16 bits"
+            )
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255 instead of scaling
         image = pillow.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "P":
