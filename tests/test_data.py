@@ -222,6 +222,8 @@ def test_where_the_shards_may_lie(
     assert same(mnist, load_tiny_mnist(mnist_shards / "mnist"))
     shutil.copytree(mnist_shards / "mnist", tmp_path / "copied")
     assert same(mnist, load_tiny_mnist(tmp_path / "copied"))
+    (tmp_path / "copied" / "mnist").mkdir()  # with no shards in it, it hides none
+    assert same(mnist, load_tiny_mnist(tmp_path / "copied"))
     assert len(entries(own_cache)) == 1  # by content, wherever it lies
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         load("mnist")
@@ -784,6 +786,13 @@ def test_wrong_shards(mnist_shards: Path, tmp_path: Path, own_cache: Path) -> No
     shutil.copytree(mnist_shards / "mnist", folder)
     (folder / "train-00001-of-00002.parquet").rename(folder / "later")
     refused("mnist", FileNotFoundError, "has 1 of the 2 train shards of mnist: add the missing ones")
+    # As an earlier version of the hub's library named them.
+    hashed = (folder / "train-00000-of-00002.parquet").rename(folder / "train-00000-of-00002-1359597a978bc4fa.parquet")
+    refused("mnist", FileNotFoundError, "has 1 of the 2 train shards of mnist: add the missing ones")
+    for name in ("train-00000-of-00002", "train-00001-of-00002"):
+        shutil.copy(hashed, folder / f"{name}.parquet")
+    refused("mnist", ValueError, "has 3 train shards of mnist, but their names say 2: remove those that do not belong")
+    hashed.unlink()
     (folder / "train-00001-of-00002.parquet").write_bytes(b"PAR1 and then nothing")
     refused("mnist", ValueError, r"the parquet shards of mnist in .* cannot be read \(.*checksums")
     (folder / "later").rename(folder / "train-00001-of-00002.parquet")

@@ -29,7 +29,7 @@ def find_shards(spec: DatasetSpec, data_dir: Path) -> tuple[list[Path], list[Pat
             f"give the folder that holds {spec.name}/train-*.parquet and {spec.name}/test-*.parquet"
         )
     folder = data_dir / spec.name
-    if not folder.is_dir():
+    if not any(folder.glob("*.parquet")):
         folder = data_dir
     train = sorted(folder.glob("train-*.parquet"))
     test = sorted(folder.glob("test-*.parquet")) or sorted(folder.glob(f"{spec.hub_test_split}-*.parquet"))
@@ -39,8 +39,14 @@ def find_shards(spec: DatasetSpec, data_dir: Path) -> tuple[list[Path], list[Pat
                 f"no {part}-*.parquet of {spec.name} in {data_dir / spec.name} or {data_dir}: "
                 "put the shards there, or leave data_dir and $SUREFOOT_DATA out to download the set"
             )
-        promised = re.search(r"-of-(\d+)\.parquet$", paths[0].name)
-        if promised and int(promised[1]) != len(paths):
+        # Some versions of datasets write a hash of the shard behind its number.
+        promised = re.search(r"-of-(\d+)(-[0-9a-f]+)?\.parquet$", paths[0].name)
+        if promised and int(promised[1]) < len(paths):
+            raise ValueError(
+                f"{folder} has {len(paths)} {part} shards of {spec.name}, but their names say {int(promised[1])}: "
+                "remove those that do not belong there"
+            )
+        if promised and int(promised[1]) > len(paths):
             raise FileNotFoundError(
                 f"{folder} has {len(paths)} of the {int(promised[1])} {part} shards of {spec.name}: "
                 "add the missing ones"
