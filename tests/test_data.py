@@ -810,6 +810,42 @@ def test_wrong_shards(mnist_shards: Path, tmp_path: Path, own_cache: Path) -> No
     refused("mnist", ValueError, "mnist has 10 classes, but an image with the label -1")
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels", "words"),
+    [
+        ("string", ["3"] * 29 + ["cat"], "image 29 of mnist's test images has the label 'cat'"),
+        ("int64", [3] * 5 + [None] * 25, "image 5 of mnist's test images has the label None"),
+        ("float64", [3.0] * 7 + [3.5] * 23, "image 7 of mnist's test images has the label 3.5"),
+    ],
+)
+def test_labels_that_are_no_whole_numbers(
+    mnist_shards: Path, tmp_path: Path, kind: str, labels: list[object], words: str
+) -> None:
+    import datasets
+
+    shutil.copytree(mnist_shards / "mnist", tmp_path / "mnist")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value(kind)})
+    columns = {"image": [Image.fromarray(image) for image in MNIST_PIXELS[60:]], "label": labels}
+    shard = tmp_path / "mnist" / "test-00000-of-00001.parquet"
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(shard)
+    with pytest.raises(ValueError, match=f"{words}, where the number of a class is expected, from 0: ") as caught:
+        load_tiny_mnist(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_null_in_place_of_an_image(mnist_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(mnist_shards / "mnist", tmp_path / "mnist")
+    images: list[Any] = [Image.fromarray(image) for image in MNIST_PIXELS[60:]]
+    images[4] = None
+    shard = tmp_path / "mnist" / "test-00000-of-00001.parquet"
+    hub_dataset("image", images, MNIST_LABELS[60:], [*"0123456789"]).to_parquet(shard)
+    with pytest.raises(
+        ValueError, match="image 4 of mnist's test images is null, where an image is expected: "
+    ) as told:
+        load_tiny_mnist(tmp_path)
+    assert "\n" not in str(told.value)
+
+
 def test_wrong_image_folders(tmp_path: Path, own_cache: Path) -> None:
     root = tmp_path / "set"
 

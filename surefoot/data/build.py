@@ -34,7 +34,7 @@ class Source:
     class_names: tuple[str, ...]
     labels: NDArray[np.int64]
     parts: NDArray[np.int8]  # TRAIN, VALIDATION or TEST
-    read: Callable[[Sequence[int]], list[Image]]
+    read: Callable[[Sequence[int]], Sequence[Image | None]]  # None: a shard has null there
     describe: Callable[[int], str]
 
 
@@ -194,7 +194,7 @@ def _reserve(path: Path) -> None:
             ) from error
 
 
-def _read(source: Source, rows: Sequence[int]) -> list[Image]:
+def _read(source: Source, rows: Sequence[int]) -> Sequence[Image | None]:
     try:
         return source.read(rows)
     except Exception:
@@ -216,10 +216,12 @@ def reason(error: BaseException) -> str:
     return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", said)  # Pillow's name for our buffer
 
 
-def _pixels(plan: Plan, image: Image, describe: Callable[[int], str], row: int) -> NDArray[np.uint8]:
+def _pixels(plan: Plan, image: Image | None, describe: Callable[[int], str], row: int) -> NDArray[np.uint8]:
     """One image as uint8 `[c, h, w]`."""
     from PIL import Image as pillow
 
+    if image is None:
+        raise ValueError(f"{describe(row)} is null, where an image is expected: remove the row, or give it its image")
     if plan.native_size is not None and image.size != (plan.native_size, plan.native_size):
         raise ValueError(
             f"{describe(row)} has {image.width}x{image.height} pixels, "

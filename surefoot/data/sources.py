@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from surefoot.data.build import TEST, TRAIN, VALIDATION, Source, draw_classes, reason
 from surefoot.data.registry import DatasetSpec
@@ -185,9 +186,17 @@ def _hub_source(spec: DatasetSpec, train: Any, test: Any) -> Source:
                     f"{spec.name} needs the columns {spec.image_column!r} and {spec.label_column!r}, "
                     f"but the shards have {', '.join(part.column_names)}"
                 )
+
+    def describe(row: int) -> str:
+        part, place = ("training", row) if row < len(train) else ("test", row - len(train))
+        return f"image {place} of {spec.name}'s {part} images"
+
     images = [part.select_columns([spec.image_column]) for part in (train, test)]
     together = datasets.concatenate_datasets(images)
-    labels = [np.asarray(part.data.column(spec.label_column).to_numpy(), dtype=np.int64) for part in (train, test)]
+    labels = [
+        _labels(part.data.column(spec.label_column), start, describe)
+        for part, start in ((train, 0), (test, len(train)))
+    ]
     named = getattr(train.features[spec.label_column], "names", None)
     class_names = named or [str(label) for label in range(int(max(part.max() for part in labels)) + 1)]
     return Source(
@@ -195,12 +204,28 @@ def _hub_source(spec: DatasetSpec, train: Any, test: Any) -> Source:
         labels=np.concatenate(labels),
         parts=np.repeat(np.array([TRAIN, TEST], np.int8), [len(part) for part in labels]),
         read=lambda rows: together[rows][spec.image_column],
-        describe=lambda row: (
-            f"image {row} of {spec.name}'s training images"
-            if row < len(train)
-            else f"image {row - len(train)} of {spec.name}'s test images"
-        ),
+        describe=describe,
     )
+
+
+def _labels(column: Any, start: int, describe: Callable[[int], str]) -> NDArray[np.int64]:
+    """A column of pyarrow's as labels; `start` is the row of its first."""
+    if column.null_count or not str(column.type).startswith(("int", "uint")):
+        for row, label in enumerate(column.to_pylist(), start):
+            if not _is_whole(label):
+                raise ValueError(
+                    f"{describe(row)} has the label {label!r}, where the number of a class is expected, from 0: "
+                    "give all images of the shards one"
+                )
+    return np.asarray(column.to_numpy(), dtype=np.int64)
+
+
+def _is_whole(label: Any) -> bool:
+    """Also of a text of digits and a float that is one."""
+    try:
+        return int(label) == float(label)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def open_imagefolder(class_names: tuple[str, ...], files: list[tuple[int, int, Path]], scratch: Path) -> Source:
