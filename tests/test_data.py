@@ -846,6 +846,20 @@ def test_a_null_in_place_of_an_image(mnist_shards: Path, tmp_path: Path) -> None
     assert "\n" not in str(told.value)
 
 
+def test_parts_that_number_their_classes_differently(mnist_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(mnist_shards / "mnist", tmp_path / "mnist")
+    images = [Image.fromarray(image) for image in MNIST_PIXELS[60:]]
+    shard = tmp_path / "mnist" / "test-00000-of-00001.parquet"
+    hub_dataset("image", images, MNIST_LABELS[60:], [*"0132456789"]).to_parquet(shard)
+    words = "class 2 of mnist is '2' in the training shards, but '3' in the test shards: .* the same class names"
+    with pytest.raises(ValueError, match=words) as told:
+        load_tiny_mnist(tmp_path)
+    assert "\n" not in str(told.value)
+    hub_dataset("image", images, MNIST_LABELS[60:], [*"0123456789", "10"]).to_parquet(shard)
+    with pytest.raises(ValueError, match="class 10 of mnist is None in the training shards, but '10' in the test"):
+        load_tiny_mnist(tmp_path)
+
+
 def test_wrong_image_folders(tmp_path: Path, own_cache: Path) -> None:
     root = tmp_path / "set"
 

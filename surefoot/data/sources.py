@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,13 @@ def _hub_source(spec: DatasetSpec, train: Any, test: Any) -> Source:
         _labels(part.data.column(spec.label_column), start, describe)
         for part, start in ((train, 0), (test, len(train)))
     ]
-    named = getattr(train.features[spec.label_column], "names", None)
+    named, test_named = (getattr(part.features[spec.label_column], "names", None) for part in (train, test))
+    for label, (one, other) in enumerate(zip_longest(named or (), test_named or ())):
+        if named and test_named and one != other:
+            raise ValueError(
+                f"class {label} of {spec.name} is {one!r} in the training shards, but {other!r} in the test shards: "
+                "both must number the same class names in the same order"
+            )
     class_names = named or [str(label) for label in range(int(max(part.max() for part in labels)) + 1)]
     return Source(
         class_names=tuple(class_names),
