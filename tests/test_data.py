@@ -774,6 +774,40 @@ def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], word
     assert not own_cache.exists() or list(own_cache.iterdir()) == []
 
 
+IMAGES, LABELS = torch.zeros(30, 1, 8, 8, dtype=torch.uint8), torch.arange(30) % 3
+FINE = Split(IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"train": (IMAGES, LABELS)}, TypeError, r"train is an object of type tuple; give Split\(images, labels\)"),
+        ({"test": None}, TypeError, r"test is an object of type NoneType; .* Split\(images\[:0\], labels\[:0\]\)"),
+        ({"test": Split(IMAGES.float(), LABELS)}, ValueError, r"test.images must be uint8 .*, got torch.float32"),
+        ({"train": Split(IMAGES[:, 0], LABELS)}, ValueError, r"train.images must be .*, got .* \(30, 8, 8\)"),
+        ({"train": Split(IMAGES.numpy(), LABELS)}, TypeError, "train.images are an object of type ndarray"),  # type: ignore[arg-type]
+        ({"validation": Split(IMAGES, LABELS.int())}, ValueError, "validation.labels must be int64"),
+        ({"validation": Split(IMAGES, LABELS[1:])}, ValueError, "validation has 30 images and 29 labels"),
+        ({"class_names": ("a", "b")}, ValueError, "class_names has 2 names, but num_classes is 3; give one a class"),
+        ({"class_names": tuple("abcd")}, ValueError, "class_names has 4 names, but num_classes is 3"),
+        ({"class_names": "abc"}, TypeError, "class_names is 'abc'; give a tuple of one name a class"),
+        ({"num_classes": 3.0}, ValueError, "num_classes is 3.0; it must be a whole number of at least 2"),
+    ],
+)
+def test_wrong_data_of_ones_own(fields: dict[str, Any], error: type[Exception], words: str) -> None:
+    right: dict[str, Any] = {
+        "train": FINE,
+        "validation": FINE,
+        "test": FINE,
+        "num_classes": 3,
+        "class_names": (*"abc",),
+    }
+    assert Dataset("mine", **right).num_classes == 3
+    with pytest.raises(error, match=words) as caught:
+        Dataset("mine", **(right | fields))
+    assert "\n" not in str(caught.value)
+
+
 def test_wrong_shards(mnist_shards: Path, tmp_path: Path, own_cache: Path) -> None:
     def refused(name: str, error: type[Exception], words: str) -> None:
         with pytest.raises(error, match=words) as caught:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from surefoot.core.devices import image_format
-from surefoot.core.geometry import check_tensor
 from surefoot.core.limits import check_count
 from surefoot.data.augment import horizontal_flip, pad_crop
-from surefoot.data.load import Split
+from surefoot.data.load import Split, check_split
 
 Augmentation = Literal["none", "crop-flip"]
 
@@ -79,14 +78,7 @@ class Batches:
                 "dataset.train, or Split(images, labels)."
             )
         images, labels = split
-        check_tensor("images", images)
-        check_tensor("labels", labels)
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(f"images must be uint8 [n, c, h, w], got {images.dtype} of shape {tuple(images.shape)}")
-        if labels.dtype != torch.int64 or labels.ndim != 1:
-            raise ValueError(f"labels must be int64 [n], got {labels.dtype} of shape {tuple(labels.shape)}")
-        if len(images) != len(labels):
-            raise ValueError(f"each image needs a label, got {len(images)} images and {len(labels)} labels")
+        check_split(images, labels)
         check_count("batch_size", batch_size)
         if augment not in get_args(Augmentation):
             raise ValueError(f"augment must be one of {get_args(Augmentation)}, got {augment!r}")

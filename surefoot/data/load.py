@@ -13,8 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from surefoot.core.geometry import check_tensor
 from surefoot.core.limits import check_count, check_whole
 from surefoot.data.build import Plan, Source, build
 from surefoot.data.cache import cache_root, open_or_build
@@ -41,9 +43,33 @@ class Split(NamedTuple):
     labels: Tensor
 
 
+def check_split(images: Tensor, labels: Tensor, name: str | None = None) -> None:
+    """Refuse what is not as `Split` says; `name` is the data set's name for it.
+
+    Raises:
+        TypeError: images or labels that are no tensors.
+        ValueError: other shapes or types, or not as many labels as images.
+    """
+    of = "" if name is None else f"{name}."
+    check_tensor(f"{of}images", images)
+    check_tensor(f"{of}labels", labels)
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"{of}images must be uint8 [n, c, h, w], got {images.dtype} of shape {tuple(images.shape)}")
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(f"{of}labels must be int64 [n], got {labels.dtype} of shape {tuple(labels.shape)}")
+    if len(images) != len(labels):
+        raise ValueError(
+            f"each image needs a label, but {name or 'the split'} has {len(images)} images and {len(labels)} labels"
+        )
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """A set of images in three disjoint splits: a named one, memory-mapped from the cache, or one of your own.
+
+    Raises:
+        TypeError: a split that is no `Split` of tensors, or class names that are no tuple.
+        ValueError: a split that is not as `Split` says, fewer than two classes, or not one name a class.
 
     >>> import torch
     >>> labels = torch.arange(30) % 3
@@ -58,6 +84,22 @@ class Dataset:
     test: Split
     num_classes: int
     class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("train", "validation", "test"):
+            split = getattr(self, name)
+            if not isinstance(split, Split):
+                raise TypeError(
+                    f"{name} is an object of type {type(split).__name__}; give Split(images, labels), and where there "
+                    "are none Split(images[:0], labels[:0])."
+                )
+            check_split(*split, name)
+        check_count("num_classes", self.num_classes, least=2)
+        if not isinstance(self.class_names, tuple | list):
+            raise TypeError(f"class_names is {self.class_names!r}; give a tuple of one name a class.")
+        names = len(self.class_names)
+        if names != self.num_classes:
+            raise ValueError(f"class_names has {names} names, but num_classes is {self.num_classes}; give one a class.")
 
     @property
     def in_channels(self) -> int:
