@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -17,10 +17,12 @@ from surefoot.benchmark import PEERS, AttackBenchmark, Line, Subject
 from surefoot.benchmark.peers import Craft, PeerSpec
 from surefoot.benchmark.timing import Timing, race
 from surefoot.cli import main
+from surefoot.cli.benchmark import AttackOptions, StepOptions
+from surefoot.cli.models import ModelOptions
 from surefoot.core.types import Attack
 from surefoot.models import build_model
 from surefoot.recipes import RECIPES
-from surefoot.training import save_weights
+from surefoot.training import FitConfig, save_weights
 from tests.tables import CLASSES, PlainNet, random_batch, random_net, trained
 
 EPS, STEP_SIZE = 0.1, 0.03
@@ -483,6 +485,12 @@ def test_the_help_says_what_can_be_measured(capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "usage: surefoot benchmark WHAT" in out
     assert "usage: surefoot benchmark attacks" in out
+
+
+def test_what_is_measured_runs_where_everything_else_does() -> None:
+    devices = [get_type_hints(options)["device"] for options in (AttackOptions, StepOptions, ModelOptions, FitConfig)]
+    assert devices == [devices[0]] * 4
+    assert "mps" in get_args(devices[0])
 
 
 def test_a_line_is_json_as_it_is() -> None:

@@ -71,7 +71,7 @@ class Network(NamedTuple):
 class Place(Common):
     """What both take: where to run, and where from and to."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to run; `auto` takes an accelerator where there is one."""
     data_dir: Path | None = None
     """A folder of parquet shards; None is $SUREFOOT_DATA, or the hub."""
