@@ -39,6 +39,9 @@ class Batches:
     torch's global generator is neither read nor moved. A resumed run asks for the epoch it stopped at and
     needs no other state.
 
+    Use `batches.epoch(number)` in a training loop: `for inputs, labels in batches` is epoch 0 each time, so that
+    with `shuffle` or `augment` it gives the same order and the same shifts again and again.
+
     Args:
         split: images uint8 `[n, c, h, w]` and labels int64 `[n]`.
         batch_size: examples a batch; the last one may be smaller, unless `drop_last`.
@@ -58,6 +61,11 @@ class Batches:
     >>> batches = Batches(split, 4, shuffle=True, seed=1)
     >>> [len(labels) for inputs, labels in batches.epoch(3)]
     [4, 4, 2]
+    >>> for number in range(3):  # a training loop: another order each time
+    ...     print([label for inputs, labels in batches.epoch(number) for label in labels.tolist()])
+    [1, 4, 6, 7, 8, 9, 2, 3, 0, 5]
+    [4, 9, 7, 0, 5, 2, 1, 3, 6, 8]
+    [4, 5, 0, 8, 1, 2, 9, 3, 7, 6]
     """
 
     def __init__(
@@ -98,7 +106,15 @@ class Batches:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of epoch 0: with `shuffle` or `augment` ask for `epoch(n)`."""
+        """The batches of epoch 0, in the same order each time: use `batches.epoch(number)` in a training loop.
+
+        >>> split = Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4))
+        >>> batches = Batches(split, 4, shuffle=True)
+        >>> [labels.tolist() for number in range(3) for inputs, labels in batches]
+        [[0, 3, 1, 2], [0, 3, 1, 2], [0, 3, 1, 2]]
+        >>> [labels.tolist() for number in range(3) for inputs, labels in batches.epoch(number)]
+        [[0, 3, 1, 2], [1, 3, 2, 0], [3, 2, 1, 0]]
+        """
         return self.epoch(0)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
