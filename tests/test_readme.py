@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -28,6 +29,7 @@ from surefoot.report.calibration import confusion_table, models_table
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = (ROOT / "docs" / "mnist.md").read_text(encoding="utf-8")
+QUESTIONS = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "results" / "mnist"
 PAPER = ROOT.parent / "shared" / "paper" / "regularizers-for-single-step-adversarial-training.md"
 
@@ -45,13 +47,23 @@ def test_the_tours_python_runs_as_printed(capsys: pytest.CaptureFixture[str]) ->
     assert clean >= fgsm >= pgd > 10
 
 
+def test_the_questions_python_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", QUESTIONS, flags=re.DOTALL)
+    space: dict[str, object] = {}
+    exec(compile(block, "questions.md", "exec"), space)
+    losses = [float(line) for line in capsys.readouterr().out.split()]
+    assert len(losses) == 2
+    assert all(math.isfinite(loss) for loss in losses)
+
+
 def test_what_the_tour_ends_at_and_sat_r1_on_the_digits_is_what_was_measured() -> None:
     tour = (ROOT / "results" / "digits" / "readme-tour.txt").read_text(encoding="utf-8")
     numbers = re.findall(r"(\d+\.\d) %", tour)
-    first, second = numbers[:3], numbers[3:]
+    first, second, third, fourth = (numbers[i : i + 3] for i in range(0, 12, 3))
     text = " ".join(README.split())
     assert f"ends at {first[0]} % clean, {first[1]} % under FGSM and {first[2]} % under PGD" in text
     assert f"at {second[0]}, {second[1]} and {second[2]} after" in text
+    assert f"at {third[0]}, {third[1]} and {third[2]}, and at {fourth[0]}, {fourth[1]} and {fourth[2]}" in text
     left = [
         100 * record.robust_accuracy
         for file in (ROOT / "results" / "digits" / "sat-r1").glob("*.jsonl")

@@ -2,7 +2,7 @@
 
 from surefoot.core.files import CheckpointError
 from surefoot.training.checkpoint import load_weights, save_weights
-from surefoot.training.fit import FitConfig, FitResult, Phase, TrainingDiverged, fit
+from surefoot.training.fit import FitConfig, FitResult, Phase, StepReport, TrainingDiverged, fit
 from surefoot.training.monitor import Look, Monitor, describe, monitor_curves
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Look",
     "Monitor",
     "Phase",
+    "StepReport",
     "TrainingDiverged",
     "describe",
     "fit",
