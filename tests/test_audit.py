@@ -739,7 +739,7 @@ def check(key: str, outcome: Any, strength: float = 0.5, samples: list[int] | No
 
 
 def judged(checks: list[Check], looks: list[Looks], standing: int, required: float = 0.1) -> Any:
-    return decide(checks, looks, eps=0.3, total=200, standing=standing, required=required)
+    return decide(checks, looks, eps=0.3, total=200, standing=standing, required=required, right=198, classes=10)
 
 
 SOUND = [check(key, "passed", 0.0) for key in QUESTIONS]
@@ -839,10 +839,10 @@ def test_images_of_another_type_than_the_weights_are_told_in_a_sentence() -> Non
 
 def test_a_handful_of_images_makes_no_model_robust_or_not() -> None:
     for total, standing in ((1, 1), (2, 0), (29, 29)):
-        few = decide(SOUND, [], eps=0.3, total=total, standing=standing, required=0.1)
+        few = decide(SOUND, [], eps=0.3, total=total, standing=standing, required=0.1, right=standing, classes=10)
         assert few.name == "inconclusive"
         assert "Too few images" in few.warnings[0]
-    assert decide(SOUND, [], eps=0.3, total=30, standing=30, required=0.1).name == "robust"
+    assert decide(SOUND, [], eps=0.3, total=30, standing=30, required=0.1, right=30, classes=2).name == "robust"
 
 
 def test_the_sentence_tells_the_attack_that_says_most() -> None:
@@ -880,6 +880,26 @@ def test_what_is_required_can_be_set() -> None:
     looks = [Looks("FGSM", 198, 150, 60)]
     assert judged(SOUND, looks, 90, required=0.3).name == "robust"
     assert judged(SOUND, looks, 90, required=0.8).name == "not robust"
+
+
+@pytest.mark.parametrize(
+    ("right", "classes", "name"), [(100, 2, "inconclusive"), (115, 2, "inconclusive"), (150, 2, "robust")]
+)
+def test_a_model_that_guesses_is_not_called_robust(right: int, classes: int, name: str) -> None:
+    found = decide(SOUND, [], eps=0.3, total=200, standing=90, required=0.1, right=right, classes=classes)
+    assert found.name == name
+    if name == "inconclusive":
+        assert "not clearly more than guessing among 2 classes gives" in found.sentence
+        assert "knows no more than guessing" in found.warnings[0]
+
+
+@pytest.mark.parametrize("required", [None, 0.1])
+def test_an_audit_of_a_model_that_guesses_says_so(required: float | None) -> None:
+    inputs, labels = images()
+    found = audit(Matching(), inputs, labels.sort().values, 0.03, required=required)  # a third is right
+    assert found.worst_case_interval[0] >= 0.1
+    assert (found.verdict, found.required) == ("inconclusive", 1 / 3 if required is None else 0.1)
+    assert "33.3 % are right when clean, not clearly more than guessing among 3 classes gives" in found.sentence
 
 
 def test_a_weak_attack_is_warned_of() -> None:
@@ -1200,7 +1220,7 @@ def test_fgsm_alone_makes_no_model_robust() -> None:
     checks = [ask(table) for ask in QUESTIONS.values()]
     left = int(single.robust.sum())
     looks = [Looks("FGSM", 96, left, 0)]
-    verdict = decide(checks, looks, eps=0.03, total=96, standing=left, required=0.1)
+    verdict = decide(checks, looks, eps=0.03, total=96, standing=left, required=0.1, right=96, classes=2)
     assert left > 80
     assert (verdict.name, checks[0].measured) == (
         "inconclusive",

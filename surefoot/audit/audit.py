@@ -28,7 +28,7 @@ from surefoot.evaluation.records import wilson_interval
 from surefoot.models.wrappers import Averaged
 
 REQUIRED = 0.1
-"""Worst-case accuracy that counts as robust where nothing else is asked for."""
+"""Worst-case accuracy that counts as robust where nothing else is asked for, and guessing gives no more."""
 
 DRAWS = 8
 """Calls over which a model's random answers are averaged."""
@@ -42,7 +42,7 @@ def audit(
     eps: float,
     *,
     name: str = "model",
-    required: float = REQUIRED,
+    required: float | None = None,
     others: Tensor | None = None,
     sources: Mapping[str, nn.Module] | None = None,
     notes: Sequence[str] = (),
@@ -61,7 +61,8 @@ def audit(
         inputs: `[images, ...]` in [0, 1] and labels int64 `[images]`, on the model's device.
         eps: l-infinity radius in pixel units.
         name: as the user calls the model.
-        required: the worst-case accuracy that counts as robust.
+        required: the worst-case accuracy that counts as robust; None is 10 %, or 1 / classes, what guessing gives,
+            where that is more.
         others: further images, of the training set, that substitutes learn the model's answers on; None trains none.
         sources: models to craft on instead, by name.
         notes: what a reader must know beforehand, as `recognise` says it; among the warnings.
@@ -91,9 +92,10 @@ def audit(
     if len(labels) == 0:
         raise ValueError("there are no images to audit on.")
     check_radius("eps", eps, positive=True)
-    check_number("required", required, example="0.1")
-    if not 0 < required < 1:
-        raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
+    if required is not None:
+        check_number("required", required, example="0.1")
+        if not 0 < required < 1:
+            raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     if budget_minutes is not None:
         check_number("budget_minutes", budget_minutes, example="10")
         if not budget_minutes >= 0:
@@ -106,6 +108,7 @@ def audit(
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
     count = count_classes(model, inputs)
     check_labels(labels, count)
+    required = max(REQUIRED, 1 / count) if required is None else required
     said: list[str] = []
     if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
         model, notes = Averaged(model, DRAWS), [*notes, *said]
@@ -143,6 +146,8 @@ def audit(
         total=total,
         standing=left,
         required=required,
+        right=int(bench.right.sum()),
+        classes=count,
     )
     return Audit(
         **{

@@ -109,19 +109,21 @@ def decide(
     total: int,
     standing: int,
     required: float,
+    right: int,
+    classes: int,
 ) -> Verdict:
     """Weigh the evidence.
 
     - masked: a cheap attack alone would have called the model robust, others fool clearly more than half of what it
       left, and a check failed that says why; or plain PGD would have, and others fool clearly more than two fifths of
       what it left.
-    - robust: of at least 30 images the lower end of the worst case's 95 % interval reaches `required`, every check was
-      made, none failed, but for answers that change from call to call, which are judged by their mean; others fool at
-      most half of what PGD left; and where a cheap attack would have called it robust, at most four fifths of what
-      FGSM left, and two fifths of what PGD left.
+    - robust: of at least 30 images the lower end of the worst case's 95 % interval reaches `required`, clearly more are
+      right when clean than guessing gives, every check was made, none failed, but for answers that change from call to
+      call, which are judged by their mean; others fool at most half of what PGD left; and where a cheap attack would
+      have called it robust, at most four fifths of what FGSM left, and two fifths of what PGD left.
     - not robust: the interval's upper end does not reach it, and nothing was masked.
-    - inconclusive: the rest. A check failed where no attack got through, weak attacks miss too much, checks were not
-      made, or the images were too few.
+    - inconclusive: the rest. The model guesses, a check failed where no attack got through, weak attacks miss too much,
+      checks were not made, or the images were too few.
 
     Args:
         checks: all twelve.
@@ -129,9 +131,12 @@ def decide(
         eps: l-infinity radius.
         total, standing: images examined, and left by everything tried.
         required: the share that must be left for `robust`.
+        right: images that are right when clean.
+        classes: how many the model tells apart.
 
     Example:
-        >>> decide([], [Looks("PGD-40", 99, 0, 0)], eps=0.3, total=100, standing=0, required=0.1).name
+        >>> looks = [Looks("PGD-40", 99, 0, 0)]
+        >>> decide([], looks, eps=0.3, total=100, standing=0, required=0.1, right=99, classes=10).name
         'not robust'
     """
     low, high = wilson_interval(standing, total)
@@ -144,6 +149,7 @@ def decide(
     looked = [each for each in looks if each.robust(total, required)]
     deceived = [each for each in looked if each.astray() or (against and each.false())]
     doubtful = [each for each in looks if each.doubtful(each in looked)]
+    guesses = binomial_tail(right, total, 1 / classes) > CHECK_ERROR
     missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
     strongest = min(looks, key=lambda each: each.left, default=None)
     warnings = told_apart(checks)
@@ -155,7 +161,7 @@ def decide(
             f"{most.told(total)}, which looks robust, but {worst}",
         )
         pieces = [each.measured for each in [*against, *failed]][:2] or [breaks(checks)]
-    elif low >= required and total >= FEWEST and not against and not missing and not doubtful:
+    elif low >= required and total >= FEWEST and not (guesses or against or missing or doubtful):
         name, text = "robust", f"{worst}, where {percent(required)} are required"
         passed = sum(each.outcome == "passed" for each in checks)
         pieces = [strongest.told(total)] if strongest is not None else []
@@ -164,6 +170,18 @@ def decide(
         name, text = "not robust", f"{worst}, where {percent(required)} are required"
         pieces = [each.measured for each in against[:1]]
         pieces = ([strongest.told(total)] if strongest is not None else []) + (pieces or ["no check speaks of masking"])
+    elif guesses and total >= FEWEST:
+        name = "inconclusive"
+        text = (
+            f"{worst}, but {percent(right / total)} are right when clean, not clearly more than guessing among "
+            f"{classes} classes gives"
+        )
+        pieces = []
+        warnings.insert(
+            0,
+            "This model knows no more than guessing: train it first, or see whether its labels and pixels are those it "
+            "is made for.",
+        )
     elif against:
         name, text = "inconclusive", f"{worst}, but the attacks cannot be trusted on this model"
         pieces = [each.measured for each in against[:2]]

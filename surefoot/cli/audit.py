@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from surefoot.audit import Audit
-from surefoot.audit.audit import DRAWS, REQUIRED
+from surefoot.audit.audit import DRAWS
 from surefoot.audit.audit import audit as examine
 from surefoot.audit.record import Check
 from surefoot.cli.calibration import Confusion, Facts, Truth, controls
@@ -49,8 +49,8 @@ class Options(ModelOptions):
     """Only the first so many images; None is all."""
     batch_size: int = 128
     """Images at a time."""
-    require: float = REQUIRED
-    """The worst-case accuracy that counts as robust: its 95 % interval must lie above."""
+    require: float | None = None
+    """Worst-case accuracy above which its 95 % interval counts as robust; None: 0.1, or 1 / classes if more."""
     budget: float | None = None
     """Minutes a model: more buy a more thorough audit, fewer a quicker one. None takes at most about 4."""
     out: Path | None = None
@@ -62,7 +62,7 @@ class Options(ModelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.require < 1:
+        if self.require is not None and not 0 < self.require < 1:
             raise ValueError(f"--require is {self.require:g}; it is a share of the images, above 0 and below 1.")
         if self.budget is not None and not self.budget > 0:
             raise ValueError(f"--budget is {self.budget:g}; it is in minutes, above 0.")
@@ -196,8 +196,8 @@ def calibrate(names: list[str], options: Options) -> int:
     """Audit the controls and print how often their truth was found; 1 where what must not happen did."""
     pairs: list[tuple[Truth, Audit]] = []
     for control in controls(names, options.runs, options):
-        truth = control.facts.truth(options.require)
         found = audit_one(control.opened, options, None)
+        truth = control.facts.truth(found.required)
         pairs.append((truth, found))
         if options.json:
             print_json(calibration_record(truth, control.facts, found))
