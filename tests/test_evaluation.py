@@ -560,6 +560,20 @@ def test_an_own_attack_to_the_rim_of_its_ball_is_taken(dtype: torch.dtype) -> No
     assert evaluate(Threshold(), batches, [Own(lambda inputs: (inputs + 0.2).clamp(0, 1))])[1].attack == "Own"
 
 
+@pytest.mark.parametrize("eps", [np.float32(0.2), torch.tensor(0.2), torch.tensor([0.2], requires_grad=True)], ids=repr)
+def test_an_own_eps_of_numpy_or_torch_is_held_too(eps: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape("Own moved a pixel by 0.3, further than its eps, 0.2")):
+        evaluate(Threshold(), HAND, [Own(lambda inputs: (inputs + 0.3).clamp(0, 1), eps)])
+    assert evaluate(Threshold(), HAND, [Own(lambda inputs: (inputs + 0.2).clamp(0, 1), eps)])[1].attack == "Own"
+
+
+def test_images_that_ask_for_gradients_are_measured_as_others_are(tmp_path: Path) -> None:
+    asking = [(inputs.clone().requires_grad_(), labels) for inputs, labels in HAND]
+    found, plain = (evaluate(Threshold(), each, [FGSM(0.2)], samples=tmp_path) for each in (asking, HAND))
+    assert [each.robust_accuracy for each in found] == [each.robust_accuracy for each in plain]
+    assert accuracy(Threshold(), asking, FGSM(0.2)) == accuracy(Threshold(), HAND, FGSM(0.2))
+
+
 def test_an_own_attack_that_works_in_place_leaves_the_images_alone() -> None:
     before = [inputs.clone() for inputs, _ in HAND]
     record = evaluate(Threshold(), HAND, [Own(lambda inputs: inputs.add_(0.2).clamp_(0, 1))])[1]

@@ -67,7 +67,7 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
                 f"batches gave {describe(batch)}; give pairs of inputs [batch, channels, height, width] and labels "
                 "[batch], as [(inputs, labels)] or a DataLoader does."
             )
-        yield batch[0], batch[1]
+        yield batch[0].detach(), batch[1]  # they may ask for gradients, and so would all made of them
 
 
 def accuracy(
@@ -262,7 +262,7 @@ class Reread:
                     f"batch {number} has other images than when it was first read; they are read once an attack, "
                     "so give the same each time, not augmented at random."
                 )
-            yield inputs, labels
+            yield inputs.detach(), labels
         if done != self.total:
             raise ValueError(
                 f"batches gave {self.total} samples at first and {done} the next time; they are read once an attack, "
@@ -513,7 +513,7 @@ def save_samples(
 
     `adv_inputs`, `labels`, `clean_prediction`, `prediction`, `robust`, `l2` and `linf`, in the batches' order.
     """
-    images, labels = zip(*((inputs.cpu(), labels.cpu()) for inputs, labels in batches), strict=True)
+    images, labels = zip(*((inputs.detach().cpu(), labels.cpu()) for inputs, labels in batches), strict=True)
     tensors = {
         name: torch.cat([outcomes[0].tensors()[name].cpu() for outcomes in state]) for name in state[0][0].tensors()
     }

@@ -60,7 +60,7 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
         TypeError: something other than a tensor.
         ValueError: another shape or type, NaN, pixels outside [0, 1], or further away than the attack's own `eps`.
     """
-    name, eps = name_of(attack), getattr(attack, "eps", None)
+    name, eps = name_of(attack), radius_of(attack)
     if not isinstance(adv_inputs, Tensor):
         raise TypeError(f"{name} returned an object of type {type(adv_inputs).__name__}; an attack returns images.")
     if adv_inputs.shape != inputs.shape:
@@ -75,6 +75,7 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
         )
     if adv_inputs.numel() == 0:
         return
+    adv_inputs, inputs = adv_inputs.detach(), inputs.detach()
     low, high = torch.aminmax(adv_inputs)
     if low.isnan():
         raise ValueError(f"{name} returned pixels that are NaN; is the model's gradient NaN on these images?")
@@ -83,8 +84,17 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
         raise ValueError(
             f"{name} returned pixels from {low.item():.4g} to {high.item():.4g}; an attack stays in [0, 1]."
         )
-    if isinstance(eps, int | float) and (moved := float(linf_distance(adv_inputs, inputs).max())) > eps + rounding:
+    if eps is not None and (moved := float(linf_distance(adv_inputs, inputs).max())) > eps + rounding:
         raise ValueError(f"{name} moved a pixel by {moved:.4g}, further than its eps, {eps:.4g}; let it project.")
+
+
+def radius_of(attack: object) -> float | None:
+    """An attack's own `eps`, where it has one that is a number: Python's, NumPy's or a tensor of one."""
+    eps: Any = getattr(attack, "eps", None)
+    try:
+        return float(eps.item() if hasattr(eps, "item") else eps)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 @contextmanager
