@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surefoot.attacks import FGSM, MIFGSM, PGD, CarliniWagnerL2, DeepFool, Square
+from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, CarliniWagnerL2, DeepFool, Square
 from surefoot.attacks.gradient_sign import random_signs
 from surefoot.audit import audit
 from surefoot.core.files import save_tensors, write_text
@@ -102,7 +103,33 @@ def test_a_radius_that_is_a_text_is_refused_as_one() -> None:
         check_radius("eps", "8/255")  # type: ignore[arg-type]
 
 
+def test_a_radius_may_be_a_number_of_numpy_or_torch() -> None:
+    inputs, labels = random_batch()
+    wanted = FGSM(0.25)(random_net(), inputs, labels)
+    for eps in (np.float32(0.25), torch.tensor(0.25)):
+        assert torch.equal(FGSM(eps)(random_net(), inputs, labels), wanted)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda value: IFGSM(0.1, 2, stop_when_fooled=value), "stop_when_fooled"),
+        (lambda value: MIFGSM(0.1, 2, stop_when_fooled=value), "stop_when_fooled"),
+        (lambda value: PGD(0.1, 2, 0.1, stop_when_fooled=value), "stop_when_fooled"),
+        (lambda value: PGD(0.1, 2, 0.1, random_start=value), "random_start"),
+        (lambda value: CarliniWagnerL2(targeted=value), "targeted"),
+        (lambda value: CarliniWagnerL2(abort_early=value), "abort_early"),
+        (lambda value: Square(0.1, rescale=value), "rescale"),
+    ],
+)
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_what_is_neither_true_nor_false_is_refused(build: Callable[[Any], object], name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{name} is {value!r}; it must be True or False\.$"):
+        build(value)
+
+
 NOT_ONE_NUMBER: list[tuple[Callable[[Any], object], str]] = [
+    (lambda value: FGSM(eps=value), "eps"),
     (lambda value: SatR2(0.1, 0.02, lam=value), "lam"),
     (lambda value: SatR3(0.1, 0.02, 1.0, tau=value), "tau"),
     (lambda value: Trades(0.1, 2, 0.1, beta=value), "beta"),
@@ -126,7 +153,17 @@ NOT_ONE_NUMBER: list[tuple[Callable[[Any], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize("value", ["0.5", [0.5, 0.5], torch.tensor([0.5, 0.5])], ids=["text", "list", "tensor of two"])
+NO_NUMBERS = {
+    "text": "0.5",
+    "list": [0.5, 0.5],
+    "tensor of two": torch.tensor([0.5, 0.5]),
+    "tensor of a dimension": torch.tensor([0.5]),
+    "asks for a gradient": torch.tensor(0.5, requires_grad=True),
+    "flag": True,
+}
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS.values(), ids=NO_NUMBERS)
 @pytest.mark.parametrize(("build", "name"), NOT_ONE_NUMBER, ids=range(len(NOT_ONE_NUMBER)))
 def test_what_is_not_one_number_is_refused_as_that(build: Callable[[Any], object], name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=rf"^{name} is .*; it must be a number, for example .*\.$"):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_above_zero, check_count, check_number
+from surefoot.core.limits import check_above_zero, check_count, check_flag, check_number
 from surefoot.core.losses import check_logits, full_precision, margin
 
 EDGE = 1e-3
@@ -80,6 +80,8 @@ class CarliniWagnerL2:
         check_above_zero("learning_rate", self.learning_rate, example=f"{type(self).learning_rate}")
         check_count("steps", self.steps)
         check_count("search_steps", self.search_steps)
+        for name in ("abort_early", "targeted"):
+            check_flag(name, getattr(self, name))
         if not 0 < self.initial_c <= LARGEST_C:
             raise ValueError(f"initial_c is {self.initial_c}; it must be above 0 and at most {LARGEST_C:g}.")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks.worst_case import Logits, fool_in_turn
 from surefoot.core.geometry import check_radius
-from surefoot.core.limits import check_count, check_number
+from surefoot.core.limits import check_count, check_flag, check_number
 from surefoot.core.losses import answered, margin
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the window's area is halved after so many queries
@@ -128,6 +128,7 @@ class Square:
         check_radius("eps", self.eps)
         check_count("queries", self.queries)
         check_count("restarts", self.restarts)
+        check_flag("rescale", self.rescale)
         check_number("p_init", self.p_init, example="0.8")
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is {self.p_init}; it is a share of the image, above 0 and at most 1.")

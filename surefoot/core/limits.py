@@ -18,6 +18,8 @@ MOST = {
 def check_number(name: str, value: Any, *, example: str = "0.5") -> None:
     """Refuse what is not one number, as a text, so that a field's own bounds may be asked of it.
 
+    True is none; nor is a tensor of a dimension, or one that asks for a gradient, which results would carry on.
+
     Raises:
         TypeError: with an example of one.
 
@@ -27,10 +29,30 @@ def check_number(name: str, value: Any, *, example: str = "0.5") -> None:
         ...
         TypeError: lam is '1.0'; it must be a number, for example 0.5.
     """
-    try:
-        math.isfinite(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last two of an array or a tensor of several
-        raise TypeError(f"{name} is {value!r}; it must be a number, for example {example}.") from error
+    cause: Exception | None = None
+    if not (isinstance(value, bool) or getattr(value, "ndim", 0) > 0 or getattr(value, "requires_grad", False)):
+        try:
+            math.isfinite(value)
+            return
+        except (TypeError, ValueError, RuntimeError) as error:
+            cause = error
+    raise TypeError(f"{name} is {value!r}; it must be a number, for example {example}.") from cause
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False, as the text "no", which counts as true.
+
+    Raises:
+        TypeError: with the two.
+
+    Example:
+        >>> check_flag("random_start", "no")
+        Traceback (most recent call last):
+        ...
+        TypeError: random_start is 'no'; it must be True or False.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be True or False.")
 
 
 def check_above_zero(name: str, value: Any, *, example: str, otherwise: str = "") -> None:
