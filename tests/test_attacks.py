@@ -918,6 +918,15 @@ def test_a_custom_loss_is_what_goes_up() -> None:
     assert bool((net(adv_inputs)[:, 2] > net(inputs)[:, 2]).all())
 
 
+@pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Sequential(nn.Flatten(), nn.Linear(48, 1), nn.Flatten(0))]
+)
+def test_logits_of_another_shape_are_refused_in_a_sentence(case: AttackCase, model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"the model's logits have shape \[4.*\]; give \[batch, classes\]"):
+        case.build(EPS)(model, torch.rand(4, 3, 4, 4), torch.tensor([0, 1, 1, 0]))
+
+
 def test_weights_frozen_by_the_user_do_not_stop_an_attack() -> None:
     inputs, labels = random_batch()
     net = random_net()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.limits import check_above_zero, check_count, check_flag, check_number
-from surefoot.core.losses import check_logits, full_precision, margin
+from surefoot.core.losses import check_logits, check_logits_shape, full_precision, margin
 
 EDGE = 1e-3
 """Black and white start this far inside tanh's range of (-1, 1), where its slope still lets them move."""
@@ -106,7 +106,8 @@ class CarliniWagnerL2:
 
     def _gap(self, logits: Tensor, labels: Tensor) -> Tensor:
         """g of each sample, below 0 where the attack has what it wants."""
-        if check_logits(logits).shape[1] < 2:
+        check_logits_shape(check_logits(logits))
+        if logits.shape[1] < 2:
             raise ValueError("CarliniWagnerL2 compares two classes, but the model has one logit a sample.")
         return margin(logits, labels) if self.targeted else -margin(logits, labels)
 

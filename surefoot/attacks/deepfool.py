@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, check_labels, per_sample
 from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
 from surefoot.core.limits import check_count, check_number
-from surefoot.core.losses import answered, full_precision
+from surefoot.core.losses import answered, check_logits_shape, full_precision
 
 PAST_BOUNDARY = 1e-4  # l2 added to every step: a boundary that is merely reached is not crossed
 
@@ -90,6 +90,7 @@ class DeepFool:
             if not logits.requires_grad:
                 raise ValueError(NO_GRADIENT)
             if step == 0:
+                check_logits_shape(logits)
                 check_labels(labels, logits.shape[1])
             alive = answered(logits) == labels
             result[rows] = points.detach()

@@ -20,7 +20,7 @@ from surefoot.audit.verdict import Looks, decide
 from surefoot.core.geometry import check_batch, check_labels, check_radius, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
 from surefoot.core.limits import check_number
-from surefoot.core.losses import check_logits
+from surefoot.core.losses import check_logits, check_logits_shape
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.passes import seeded, weights_sha256
 from surefoot.evaluation.recognise import check_repeats
@@ -186,8 +186,7 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
     """How many classes the model has a logit for."""
     with crafting(model, inputs) as frozen, torch.no_grad():
         logits = check_logits(frozen(inputs[:2]))
-    if logits.dim() != 2:
-        raise ValueError(f"the model's logits have shape {list(logits.shape)}; give [batch, classes].")
+    check_logits_shape(logits)
     return logits.shape[1]
 
 

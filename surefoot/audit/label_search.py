@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from surefoot.core.geometry import check_batch, check_radius
 from surefoot.core.gradients import crafting, without_gradients
 from surefoot.core.limits import check_count
-from surefoot.core.losses import answered, check_logits
+from surefoot.core.losses import answered, check_logits, check_logits_shape
 
 HALVINGS = 8  # of the interval that a radius is searched in
 
@@ -60,6 +60,7 @@ class LabelSearch:
             def wrong(rows: Tensor, radii: Tensor, signs: Tensor) -> Tensor:
                 images = (flat[rows] + radii[:, None] * signs).clamp(0, 1)
                 logits = check_logits(frozen(images.view(len(rows), *inputs.shape[1:]).to(inputs.dtype)))
+                check_logits_shape(logits)
                 return answered(logits) != labels[rows]
 
             def shrink(rows: Tensor, high: Tensor, signs: Tensor) -> Tensor:

@@ -27,6 +27,18 @@ def check_logits(output: Any) -> Tensor:
     return output
 
 
+def check_logits_shape(logits: Tensor) -> None:
+    """Refuse logits that are not `[batch, classes]`.
+
+    >>> check_logits_shape(torch.zeros(8, 3, 4, 4))
+    Traceback (most recent call last):
+    ValueError: the model's logits have shape [8, 3, 4, 4]; give [batch, classes].
+    """
+    if logits.dim() != 2:
+        hint = f"; {ONE_NUMBER}" if logits.dim() == 1 else ""
+        raise ValueError(f"the model's logits have shape {list(logits.shape)}; give [batch, classes]{hint}.")
+
+
 def answered(logits: Tensor) -> Tensor:
     """The class of each sample's largest logit, `[batch]`; -1 where one is NaN, which argmax takes for the largest.
 
@@ -51,12 +63,8 @@ def explaining_logits(logits: Tensor, labels: Tensor | None = None) -> Iterator[
     """
     try:
         yield
-    except (IndexError, RuntimeError) as error:
-        if logits.dim() != 2:
-            hint = f"; {ONE_NUMBER}" if logits.dim() == 1 else ""
-            raise ValueError(
-                f"the model's logits have shape {list(logits.shape)}; give [batch, classes]{hint}."
-            ) from error
+    except (IndexError, RuntimeError):
+        check_logits_shape(logits)
         if labels is not None:
             check_labels(labels, logits.shape[1])
         raise
@@ -140,6 +148,7 @@ class MarginLoss:
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = full_precision(logits)
+        check_logits_shape(logits)
         if logits.shape[1] < 2:
             raise ValueError("MarginLoss compares two classes, but the model has one logit a sample.")
         return -(self.confidence - margin(logits, labels)).clamp(min=0)
