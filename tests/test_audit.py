@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -932,6 +933,38 @@ def test_masks_are_seen(name: str) -> None:
     found = examined(masks(EPS)[name](model), sources={"a twin": Matching()})
     assert found.verdict == "masked", found.sentence
     assert found.worst_case_accuracy < 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "said"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size is 0; it must be a whole number of at least 1"),
+        ({"batch_size": "3"}, ValueError, "batch_size is '3'; it must be a whole number"),
+        ({"seed": "1"}, ValueError, "seed is '1'; it must be a whole number of at least 0"),
+        ({"classes": ["a"]}, ValueError, "classes has 1 names, but the model has 3 classes; give a name for each"),
+        ({"sources": {"a": "b"}}, TypeError, "sources has an object of type str as 'a'; give a torch.nn.Module"),
+        ({"others": [1]}, TypeError, "others are an object of type list; give a tensor"),
+        (
+            {"others": torch.rand(9, 3, 4, 4)},
+            ValueError,
+            "others have shape [9, 3, 4, 4], float32 on cpu; give images of shape [images, 1, 4, 4], float32 on cpu",
+        ),
+        ({"others": torch.ones(9, 1, 4, 4).byte()}, ValueError, "others have shape [9, 1, 4, 4], uint8 on cpu; give"),
+        ({"others": torch.rand(0, 1, 4, 4)}, ValueError, "others have shape [0, 1, 4, 4]"),
+        ({"others": 255 * torch.ones(9, 1, 4, 4)}, ValueError, "others range from 255 to 255; give pixels in [0, 1]"),
+    ],
+    ids=range(10),
+)
+def test_what_an_audit_may_not_be_given_is_refused_in_a_sentence(
+    given: dict[str, Any], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=re.escape(said)):
+        examined(Matching(), budget_minutes=0, **given)
+
+
+def test_classes_are_named_or_numbered() -> None:
+    assert examined(Matching(), budget_minutes=0, classes=("a", "b", "c")).classes == ["a", "b", "c"]
+    assert examined(Matching(), budget_minutes=0).classes == ["0", "1", "2"]
 
 
 def test_masks_on_pixels_are_as_coarse_as_the_radius() -> None:

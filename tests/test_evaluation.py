@@ -582,6 +582,17 @@ def test_an_own_attack_that_works_in_place_leaves_the_images_alone() -> None:
     assert record.mean_l2 == pytest.approx(0.4)  # of four pixels
 
 
+@pytest.mark.parametrize("seed", ["0", 0.5, -1, None, 2**64])
+def test_a_seed_that_is_no_whole_number_is_refused(seed: Any) -> None:
+    said = r"seed is .*; it must be (a whole number of at least 0|at most 4294967295)\."
+    with pytest.raises(ValueError, match=said):
+        evaluate(Threshold(), HAND, [FGSM(0.1)], seed=seed)
+    with pytest.raises(ValueError, match=said):
+        evaluate_transfer(Threshold(), [Threshold()], HAND, [FGSM(0.1)], seed=seed)
+    with pytest.raises(ValueError, match=said):
+        accuracy(Threshold(), HAND, seed=seed)
+
+
 def test_an_attack_without_its_settings_is_refused() -> None:
     with pytest.raises(TypeError, match=r"give attacks with their settings, for example FGSM\(eps=0.1\)"):
         accuracy(Threshold(), HAND, FGSM)  # type: ignore[arg-type]

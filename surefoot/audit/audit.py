@@ -14,12 +14,12 @@ from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.effort import SUBSTITUTES_SHARE, Effort, images_to_learn_from, seconds_of_gradient
 from surefoot.audit.landscape import surface
 from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
-from surefoot.audit.substitute import train_substitute
+from surefoot.audit.substitute import check_others, train_substitute
 from surefoot.audit.trials import plain_name
 from surefoot.audit.verdict import Looks, decide
 from surefoot.core.geometry import check_batch, check_labels, check_radius, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
-from surefoot.core.limits import check_number
+from surefoot.core.limits import check_count, check_number, check_whole
 from surefoot.core.losses import check_logits, check_logits_shape
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.passes import seeded, weights_sha256
@@ -66,7 +66,7 @@ def audit(
         others: further images, of the training set, that substitutes learn the model's answers on; None trains none.
         sources: models to craft on instead, by name.
         notes: what a reader must know beforehand, as `recognise` says it; among the warnings.
-        classes: the names of the classes; None numbers them.
+        classes: the names of the model's classes; None numbers them.
         budget_minutes: buys more steps, restarts and queries, or fewer of them on fewer images; what is not done by
             then is `unclear`. None is the usual effort, on fewer images where that would take long.
         batch_size: images at a time.
@@ -78,7 +78,8 @@ def audit(
         The audit.
 
     Raises:
-        ValueError: no images, pixels outside [0, 1], a label beyond the model's classes, a bad radius or requirement.
+        ValueError: no images, pixels outside [0, 1], a label beyond the model's classes, a bad radius or requirement,
+            further images that do not fit, or not a name for each class.
         TypeError: no module, a model that answers with something other than a tensor, or a setting that is no number.
 
     Example:
@@ -100,14 +101,28 @@ def audit(
         check_number("budget_minutes", budget_minutes, example="10")
         if not budget_minutes >= 0:
             raise ValueError(f"budget_minutes is {budget_minutes}; it must be at least 0.")
+    check_count("batch_size", batch_size)
+    check_whole("seed", seed, least=0)
     if sources is not None and not isinstance(sources, Mapping):
         raise TypeError(
             f"sources is an object of type {type(sources).__name__}; give models by name, as {{name: model}}."
         )
+    for key, source in (sources or {}).items():
+        if not isinstance(source, nn.Module):
+            raise TypeError(
+                f"sources has an object of type {type(source).__name__} as {key!r}; give a torch.nn.Module with "
+                "the same classes."
+            )
+    if others is not None:
+        check_others(others, inputs)
     started = time.perf_counter()
     deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
     count = count_classes(model, inputs)
     check_labels(labels, count)
+    if classes is not None and len(classes) != count:
+        raise ValueError(
+            f"classes has {len(classes)} names, but the model has {count} classes; give a name for each, or None."
+        )
     required = max(REQUIRED, 1 / count) if required is None else required
     said: list[str] = []
     if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
@@ -135,8 +150,7 @@ def audit(
         share = math.inf if budget_minutes is None else SUBSTITUTES_SHARE * 60 * budget_minutes
         bench.substitutes = substitutes(bench, others[: images_to_learn_from(budget_minutes, seconds)], share)
     checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
-    names = list(classes or [])
-    names += [str(each) for each in range(len(names), count)]  # a model may have more classes than the data set
+    names = [str(each) for each in (range(count) if classes is None else classes)]
     standing = bench.standing()
     total, left = len(labels), int(standing.sum())
     verdict = decide(

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from surefoot.attacks import PGD
+from surefoot.core.failures import type_name
+from surefoot.core.geometry import check_tensor
 from surefoot.core.gradients import crafting
 from surefoot.evaluation.passes import seeded
 
@@ -27,6 +29,27 @@ def small_network(inputs: Tensor, classes: int) -> nn.Module:
     with torch.no_grad():
         width = convolutions(torch.zeros(1, channels, height, width)).shape[1]
     return nn.Sequential(*convolutions, nn.Linear(width, 96), nn.ReLU(), nn.Linear(96, classes))
+
+
+def check_others(others: Tensor, inputs: Tensor) -> None:
+    """Refuse further images that the model may not be asked about as it is about `inputs`.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: none, of another shape or type, elsewhere, or pixels outside [0, 1].
+    """
+    check_tensor("others", others)
+    kinds = [(each.shape[1:], each.dtype, each.device) for each in (others, inputs)]
+    if kinds[0] != kinds[1] or len(others) == 0:
+        shape = f"[images, {', '.join(map(str, inputs.shape[1:]))}]"
+        given, wanted = (f"{type_name(kind)} on {device}" for _, kind, device in kinds)
+        raise ValueError(
+            f"others have shape {list(others.shape)}, {given}; give images of shape {shape}, "
+            f"{wanted}, as inputs are, or None."
+        )
+    low, high = torch.aminmax(others)
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"others range from {low.item():.4g} to {high.item():.4g}; give pixels in [0, 1], or None.")
 
 
 class InFloat32(nn.Module):

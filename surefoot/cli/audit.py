@@ -177,7 +177,6 @@ def audit_one(opened: Opened, options: Options, command: str | None) -> Audit:
             others=opened.dataset.train.images[:LEARNED_FROM].to(device).float() / 255,
             sources=sources,
             notes=said,
-            classes=[str(each) for each in range(opened.dataset.num_classes)],
             budget_minutes=options.budget,
             batch_size=options.batch_size,
             seed=options.seed,

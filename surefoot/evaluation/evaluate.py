@@ -14,6 +14,7 @@ import surefoot
 from surefoot.core.devices import in_float64
 from surefoot.core.files import check_can_fill, save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
+from surefoot.core.limits import check_whole
 from surefoot.core.types import Attack, CompoundAttack, check_attacks
 from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by
 from surefoot.evaluation.outcomes import Cost, Outcome, Store
@@ -94,6 +95,7 @@ def accuracy(
         >>> accuracy(net, [(torch.eye(2), torch.tensor([0, 1]))])
         1.0
     """
+    check_whole("seed", seed, least=0)
     if attack is not None:
         check_attacks([attack])
     right = total = 0

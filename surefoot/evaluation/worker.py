@@ -14,6 +14,7 @@ from surefoot.core.devices import image_format
 from surefoot.core.failures import type_name
 from surefoot.core.geometry import ONE_NUMBER, check_labels, l2_distance, linf_distance, per_sample
 from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module, without_gradients
+from surefoot.core.limits import check_whole
 from surefoot.core.losses import answered, check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
 from surefoot.evaluation.outcomes import Cost, Outcome
@@ -142,6 +143,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in ("strict", "fast"):
             raise ValueError(f"precision is {self.precision!r}; it is 'strict' or 'fast'.")
+        check_whole("seed", self.seed, least=0)
 
 
 @dataclass(frozen=True)
