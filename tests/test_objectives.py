@@ -720,6 +720,13 @@ def test_one_number_for_two_classes_is_refused_with_what_wraps_it(
 
 
 @pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
+def test_an_empty_batch_is_refused_for_its_loss_would_be_nan(case: ObjectiveCase) -> None:
+    inputs, labels = random_batch()
+    with pytest.raises(ValueError, match="the batch is empty, and has no loss"):
+        case.build((random_net(),))(random_net(), inputs[:0], labels[:0])
+
+
+@pytest.mark.parametrize("case", OBJECTIVE_CASES, ids=lambda case: case.name)
 def test_weights_of_another_type_than_the_images_are_refused_in_a_sentence(case: ObjectiveCase) -> None:
     with pytest.raises(TypeError, match=r"weights are float64, the images float32, .* model.to\(inputs.dtype\)"):
         terms_of(case.build((random_net(PlainNet),)), random_net(PlainNet).double(), *random_batch())

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from surefoot.attacks import PGD
 from surefoot.attacks.gradient_sign import ascend
-from surefoot.core.geometry import check_batch, project
+from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting
 from surefoot.core.losses import check_logits, kl_divergence
 from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import (
     check_label_smoothing,
+    check_mini_batch,
     check_weight,
     logits_of,
     mean_cross_entropy,
@@ -53,6 +54,7 @@ class PgdAT:
         check_label_smoothing(self.label_smoothing)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        check_mini_batch(inputs, labels)
         adv_inputs = PGD(self.eps, self.steps, self.step_size)(model, inputs, labels)
         return only_classification(model, adv_inputs, labels, self.label_smoothing)
 
@@ -96,7 +98,7 @@ class Trades:
         check_label_smoothing(self.label_smoothing)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
-        check_batch(inputs, labels)
+        check_mini_batch(inputs, labels)
         with crafting(model, inputs) as frozen:
             # with gradients, so that autocast casts the weights once for all of the step's forwards
             reference = check_logits(frozen(inputs)).detach()

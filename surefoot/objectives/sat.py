@@ -9,12 +9,18 @@ from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, IFGSM, RFGSM
 from surefoot.attacks.gradient_sign import ascend, random_signs
-from surefoot.core.geometry import check_batch, check_radius, project
+from surefoot.core.geometry import check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import LossTerms
-from surefoot.objectives.standard import check_label_smoothing, check_weight, logits_of, mean_cross_entropy
+from surefoot.objectives.standard import (
+    check_label_smoothing,
+    check_mini_batch,
+    check_weight,
+    logits_of,
+    mean_cross_entropy,
+)
 
 Classified = Literal["one", "both"]
 
@@ -73,7 +79,7 @@ class SatR1:
         check_classified(self.classified)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
-        check_batch(inputs, labels)
+        check_mini_batch(inputs, labels)
         rows = slice(0, self.k) if self.pair == "first" else slice(max(len(inputs) - self.k, 0), None)
         step_size = self.eps / self.steps
         with crafting(model, inputs) as frozen:
@@ -143,7 +149,7 @@ class SatR2:
         check_classified(self.classified)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
-        check_batch(inputs, labels)
+        check_mini_batch(inputs, labels)
         second_step = self.eps - self.random_step if self.rfgsm_step == "remaining" else self.eps
         start = project(inputs + self.random_step * random_signs(inputs), inputs, self.eps)
         with crafting(model, inputs) as frozen:
@@ -214,7 +220,7 @@ class SatR3:
         check_classified(self.classified)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
-        check_batch(inputs, labels)
+        check_mini_batch(inputs, labels)
         start = inputs
         if self.random_step:
             start = project(inputs + self.random_step * random_signs(inputs), inputs, self.eps)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, RFGSM
-from surefoot.core.geometry import check_batch
 from surefoot.core.limits import check_number
 from surefoot.core.types import Attack, LossTerms
-from surefoot.objectives.standard import check_label_smoothing, only_classification
+from surefoot.objectives.standard import check_label_smoothing, check_mini_batch, only_classification
 
 
 def check_share(value: float) -> None:
@@ -61,7 +60,7 @@ class FgsmAT:
         check_label_smoothing(self.label_smoothing)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
-        check_batch(inputs, labels)
+        check_mini_batch(inputs, labels)
         mixed = replace_share(FGSM(self.eps), model, inputs, labels, self.share)
         return only_classification(model, mixed, labels, self.label_smoothing)
 
@@ -100,7 +99,7 @@ class RFgsmAT:
         check_label_smoothing(self.label_smoothing)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
-        check_batch(inputs, labels)
+        check_mini_batch(inputs, labels)
         mixed = replace_share(RFGSM(self.eps, self.random_step), model, inputs, labels, self.share)
         return only_classification(model, mixed, labels, self.label_smoothing)
 
@@ -149,7 +148,7 @@ class EnsembleAT:
                 raise ValueError(f"sources has {source!r}; give models, or names of the recipes that train them.")
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
-        check_batch(inputs, labels)
+        check_mini_batch(inputs, labels)
         return self.drawn()(model, inputs, labels)
 
     def drawn(self) -> "CraftedOn":

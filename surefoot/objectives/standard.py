@@ -13,6 +13,13 @@ from surefoot.core.losses import check_logits, explaining_logits, full_precision
 from surefoot.core.types import LossTerms
 
 
+def check_mini_batch(inputs: Tensor, labels: Tensor) -> None:
+    """Refuse what `check_batch` refuses, and an empty batch, whose mean loss would be NaN."""
+    check_batch(inputs, labels)
+    if len(labels) == 0:
+        raise ValueError("the batch is empty, and has no loss; give one sample at least.")
+
+
 def check_label_smoothing(value: float) -> None:
     """Refuse a label smoothing outside [0, 1)."""
     check_number("label_smoothing", value, example="0.1")
@@ -63,7 +70,7 @@ class NormalTraining:
     `LossTerms`. One forward through the model in the mode that it is in. Costs 3 forward units.
 
     Raises:
-        ValueError: inputs outside [0, 1], shapes that do not fit, or a bad field.
+        ValueError: inputs outside [0, 1], shapes that do not fit, an empty batch, or a bad field.
         TypeError: inputs that are not floating or of another type than the weights, labels that are not int64, or a
             field that is no number.
 
@@ -84,5 +91,5 @@ class NormalTraining:
         check_label_smoothing(self.label_smoothing)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
-        check_batch(inputs, labels)
+        check_mini_batch(inputs, labels)
         return only_classification(model, inputs, labels, self.label_smoothing)
