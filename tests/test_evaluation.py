@@ -598,6 +598,26 @@ def test_an_attack_without_its_settings_is_refused() -> None:
         accuracy(Threshold(), HAND, FGSM)  # type: ignore[arg-type]
 
 
+def test_an_attack_of_torchattacks_is_refused_with_what_wraps_it() -> None:
+    class Theirs:
+        """As `torchattacks.PGD(model)`, which is called with inputs and labels."""
+
+        def __init__(self) -> None:
+            self.model, self.attack_mode, self.targeted = Threshold(), "default", False
+
+        def __call__(self, inputs: Tensor, labels: Tensor, *more: Any) -> Tensor:
+            return self.forward(inputs, labels, *more)
+
+        def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+            return inputs
+
+    wrapped = re.escape("lambda model, inputs, labels: torchattacks.Theirs(model)(inputs, labels)")
+    theirs: Any = Theirs()
+    with pytest.raises(TypeError, match=wrapped):
+        evaluate(Threshold(), HAND, [theirs])
+    assert len(evaluate(Threshold(), HAND, [lambda model, inputs, labels: theirs(inputs, labels)])) == 2
+
+
 def test_models_to_score_on_are_a_list_with_what_is_said_of_each() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))  # which has a length, and parts to go through
     with pytest.raises(TypeError, match=r"models is a single one; give a list of them, as \[model\]"):

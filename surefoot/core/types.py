@@ -48,6 +48,12 @@ def check_attacks(attacks: object) -> tuple[Attack, ...]:
     for attack in found:
         if isinstance(attack, type) or not callable(attack):
             raise TypeError(f"attacks has {attack!r}; give attacks with their settings, for example FGSM(eps=0.1).")
+        if hasattr(attack, "model") and hasattr(attack, "attack_mode"):  # as each of torchattacks has them
+            name = type(attack).__name__
+            raise TypeError(
+                f"attacks has {name}, which holds its own model, as attacks of torchattacks do; give a function around "
+                f"it: lambda model, inputs, labels: torchattacks.{name}(model)(inputs, labels)."
+            )
     return found
 
 
