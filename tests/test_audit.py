@@ -962,6 +962,13 @@ def test_what_an_audit_may_not_be_given_is_refused_in_a_sentence(
         examined(Matching(), budget_minutes=0, **given)
 
 
+def test_an_audit_is_printed_in_a_few_lines() -> None:
+    found = examined(Matching(), 0.03, budget_minutes=0)
+    assert repr(found).startswith(f"Audit('model', 'inconclusive', {found.sentence!r}, 48 images, 12 checks, ")
+    assert len(repr(found)) < 1000
+    assert Audit.from_json(found.to_json()) == found
+
+
 def test_classes_are_named_or_numbered() -> None:
     assert examined(Matching(), budget_minutes=0, classes=("a", "b", "c")).classes == ["a", "b", "c"]
     assert examined(Matching(), budget_minutes=0).classes == ["0", "1", "2"]

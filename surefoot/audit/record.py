@@ -145,6 +145,11 @@ class Audit:
     """What was typed, to do it again."""
     recipe: str | None = None
 
+    def __repr__(self) -> str:
+        """The verdict and how much there is beside it: all pixels and points would fill screens."""
+        counts = ", ".join(f"{len(getattr(self, name))} {name}" for name in ("checks", "attacks", "curves", "pictures"))
+        return f"Audit({self.model!r}, {self.verdict!r}, {self.sentence!r}, {self.num_examples} images, {counts})"
+
     def exit_code(self) -> int:
         """0 robust, 3 masked, 4 inconclusive, 5 not robust."""
         return EXIT_CODES[self.verdict]
