@@ -18,8 +18,9 @@ from torch.nn import functional as F
 import surefoot.attacks
 from surefoot.attacks import APGD, FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss, WorstCase
 from surefoot.attacks.gradient_sign import ascend
-from surefoot.core.geometry import linf_distance, project
-from surefoot.core.gradients import crafting, plain_module
+from surefoot.core.geometry import check_batch, linf_distance, project
+from surefoot.core.gradients import crafting, input_gradient, plain_module
+from surefoot.core.losses import cross_entropy, margin
 from surefoot.core.types import Attack
 from tests.tables import (
     ATTACKS,
@@ -916,6 +917,20 @@ def test_a_custom_loss_is_what_goes_up() -> None:
 
     adv_inputs = PGD(EPS, 5, EPS / 3, loss=towards_class_two)(net, inputs, labels)
     assert bool((net(adv_inputs)[:, 2] > net(inputs)[:, 2]).all())
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
+def test_an_attack_as_contributing_describes_it_works_under_inference_mode(loss: Any) -> None:
+    def own(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        check_batch(inputs, labels)
+        with crafting(model) as frozen:
+            gradient, _ = input_gradient(frozen, inputs, lambda logits: loss(logits, labels))
+            return project(inputs + EPS * gradient.sign(), inputs, EPS)
+
+    net, x, y = trained()
+    with torch.inference_mode():
+        inside = own(net, x.clone(), y.clone())
+    assert torch.equal(inside, own(net, x, y))
 
 
 @pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)

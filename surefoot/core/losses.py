@@ -70,6 +70,11 @@ def explaining_logits(logits: Tensor, labels: Tensor | None = None) -> Iterator[
         raise
 
 
+def that_may_be_saved(labels: Tensor) -> Tensor:
+    """`labels`, or a copy where they were made under inference_mode, which autograd refuses to save."""
+    return labels.clone() if labels.is_inference() else labels
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy J(f(x), y) of each sample.
 
@@ -88,7 +93,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([0.6931])
     """
     with explaining_logits(logits, labels):
-        return F.cross_entropy(full_precision(logits), labels, reduction="none")
+        return F.cross_entropy(full_precision(logits), that_may_be_saved(labels), reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
         >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
         tensor([-1.])
     """
-    logits, index = full_precision(logits), labels.unsqueeze(1)
+    logits, index = full_precision(logits), that_may_be_saved(labels).unsqueeze(1)
     with explaining_logits(logits, labels):
         others = logits.scatter(1, index, float("-inf")).amax(dim=1)
         return others - logits.gather(1, index).squeeze(1)
