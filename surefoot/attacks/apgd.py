@@ -174,7 +174,7 @@ class APGD:
         eps: l-infinity radius in pixel units, in [0, 1].
         steps: number of gradients, at least 1.
         restarts: independent runs on what is not fooled yet, at least 1.
-        loss: what is driven up, `(logits, labels) -> [batch]`; `dlr_loss` of this file gives APGD-DLR.
+        loss: what is driven up, `(logits, labels) -> [batch]`; `surefoot.attacks.apgd.dlr_loss` gives APGD-DLR.
 
     Called with `(model, inputs [batch, ...] in [0, 1], labels [batch] int64)` it returns inputs of the same shape
     in the ball and [0, 1]: the clean one where it is misclassified, else the first iterate that is, else that

@@ -38,7 +38,7 @@ class DeepFool:
     Called with `(model, inputs [batch, channels, height, width] in [0, 1], labels [batch] int64)` it returns
     images of the same shape in [0, 1]; the model is left as it was. Samples that are misclassified already come
     back unchanged. One that has not crossed after `steps` comes back as its last iterate, its perturbation
-    lengthened by `overshoot`. There is no radius: `core.geometry.l2_distance` measures what was needed.
+    lengthened by `overshoot`. There is no radius: ||x* - x||_2 is what was needed, `mean_l2` of a `Record`.
 
     Raises:
         ValueError: a field out of its range, inputs outside [0, 1], a model with one logit or without gradient.

@@ -122,7 +122,8 @@ class FGSM:
         loss: what is driven up, `(logits, labels) -> [batch]`.
 
     Called with `(model, inputs [batch, channels, height, width] in [0, 1], labels [batch] int64)` it returns
-    adversarial inputs of the same shape, in [0, 1]; the model is left as it was.
+    adversarial inputs of the same shape and type, in [0, 1] and, up to that type's rounding (float16, bfloat16), within
+    eps; the model is left as it was.
 
     Raises:
         ValueError: a radius outside [0, 1], or inputs outside [0, 1].
@@ -207,7 +208,7 @@ class IFGSM:
         loss: what is driven up.
         stop_when_fooled: stop each sample at its first misclassified iterate; False is the paper's last iterate.
 
-    Shapes, ranges and errors are those of `FGSM`.
+    Shapes, ranges, rounding and errors are those of `FGSM`.
 
     Example:
         >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])
@@ -327,7 +328,7 @@ class PGD:
         start_radius: None is eps, the whole ball; the paper's Eq. 6 is `start_radius=step_size`.
         stop_when_fooled: stop each sample at its first misclassified iterate; False is the paper's last iterate.
 
-    Shapes, ranges and errors are those of `FGSM`; random starts come from torch's global generator.
+    Shapes, ranges, rounding and errors are those of `FGSM`; random starts come from torch's global generator.
 
     Example:
         >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])
