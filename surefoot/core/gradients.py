@@ -111,7 +111,8 @@ def crafting(model: nn.Module, inputs: Tensor | None = None) -> Iterator[nn.Modu
 
     Inside, dropout is off and batch-norm uses its running statistics without changing them. On the way
     out, also through an exception, each module's own training flag is what it was, and so are its buffers where its
-    forward changes them in evaluation mode too, as one that counts its calls.
+    forward changes them in evaluation mode too, as one that counts its calls. The mode is the model's own, so that only
+    one thread at a time may craft on a model, or train it; give each thread a copy. Processes have their own.
 
     Args:
         model: any module, wrapped by Fabric, DDP or torch.compile or not.
