@@ -942,6 +942,7 @@ def test_masks_are_seen(name: str) -> None:
         ({"batch_size": "3"}, ValueError, "batch_size is '3'; it must be a whole number"),
         ({"seed": "1"}, ValueError, "seed is '1'; it must be a whole number of at least 0"),
         ({"classes": ["a"]}, ValueError, "classes has 1 names, but the model has 3 classes; give a name for each"),
+        ({"about": {"x": 1}}, TypeError, "about has 'x'; the fields of an audit that it may tell are dataset, split, "),
         ({"sources": {"a": "b"}}, TypeError, "sources has an object of type str as 'a'; give a torch.nn.Module"),
         ({"others": [1]}, TypeError, "others are an object of type list; give a tensor"),
         (
@@ -953,7 +954,7 @@ def test_masks_are_seen(name: str) -> None:
         ({"others": torch.rand(0, 1, 4, 4)}, ValueError, "others have shape [0, 1, 4, 4]"),
         ({"others": 255 * torch.ones(9, 1, 4, 4)}, ValueError, "others range from 255 to 255; give pixels in [0, 1]"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_what_an_audit_may_not_be_given_is_refused_in_a_sentence(
     given: dict[str, Any], kind: type[Exception], said: str

@@ -30,6 +30,9 @@ from surefoot.models.wrappers import Averaged
 REQUIRED = 0.1
 """Worst-case accuracy that counts as robust where nothing else is asked for, and guessing gives no more."""
 
+TOLD = ("dataset", "split", "commit", "command", "recipe")
+"""Fields of an audit that only its caller knows."""
+
 DRAWS = 8
 """Calls over which a model's random answers are averaged."""
 
@@ -107,6 +110,8 @@ def audit(
         raise TypeError(
             f"sources is an object of type {type(sources).__name__}; give models by name, as {{name: model}}."
         )
+    for key in (key for key in about or {} if key not in TOLD):
+        raise TypeError(f"about has {key!r}; the fields of an audit that it may tell are {', '.join(TOLD)}.")
     for key, source in (sources or {}).items():
         if not isinstance(source, nn.Module):
             raise TypeError(
