@@ -1,4 +1,4 @@
-"""Masks to put on a model, so that the audit is tried on models whose truth is known. None of them adds robustness.
+"""Gradient masks to wrap around a model whose truth is known, to test the audit on. None of them adds robustness.
 
 They take a module that is trained: the recipes that train it, and with them the robust controls, are on a higher
 floor (`surefoot.cli.calibration`).

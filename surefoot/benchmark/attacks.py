@@ -145,7 +145,7 @@ class AttackBenchmark:
     precision: tuple[PrecisionName, ...] = ("fp32",)
     """What the networks compute in; bf16 is autocast. Ours under `accuracy` is strict and fast, whatever this is."""
     peers: tuple[PeerName, ...] = ("torchattacks", "foolbox", "art")
-    """Other libraries to compare with, where they are installed; nothing behind it: none."""
+    """Other libraries to compare with, where they are installed; without a value, none."""
     rounds: int = 5
     """Timed turns of each; the median counts."""
     batch_size: int = 100
@@ -165,9 +165,9 @@ class AttackBenchmark:
     cw_learning_rate: float = 0.1
     """Of C&W's Adam; with 0.01, which is usual for thousands of steps, 100 of them hardly leave black or white."""
     max_seconds: float = 120.0
-    """Whoever takes longer than this for a turn gets a tenth of the images, and again."""
+    """A library that takes longer than this for a turn gets a tenth of the images, again and again if need be."""
     cpu_seconds: bool = False
-    """Count the CPU seconds of all threads instead of the wall's; the surer measure where other work runs too."""
+    """Measure CPU seconds of all threads, not wall-clock time: more reliable where other work is running."""
     freeze_weights: bool = False
     """Let no weight require a gradient; foolbox and ART otherwise compute those gradients too."""
 

@@ -215,7 +215,7 @@ class StepCostBenchmark:
     peak_size: int = 0
     """Side of the matrix product that stands for the machine's peak; 0 is 2048, on a GPU 8192."""
     cpu_seconds: bool = False
-    """Count the CPU seconds of all threads instead of the wall's; the surer measure where other work runs too."""
+    """Measure CPU seconds of all threads, not wall-clock time: more reliable where other work is running."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "steps"):

@@ -46,13 +46,13 @@ class Options(ModelOptions):
     """What `surefoot audit` takes beside the models."""
 
     num_examples: int | None = 256
-    """Only the first so many images; None is all."""
+    """Only the first N images; None takes all."""
     batch_size: int = 128
     """Images at a time."""
     require: float | None = None
     """Worst-case accuracy above which its 95 % interval counts as robust; None: 0.1, or 1 / classes if more."""
     budget: float | None = None
-    """Minutes a model: more buy a more thorough audit, fewer a quicker one. None takes at most about 4."""
+    """Minutes per model: more make the audit more thorough, fewer quicker. None takes about 4 at most."""
     out: Path | None = None
     """Where the page goes; None is RUN/report.html of a single run, and audit.html otherwise."""
     calibrate: bool = False

@@ -41,7 +41,7 @@ class ModelOptions(Common):
     split: Literal["test", "validation"] = "test"
     """Which images."""
     num_examples: int | None = None
-    """Only the first so many images; None is all."""
+    """Only the first N images; None takes all."""
     batch_size: int | None = None
     """Images at a time; halved where memory is not enough. None is 250, on an accelerator 2000."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -53,7 +53,7 @@ class ModelOptions(Common):
     last: bool = False
     """Of a run, take the last epoch instead of the selected one."""
     weights: tuple[Path, ...] = ()
-    """Of package.module:factory, a file each: safetensors, or torch.save's state_dict. None: the function's own."""
+    """For package.module:factory, one file each: safetensors, or torch.save's state_dict. None: the function's own."""
     dataset: str | None = None
     """digits, mnist, cifar10, tiny-imagenet-100 or imagefolder:PATH; None is the recipe's."""
     data_dir: Path | None = None

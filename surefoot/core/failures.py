@@ -1,4 +1,4 @@
-"""What another's code failed with, for a sentence of ours."""
+"""Turns errors of other people's code into a sentence of ours."""
 
 import torch
 from torch import Tensor, nn

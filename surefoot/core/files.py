@@ -1,4 +1,4 @@
-"""Files that are whole or not there: text and tensors, written atomically and never unpickled."""
+"""Files that are either complete or absent: text and tensors, written atomically and never unpickled."""
 
 import hashlib
 import json

@@ -19,7 +19,7 @@ ON_ACCELERATOR = 2000
 
 
 def images_at_once(device: torch.device, on_cpu: int) -> int:
-    """How many images to evaluate at once: few stay in a CPU's caches, an accelerator waits for its launches.
+    """How many images to evaluate at once: small ones stay in a CPU's caches, and leave an accelerator idle.
 
     Attacks let go of images, so that what is left of a small batch is mostly waiting there.
 

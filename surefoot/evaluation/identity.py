@@ -1,4 +1,4 @@
-"""What tells an evaluation from others in another process, so that it goes on from its own finished batches alone."""
+"""Identifies an evaluation across processes, so that it goes on from its own finished batches alone."""
 
 import dataclasses
 import re

@@ -55,7 +55,7 @@ def name_of(attack: object) -> str:
 
 
 def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
-    """Refuse what an attack may not give: it would count as fooling the model, and be none.
+    """Refuse invalid results of an attack, which would otherwise count as fooling the model.
 
     Raises:
         TypeError: something other than a tensor.

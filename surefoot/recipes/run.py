@@ -182,7 +182,7 @@ def about_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def check_data(path: Path, dataset: Dataset) -> None:
-    """Refuse data that are others than those that the run in `path` was trained on, as far as it kept what they were.
+    """Refuse data other than what the run in `path` was trained on, where it recorded that.
 
     Raises:
         ValueError: with what to do.
@@ -349,7 +349,7 @@ def recipe_repair(recipe: Recipe) -> SatR1:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe decides the weights: all but how it is described and where it runs."""
+    """The fields of a recipe that decide the weights: all but its description and the device."""
     settings = recipe.to_json()
     settings["dataset"] = whole_name(recipe.dataset)
     del settings["description"], settings["training"]["device"]

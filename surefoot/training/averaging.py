@@ -1,4 +1,4 @@
-"""The moving average of the weights that is judged and saved instead of them."""
+"""A moving average of the weights, evaluated and saved in their place."""
 
 import copy
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The training step as one CUDA graph: the fast path, which can be taken away.
+"""The training step as one CUDA graph: a fast path that is purely optional.
 
 A step of single-step adversarial training is some hundred small kernels, and on a small network or a small batch
 a GPU waits for Python to launch them. Recorded once, they are replayed with one launch.
@@ -77,7 +77,7 @@ class CapturedStep:
     """`EagerStep`, each objective and shape of batch captured after a few steps and replayed from then on.
 
     Weights, losses and random numbers are those of the eager step within rounding: a graph reads the generator's
-    state anew at every replay. What runs on the host is not captured, only what it decided: so an objective is
+    state anew at every replay. Code on the host is not captured, only the outcome of its decisions: so an objective is
     captured only if it says `capturable = True`, and a model's forward must not draw or branch on the host. One that
     draws what it does has a method `drawn`, which gives the step's own objective; each that it gives is captured.
 

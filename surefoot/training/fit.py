@@ -302,7 +302,7 @@ def fit(
     stay different.
 
     After each epoch the accuracy on the validation split under `selection` is measured; the epoch of the last phase
-    with the highest is selected (the paper's authors' code: under I-FGSM with 3 steps). With a `run_dir`,
+    that scores highest is selected (the paper's authors' code: under I-FGSM with 3 steps). With a `run_dir`,
     `model.safetensors` holds the selected weights, `last.safetensors` the last ones, `metrics.jsonl` a line an epoch
     and `state.ckpt` all that is needed to go on; each is written atomically after every epoch.
 

@@ -1,4 +1,4 @@
-"""One batch through a model of one's own before it is trained, so that a wrong one is refused and costs no epoch."""
+"""Tries a user's model on one batch before training, so that an unsuitable one is refused before it costs an epoch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
