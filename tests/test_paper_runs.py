@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from surefoot.attacks import FGSM
 from surefoot.cli.reproduce import TARGETS
 from surefoot.core.files import load_tensors, read_lines
+from surefoot.data import load
 from surefoot.paper import estimate, runs, schedule
 from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
@@ -264,6 +265,21 @@ def test_a_run_that_is_there_already_is_taken(tmp_path: Path, trained: list[str]
         load_tensors(folder / "model.safetensors")[0] for folder in (tmp_path / "runs" / "mine", task.folder(place))
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_of_other_images_is_not_taken_and_one_that_was_is_not_measured_on_them(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = MATRIX.training("mnist/normal").recipe
+    train(recipe, tmp_path / "runs" / "mine")
+    task = Training(recipe)
+    same, other = (Workplace(tmp_path / name, finished=(tmp_path / "runs",)) for name in ("same", "other"))
+    assert do([task], same)[0] == []
+    assert (trained, (task.folder(same) / "data.json").exists()) == ([], True)
+    monkeypatch.setattr(runs, "load_recipe_data", lambda recipe, _: load("digits", validation_size=50))
+    assert task.adoptable(other) is None
+    with pytest.raises(ValueError, match="was trained on digits when that had 10 classes"):
+        task.model(same, same.data(recipe))
 
 
 @pytest.mark.parametrize("name", ["pgd-at", "sat-r1", "ensemble-at-a"])

@@ -13,6 +13,7 @@ import pytest
 
 from surefoot.cli import main
 from surefoot.cli.reproduce import TARGETS, Options, make_matrix, only_one
+from surefoot.data import load
 from surefoot.objectives import SatR1
 from surefoot.paper import runs
 from surefoot.paper.matrix import Matrix
@@ -224,6 +225,25 @@ def test_table_5_names_the_images_that_it_is_of(tmp_path: Path) -> None:
     assert title == "Table 5: tiny-imagenet-100 in place of ImageNet-subset, accuracy in % at eps 8/255"
     own = TABLES["table5"].table(Matrix(PAPER.of_imagenet(tmp_path), 1), place).title
     assert own == "Table 5: ImageNet-subset, accuracy in % at eps 8/255"
+
+
+def test_images_that_changed_since_a_training_are_refused_before_its_results_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ("fig10", "--only", "sat-r3")
+    assert smoke(*args, out=tmp_path) == 0
+    monkeypatch.setattr(runs, "load_recipe_data", lambda recipe, _: load("digits", validation_size=50))
+    capsys.readouterr()
+    for asked in (args, (*args, "--dry-run"), ("fig9", *args[1:])):  # nothing left to run, nothing run, a model opened
+        assert smoke(*asked, out=tmp_path) == 2
+        err = " ".join(capsys.readouterr().err.split())
+        assert "was trained on digits when that had 10 classes" in err
+        assert "put the folder back as it was, or give another --out." in err
+        assert "is there" not in err
+    assert smoke(*args, "--draw", out=tmp_path) == 0
+    for file in tmp_path.rglob("data.json"):  # of an older version, that did not keep one
+        file.unlink()
+    assert smoke(*args, out=tmp_path) == 0
 
 
 def test_two_at_once_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.table import Table
@@ -16,6 +16,7 @@ from surefoot.cli.options import Common, parse, split_names, unknown
 from surefoot.cli.output import commit, duration, print_json, say, stdout
 from surefoot.core.files import check_can_fill, locked, write_text
 from surefoot.core.limits import check_whole
+from surefoot.data import Dataset
 from surefoot.paper.cluster import Cluster
 from surefoot.paper.estimate import Costs
 from surefoot.paper.figures import can_draw, draw
@@ -27,6 +28,7 @@ from surefoot.paper.runs import Task, Training, Workplace
 from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import TABLES, Target
 from surefoot.recipes import RECIPES
+from surefoot.recipes.run import DATA
 from surefoot.training.fit import best_device
 
 DESCRIPTION = """WHAT is table3 to table9, sanity, fig1 to fig10, or all. Train what is missing, measure it, and write
@@ -102,6 +104,8 @@ def run(args: list[str]) -> int:
             f"--only {options.only} leaves nothing of {' '.join(names)}, whose rows are {', '.join(methods_of(whole))}."
         )
     tasks = outstanding(asked, place)
+    if not options.draw:
+        check_data(asked, [] if options.dry_run else tasks, place)
     if options.dry_run:
         show_plan(tasks, place, options)
         return 0
@@ -199,7 +203,6 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
     if not tasks:
         say("Everything is there; nothing is run.")
         return []
-    check_data(tasks, place)
     executor = make_executor(place, options)
     done = 0
 
@@ -224,16 +227,32 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
         executor.close()
 
 
-def check_data(tasks: list[Task], place: Workplace) -> None:
-    """Find and decode the data that tasks need, once and before the first begins.
+def check_data(asked: list[Task], tasks: list[Task], place: Workplace) -> None:
+    """Find and decode the data that `tasks` need, once and before the first begins.
+
+    And refuse trainings behind what was asked for that are of other data, before any result of theirs is taken.
 
     Raises:
-        ValueError, FileNotFoundError: they are not there.
+        ValueError, FileNotFoundError: they are not there, or are not those that were trained on.
     """
-    recipes = [training.recipe for task in tasks for training in task.needs]
-    recipes += [task.recipe for task in tasks if isinstance(task, Training)]
-    for recipe in {(recipe.dataset, recipe.image_size, recipe.num_classes): recipe for recipe in recipes}.values():
-        place.data(recipe)
+    needed = {training.id for training in trainings_of(tasks)}
+    found: dict[tuple[Any, ...], Dataset] = {}
+    for training in trainings_of(asked):
+        if training.id in needed or training.keeps_data(place):
+            recipe = training.recipe
+            key = tuple(getattr(recipe, name) for name in DATA)
+            if key not in found:
+                found[key] = place.data(recipe)
+            training.check_data(place, found[key])
+
+
+def trainings_of(tasks: Iterable[Task]) -> list[Training]:
+    """The trainings that tasks are or need, and those that these need."""
+    found: dict[str, Training] = {}
+    for task in tasks:
+        found |= {task.id: task} if isinstance(task, Training) else {}
+        found |= {training.id: training for training in trainings_of(task.needs)}
+    return list(found.values())
 
 
 def make_executor(place: Workplace, options: Options) -> Executor:

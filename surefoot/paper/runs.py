@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
 from surefoot.paper.watch import Watch
 from surefoot.recipes import Recipe, load_run, train
-from surefoot.recipes.run import FILES, Run, load_recipe_data, settings_of
+from surefoot.recipes.run import DATA_FILE, FILES, Run, check_data, load_recipe_data, settings_of
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
 from surefoot.training.fit import best_device
@@ -147,10 +148,27 @@ class Training:
         return float(images / sum(line["train_seconds"] for line in lines))
 
     def model(self, place: Workplace, dataset: Dataset) -> nn.Module:
-        """The trained model, on the device where it is measured."""
+        """The trained model, on the device where it is measured.
+
+        Raises:
+            ValueError: it was trained on other images than these, or its weights are damaged.
+        """
+        self.check_data(place, dataset)
         model = load_run(self.folder(place)).load_model(dataset).requires_grad_(False)
         device = best_device()
         return model.to(device, memory_format=image_format(device))  # type: ignore[call-overload, no-any-return]
+
+    def keeps_data(self, place: Workplace) -> bool:
+        """Is there a run, finished or not, that tells what it is trained on? Those of older versions do not."""
+        return (self.folder(place) / DATA_FILE).exists()
+
+    def check_data(self, place: Workplace, dataset: Dataset) -> None:
+        """Refuse data that are others than those that it was trained on, as far as that is known.
+
+        Raises:
+            ValueError: with what to do.
+        """
+        check_data(self.folder(place), dataset, instead="give another --out")
 
     def __call__(self, place: Workplace) -> None:
         folder = self.folder(place)
@@ -173,7 +191,9 @@ class Training:
                 on_start=watch.on_start if watch else None,
                 on_step=watch.on_step if watch else None,
             )
-        model = load_run(folder).load_model(place.data(self.recipe))
+        dataset = place.data(self.recipe)
+        self.check_data(place, dataset)
+        model = load_run(folder).load_model(dataset)
         about = {"id": self.id, "weights_sha256": weights_sha256(model)}
         write_text(folder / "finished.json", json.dumps(about) + "\n")
 
@@ -205,7 +225,11 @@ class Training:
                 whole = found.epochs_done() >= found.epochs() and (file.parent / "model.safetensors").exists()
             except ValueError:
                 continue  # damaged: it is not taken
-            if whole and settings_of(found.recipe) == settings_of(self.recipe):
+            if not whole or settings_of(found.recipe) != settings_of(self.recipe):
+                continue
+            dataset = place.data(self.recipe)  # not within: that they are not there is no fault of the run
+            with suppress(ValueError):  # trained on others: it is not taken
+                check_data(file.parent, dataset)
                 return file.parent
         return None
 
@@ -214,8 +238,9 @@ class Training:
         found, folder = self.adoptable(place), self.folder(place)
         if found is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", "recipe.json"):
-                shutil.copy2(found / name, folder / name)
+            for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", DATA_FILE, "recipe.json"):
+                if name != DATA_FILE or (found / name).exists():
+                    shutil.copy2(found / name, folder / name)
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,13 @@ def about_data(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def check_data(path: Path, dataset: Dataset) -> None:
+def check_data(path: Path, dataset: Dataset, *, instead: str = "give other images with --dataset") -> None:
     """Refuse data other than what the run in `path` was trained on, where it recorded that.
+
+    Args:
+        path: the run's folder.
+        dataset: what is there now.
+        instead: what the user may do who cannot put them back.
 
     Raises:
         ValueError: with what to do.
@@ -199,7 +204,7 @@ def check_data(path: Path, dataset: Dataset) -> None:
         raise ValueError(
             f"{path} was trained on {name} when that had {images}, and now it has {dataset.described()}, or as many "
             "in another split, so that it might be tested on what it has learned; put the folder back as it was, or "
-            "give other images with --dataset."
+            f"{instead}."
         )
 
 
