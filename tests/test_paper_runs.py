@@ -224,8 +224,7 @@ def test_an_unfinished_training_with_one_changed_byte_begins_anew(
     with pytest.raises(KeyboardInterrupt):
         do([task], Workplace(tmp_path))
     monkeypatch.setattr(runs, "train", train)
-    content = (folder / damaged).read_bytes()
-    (folder / damaged).write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+    damage(folder / damaged)
     assert do([task], Workplace(tmp_path))[0] == []
     assert do([task], Workplace(tmp_path / "whole"))[0] == []
     assert task.sha256(Workplace(tmp_path)) == task.sha256(Workplace(tmp_path / "whole"))
@@ -265,6 +264,33 @@ def test_a_run_that_is_there_already_is_taken(tmp_path: Path, trained: list[str]
         load_tensors(folder / "model.safetensors")[0] for folder in (tmp_path / "runs" / "mine", task.folder(place))
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def damage(file: Path) -> None:
+    """Change a bit of a file of tensors, not its length."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+
+
+def test_a_finished_run_is_taken_without_its_state_and_not_with_damaged_weights(
+    tmp_path: Path, trained: list[str]
+) -> None:
+    task = MATRIX.training("mnist/normal")
+    mine = tmp_path / "runs" / "mine"
+    train(task.recipe, mine)
+    (mine / "state.ckpt").unlink()
+    first, second = (Workplace(tmp_path / name, finished=(tmp_path / "runs",)) for name in ("first", "second"))
+    assert do([task], first)[0] == []
+    assert trained == []
+    damage(mine / "model.safetensors")
+    assert Costs(second)(task).basis != "a finished run"
+    assert do([task], second)[0] == []
+    assert trained == ["mnist/normal"]
+    # One that was taken so before, and could never be finished.
+    damage(task.folder(second) / "model.safetensors")
+    (task.folder(second) / "finished.json").unlink()
+    assert do([task], second)[0] == []
+    assert task.sha256(second) == task.sha256(first)
 
 
 def test_a_run_of_other_images_is_not_taken_and_one_that_was_is_not_measured_on_them(

@@ -174,7 +174,7 @@ class Training:
         folder = self.folder(place)
         self.adopt(place)
         run = self.begun(place)
-        complete = run is not None and run.epochs_done() >= run.epochs()
+        complete = run is not None and run.is_finished()
         if not (complete and (folder / "model.safetensors").exists()):
             state = folder / "state.ckpt"
             if run is None or complete or self.done(place) or not state.exists():  # what it needs is gone: anew
@@ -204,7 +204,10 @@ class Training:
             return None
         try:
             run = load_run(folder)
-            if 0 < run.epochs_done() < run.epochs():
+            if run.is_finished():
+                if (folder / "model.safetensors").exists():
+                    load_tensors(folder / "model.safetensors")
+            elif run.epochs_done():
                 for name in ("state.ckpt", "model.safetensors"):  # all that it goes on from
                     load_tensors(folder / name)
         except ValueError:
@@ -222,11 +225,11 @@ class Training:
         for file in (file for root in place.finished for file in sorted(root.rglob("recipe.json"))):
             try:
                 found = load_run(file.parent)
-                whole = found.epochs_done() >= found.epochs() and (file.parent / "model.safetensors").exists()
+                if settings_of(found.recipe) != settings_of(self.recipe) or not found.is_finished():
+                    continue
+                load_tensors(file.parent / "model.safetensors")
             except ValueError:
-                continue  # damaged: it is not taken
-            if not whole or settings_of(found.recipe) != settings_of(self.recipe):
-                continue
+                continue  # damaged, or without weights: it is not taken
             dataset = place.data(self.recipe)  # not within: that they are not there is no fault of the run
             with suppress(ValueError):  # trained on others: it is not taken
                 check_data(file.parent, dataset)
@@ -239,7 +242,7 @@ class Training:
         if found is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", DATA_FILE, "recipe.json"):
-                if name != DATA_FILE or (found / name).exists():
+                if (found / name).exists():  # not all are needed, and older versions did not write them all
                     shutil.copy2(found / name, folder / name)
 
 
