@@ -32,7 +32,7 @@ from surefoot.paper.readings import Reading
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import SOURCES, TABLES
-from surefoot.recipes import RECIPES, train
+from surefoot.recipes import RECIPES, Recipe, train
 
 MATRIX = Matrix(SMOKE, seeds=1)
 
@@ -361,6 +361,36 @@ def test_records_without_weights_need_no_training_until_more_is_asked_for(tmp_pa
     assert do([first, second], place)[0] == []
     assert len(trained) == 2
     assert first.records(place)[1].weights_sha256 == second.records(place)[1].weights_sha256 == model.sha256(place)
+
+
+def test_measurements_count_until_a_training_without_weights_has_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/normal")
+    first, second = Evaluation(model, FGSM(0.1), 8), Evaluation(model, FGSM(0.2), 8)
+    do([first], place)
+    before, measured = model.sha256(place), first.records(place)
+    (model.folder(place) / "model.safetensors").unlink()
+
+    def stopped(*args: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        do([second], place)
+    assert first.records(place) == measured
+    assert (model.done(place), model.sha256(place), model.measurements(place)) == (False, before, 1)
+    # What is asked for and rests on it is measured anew, as if it had not been stopped.
+    assert outstanding([first, second], place) == [model, second, first]
+
+    def other(recipe: Recipe, *args: Any, **named: Any) -> Any:  # as on another machine
+        return train(dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=7)), *args, **named)
+
+    monkeypatch.setattr(runs, "train", other)
+    assert do([second], place)[0] == []
+    assert model.sha256(place) != before
+    assert (first.records(place), len(second.records(place))) == ([], 2)
+    assert not (model.folder(place) / "before.json").exists()
 
 
 @dataclass(frozen=True)

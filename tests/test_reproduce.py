@@ -246,6 +246,30 @@ def test_images_that_changed_since_a_training_are_refused_before_its_results_are
     assert smoke(*args, out=tmp_path) == 0
 
 
+def test_what_is_trained_again_and_measured_before_is_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert smoke("fig10", "--only", "sat-r3", out=tmp_path) == 0
+    for file in tmp_path.rglob("model.safetensors"):  # as committed results are
+        file.unlink()
+    says = "train mnist/sat-r3, seed 0, again, for its weights are not in"
+    capsys.readouterr()
+    assert smoke("fig10", "--only", "sat-r3", "--dry-run", out=tmp_path) == 0
+    assert says not in capsys.readouterr().err
+    assert smoke("fig9", "--only", "sat-r3", "--dry-run", out=tmp_path) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert says in err
+    assert "unless the very same come out, 1 measurement of it no longer count" in err
+
+    def other(recipe: Any, *args: Any, **named: Any) -> Any:
+        return train(dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=7)), *args, **named)
+
+    monkeypatch.setattr(runs, "train", other)
+    assert smoke("fig9", "--only", "sat-r3", out=tmp_path) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "it has other weights than before, and 1 measurement of those no longer count" in err
+
+
 def test_two_at_once_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with only_one(tmp_path):
         assert smoke("table8", "--only", "sat-r3", out=tmp_path) == 2

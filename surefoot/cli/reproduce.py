@@ -104,8 +104,14 @@ def run(args: list[str]) -> int:
             f"--only {options.only} leaves nothing of {' '.join(names)}, whose rows are {', '.join(methods_of(whole))}."
         )
     tasks = outstanding(asked, place)
+    before = trained_before(tasks, place)
     if not options.draw:
         check_data(asked, [] if options.dry_run else tasks, place)
+        for training, (_, measurements) in before.items():
+            say(
+                f"{training.title}, again, for its weights are not in {training.folder(place)}: unless the very same "
+                f"come out, {counted(measurements)} of it no longer count, nor those crafted on it."
+            )
     if options.dry_run:
         show_plan(tasks, place, options)
         return 0
@@ -114,6 +120,12 @@ def run(args: list[str]) -> int:
     if not options.draw:
         with only_one(place.out):
             failures = run_tasks(tasks, place, options, args)
+    for training, (sha256, measurements) in before.items() if not options.draw else ():
+        if training.sha256(place) != sha256:
+            say(
+                f"{training.title}: it has other weights than before, and {counted(measurements)} of those no longer "
+                "count; what was asked for is measured anew, the other tables and figures are when they are asked for."
+            )
     # What was not asked for is shown too, run or missing, so that a later command does not show less.
     shown = dataclasses.replace(matrix, only=None, seeds=max(matrix.seeds, seeds_there(place)))
     for target in targets:
@@ -125,6 +137,18 @@ def run(args: list[str]) -> int:
     for failure in failures:
         say(f"failed: {failure.title}: {failure.error}" + (f" Its log is {failure.log}." if failure.log else ""))
     return int(bool(failures))
+
+
+def trained_before(tasks: list[Task], place: Workplace) -> dict[Training, tuple[str, int]]:
+    """What is trained again, with the hash of the weights that it had and how many measurements are of those."""
+    trainings = [task for task in tasks if isinstance(task, Training)]
+    hashes = {training: training.sha256(place) for training in trainings}
+    return {training: (found, training.measurements(place)) for training, found in hashes.items() if found is not None}
+
+
+def counted(measurements: int) -> str:
+    """So many, in words."""
+    return "1 measurement" if measurements == 1 else f"{measurements} measurements"
 
 
 def methods_of(tasks: list[Task]) -> list[str]:

@@ -35,7 +35,9 @@ from surefoot.training.fit import best_device
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
 BATCH = 250
-LEFT = ("finished.json", "watch.jsonl", *reversed(FILES))
+FINISHED, BEFORE = "finished.json", "before.json"
+"""The hash of a finished training's weights; the same of the one before, while it is trained anew."""
+LEFT = ("watch.jsonl", *reversed(FILES))
 """What a training leaves, in an order in which it can be removed: killed in between, it is still one to remove."""
 
 
@@ -118,15 +120,17 @@ class Training:
         return place.out / "runs" / self.recipe.name / f"{self.recipe.training.seed}-{self.id[:8]}"
 
     def sha256(self, place: Workplace) -> str | None:
-        """Of the weights of the finished run; None before."""
-        try:
-            about = json.loads((self.folder(place) / "finished.json").read_text(encoding="utf-8"))
-            return str(about["weights_sha256"])
-        except (OSError, ValueError, LookupError, TypeError):  # absent, or damaged: it is written anew
-            return None
+        """Of the weights that its measurements are of: the finished run's, or till it is trained anew those before."""
+        return read_sha256(self.folder(place) / FINISHED) or read_sha256(self.folder(place) / BEFORE)
 
     def done(self, place: Workplace) -> bool:
-        return self.sha256(place) is not None
+        return read_sha256(self.folder(place) / FINISHED) is not None
+
+    def measurements(self, place: Workplace) -> int:
+        """How many there are of the weights that it has, or had."""
+        folder, sha256 = self.folder(place), self.sha256(place) or ""
+        files = [file for kind in ("evaluations", "measurements") for file in (folder / kind).glob("*.jsonl")]
+        return sum(sha256 in file.read_text(encoding="utf-8", errors="replace") for file in files) if sha256 else 0
 
     def has_weights(self, place: Workplace) -> bool:
         """Finished, and with its weights, which committed results lack."""
@@ -178,6 +182,8 @@ class Training:
         if not (complete and (folder / "model.safetensors").exists()):
             state = folder / "state.ckpt"
             if run is None or complete or self.done(place) or not state.exists():  # what it needs is gone: anew
+                if self.done(place):  # kept till there are others: measurements are known by it
+                    (folder / FINISHED).replace(folder / BEFORE)
                 for name in LEFT:
                     (folder / name).unlink(missing_ok=True)
                 run = None
@@ -195,7 +201,8 @@ class Training:
         self.check_data(place, dataset)
         model = load_run(folder).load_model(dataset)
         about = {"id": self.id, "weights_sha256": weights_sha256(model)}
-        write_text(folder / "finished.json", json.dumps(about) + "\n")
+        write_text(folder / FINISHED, json.dumps(about) + "\n")
+        (folder / BEFORE).unlink(missing_ok=True)
 
     def begun(self, place: Workplace) -> Run | None:
         """The run to go on from. A damaged state is put aside, and the training begins anew, also without weights."""
@@ -244,6 +251,14 @@ class Training:
             for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", DATA_FILE, "recipe.json"):
                 if (found / name).exists():  # not all are needed, and older versions did not write them all
                     shutil.copy2(found / name, folder / name)
+
+
+def read_sha256(file: Path) -> str | None:
+    """The hash of a training's weights; None where there is none, or a damaged one, so that it is written anew."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["weights_sha256"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)

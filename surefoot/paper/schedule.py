@@ -79,7 +79,7 @@ def outstanding(tasks: Sequence[Task], place: Workplace) -> list[Task]:
     while before != len(todo):
         before = len(todo)
         for task in tasks:
-            again = any(training.id in todo and training.done(place) for training in task.needs)
+            again = any(training.id in todo and training.sha256(place) for training in task.needs)
             if not task.done(place) or again:
                 add(task if again or not isinstance(task, Transfer) else task.left(place))
     return list(todo.values())
