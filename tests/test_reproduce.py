@@ -18,7 +18,7 @@ from surefoot.objectives import SatR1
 from surefoot.paper import runs
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.measurements import count_passes
-from surefoot.paper.profiles import PAPER
+from surefoot.paper.profiles import PAPER, PROFILES
 from surefoot.paper.runs import Workplace
 from surefoot.paper.tables import read_runs, reproduced
 from surefoot.paper.targets import TABLES
@@ -268,6 +268,57 @@ def test_what_is_trained_again_and_measured_before_is_told_of(
     assert smoke("fig9", "--only", "sat-r3", out=tmp_path) == 0
     err = " ".join(capsys.readouterr().err.split())
     assert "it has other weights than before, and 1 measurement of those no longer count" in err
+
+
+def test_a_figure_of_a_training_that_was_not_watched_trains_it_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Matrix(PROFILES["smoke"], 1).training("mnist/fgsm-at").recipe
+    train(recipe, tmp_path / "mine" / "x")
+    out = tmp_path / "out"
+    args = ("--only", "fgsm-at", "--runs", str(tmp_path / "mine"))
+    assert smoke("fig5", *args, out=out) == 0  # needs no watching: the run is taken
+    (folder,) = out.glob("runs/mnist/fgsm-at/*")
+    assert not (folder / "watch.jsonl").exists()
+    assert smoke("fig1", "--draw", out=out) == 0
+    assert "fig1 was not run" in capsys.readouterr().err
+    assert smoke("fig1", "fig5", *args, out=out) == 0
+    err = " ".join(capsys.readouterr().err.split())
+    assert "train mnist/fgsm-at, seed 0, again, for its weights or what a figure shows of it are not in" in err
+    panels = (out / "smoke" / "fig1.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    assert not any("missing" in json.loads(panel) for panel in panels)
+    (folder / "watch.jsonl").write_text('{"epoch": 1}\n', encoding="utf-8")
+    assert smoke("fig1", "--draw", out=out) == 0
+    assert smoke("fig1", "fig3", *args, out=out) == 0
+    assert '"late"' in (folder / "watch.jsonl").read_text(encoding="utf-8")
+    # Asked for together with what needs no watching, and nothing there yet.
+    assert smoke("fig1", "fig5", *args, out=tmp_path / "new") == 0
+    assert list((tmp_path / "new").glob("runs/mnist/fgsm-at/*/watch.jsonl"))
+
+
+def test_lines_that_lack_something_count_as_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("table9", "table8", "fig9", "fig10", "--only", "sat-r3")
+    assert smoke(*names, out=tmp_path) == 0
+    table = capsys.readouterr().out
+    metrics, *others = (
+        file
+        for kind in ("metrics", "evaluations/*", "measurements/*")
+        for file in tmp_path.glob(f"runs/*/*/*/{kind}.jsonl")
+    )
+    others += tmp_path.glob("passes/*.jsonl")
+    metrics.write_text('{"epoch": 1}\n', encoding="utf-8")
+    for file in others:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        fields = json.loads(lines[-1])
+        whole = "recipe" in fields and "robust_accuracy" in fields
+        lines[-1] = json.dumps({**fields, "robust_accuracy": None} if whole else {"epoch": 1})
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    assert smoke(*names[:4], "--draw", out=tmp_path) == 0
+    assert "Not run: SAT-R3" in capsys.readouterr().out
+    assert smoke(*names, out=tmp_path) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if line.startswith("| SAT-R3 |"))
+    assert row.rpartition("|")[0].rpartition("|")[0] in out  # all but the minutes, which are lost
 
 
 def test_two_at_once_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,9 +108,10 @@ def run(args: list[str]) -> int:
     if not options.draw:
         check_data(asked, [] if options.dry_run else tasks, place)
         for training, (_, measurements) in before.items():
+            what = "its weights or what a figure shows of it" if training.followed else "its weights"
             say(
-                f"{training.title}, again, for its weights are not in {training.folder(place)}: unless the very same "
-                f"come out, {counted(measurements)} of it no longer count, nor those crafted on it."
+                f"{training.title}, again, for {what} are not in {training.folder(place)}: unless the very same come "
+                f"out, {counted(measurements)} of it no longer count, nor those crafted on it."
             )
     if options.dry_run:
         show_plan(tasks, place, options)

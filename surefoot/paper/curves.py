@@ -78,3 +78,18 @@ def surface_line(model: nn.Module, image: Tensor, label: Tensor, eps: float, *, 
     """The loss surface around an image `[channels, height, width]` of class `label` `[]` as JSON values: Eq. 12."""
     e1, e2, loss = loss_surface(model, image, int(label), eps, points=points)
     return {"e1": e1, "e2": e2, "loss": loss}
+
+
+def is_curve(value: Any) -> bool:
+    """Is it what `loss_curves` gave, as a file has it?"""
+    return has_lists(value, "radii", "fgsm", "pgd")
+
+
+def is_surface(value: Any) -> bool:
+    """Is it what `surface_line` gave, as a file has it?"""
+    return has_lists(value, "e1", "e2", "loss")
+
+
+def has_lists(value: Any, *names: str) -> bool:
+    """Is it an object that has these lists?"""
+    return isinstance(value, dict) and all(isinstance(value.get(name), list) for name in names)

@@ -83,7 +83,7 @@ class Costs:
                     label = attack_label(record.attack, record.attack_fields)
                     for method in (recipe.name, None):
                         self.images.setdefault(attack_key(recipe, label, method), []).append(seconds)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return
 
     def __call__(self, task: Task) -> Estimate:
@@ -121,7 +121,7 @@ class Costs:
         recipe = task.recipe
         if task.adoptable(self.place) is not None:
             return Estimate(task, 0.0, "a finished run")
-        saved = 0 if task.done(self.place) else len(read_lines(task.folder(self.place) / "metrics.jsonl"))
+        saved = 0 if task.finished(self.place) else len(read_lines(task.folder(self.place) / "metrics.jsonl"))
         schedule = whole_schedule(recipe)[saved:]
         seconds, bases = 0.0, set()
         for objective in schedule:

@@ -12,7 +12,7 @@ from surefoot.benchmark import step_cost
 from surefoot.core.files import read_lines, write_text
 from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
-from surefoot.paper.curves import loss_curves, spaced, surface_line
+from surefoot.paper.curves import is_curve, is_surface, loss_curves, spaced, surface_line
 from surefoot.paper.runs import Training, Workplace, digest, some_batches
 from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
@@ -63,8 +63,9 @@ class Around:
         return bool(self.lines(place))
 
     def lines(self, place: Workplace) -> list[dict[str, Any]]:
-        """What was measured, one line; empty while it is not."""
-        return read_lines(self.file(place))
+        """What was measured, one line; empty while it is not, or where that is damaged, so that it is made anew."""
+        lines, is_whole = read_lines(self.file(place)), is_curve if self.what == "losses" else is_surface
+        return lines if all(is_whole(line) for line in lines) else []
 
     def __call__(self, place: Workplace) -> None:
         recipe = self.model.recipe
@@ -114,8 +115,9 @@ class Passes:
         return bool(self.lines(place))
 
     def lines(self, place: Workplace) -> list[dict[str, Any]]:
-        """What was counted, one line; empty while it is not."""
-        return read_lines(self.file(place))
+        """What was counted, one line; empty while it is not, or where that is damaged, so that it is made anew."""
+        lines, names = read_lines(self.file(place)), ("batch_size", "crafting_backwards", "units")
+        return lines if all(isinstance(line.get(name), int | float) for line in lines for name in names) else []
 
     def __call__(self, place: Workplace) -> None:
         write_text(self.file(place), json.dumps({"recipe": self.recipe.name, **count_passes(self.recipe)}) + "\n")

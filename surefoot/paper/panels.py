@@ -1,12 +1,12 @@
 """The figures of `surefoot reproduce`: what each needs, and its panels as data, from which it is drawn."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 from typing import Any
 
-from surefoot.core.files import read_lines
 from surefoot.paper.matrix import (
     SAT,
     Column,
@@ -20,7 +20,7 @@ from surefoot.paper.matrix import (
 )
 from surefoot.paper.measurements import Around
 from surefoot.paper.runs import Task, Training, Workplace
-from surefoot.paper.watch import PROBE
+from surefoot.paper.watch import PROBE, STAGES
 from surefoot.recipes.mnist import BATCH, PAIRS, PERCENTAGES
 
 Panel = dict[str, Any]
@@ -87,13 +87,13 @@ RADIUS, LOSS, ACCURACY = "radius (pixel units)", "mean loss (nats)", "accuracy (
 
 def watched_training(matrix: Matrix, method: str) -> Training:
     """The training that Fig. 1-4 follow."""
-    return matrix.training(f"{matrix.dataset}/{method}")
+    return dataclasses.replace(matrix.training(f"{matrix.dataset}/{method}"), followed=True)
 
 
 def watched_lines(matrix: Matrix, place: Workplace, method: str) -> list[dict[str, Any]]:
     """What was seen of it."""
     training = watched_training(matrix, method)
-    return read_lines(training.folder(place) / "watch.jsonl") if training.done(place) else []
+    return training.seen(place) if training.done(place) else []
 
 
 def stages(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -120,7 +120,7 @@ def during(method: str, matrix: Matrix, place: Workplace) -> list[Panel]:
     ]
     title = "l2 distance of the logits of adversarial samples"
     panels = [curve(title, "step", "mean l2 distance", series) if series else missing(title, UNWATCHED)]
-    for stage in ("early", "late"):
+    for stage in STAGES:
         line = seen.get(stage)
         if line is None:
             panels.append(missing(stage, UNWATCHED))
@@ -143,7 +143,7 @@ def surfaces_during(method: str, matrix: Matrix, place: Workplace) -> list[Panel
         {"title": f"{stage}, step {seen[stage]['step']}", "surface": seen[stage]["surface"]}
         if stage in seen
         else missing(stage, UNWATCHED)
-        for stage in ("early", "late")
+        for stage in STAGES
     ]
 
 

@@ -25,7 +25,7 @@ from surefoot.data import Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
 from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
-from surefoot.paper.watch import Watch
+from surefoot.paper.watch import STAGES, Watch, seen
 from surefoot.recipes import Recipe, load_run, train
 from surefoot.recipes.run import DATA_FILE, FILES, Run, check_data, load_recipe_data, settings_of
 from surefoot.report import attack_label
@@ -97,11 +97,13 @@ class Training:
         sources: trainings of the models that the recipe's objectives craft on.
         watched: measure logit distances and losses meanwhile, for Fig. 1-4, at so many radii; this leaves no trace on
             the training and is no part of the key. 0 is off.
+        followed: a figure shows what was seen meanwhile: without that it is not done.
     """
 
     recipe: Recipe
     sources: tuple["Training", ...] = ()
     watched: int = 0
+    followed: bool = False
 
     @cached_property
     def id(self) -> str:
@@ -123,8 +125,20 @@ class Training:
         """Of the weights that its measurements are of: the finished run's, or till it is trained anew those before."""
         return read_sha256(self.folder(place) / FINISHED) or read_sha256(self.folder(place) / BEFORE)
 
-    def done(self, place: Workplace) -> bool:
+    def finished(self, place: Workplace) -> bool:
+        """Was it trained to its end?"""
         return read_sha256(self.folder(place) / FINISHED) is not None
+
+    def seen(self, place: Workplace) -> list[dict[str, Any]]:
+        """What Fig. 1-4 show of it."""
+        return seen(self.folder(place) / "watch.jsonl")
+
+    def lacks_seen(self, place: Workplace) -> bool:
+        """Does a figure show what was not seen, as of a run that was taken, or not to the end?"""
+        return self.followed and not {line["stage"] for line in self.seen(place)}.issuperset(STAGES)
+
+    def done(self, place: Workplace) -> bool:
+        return self.finished(place) and not self.lacks_seen(place)
 
     def measurements(self, place: Workplace) -> int:
         """How many there are of the weights that it has, or had."""
@@ -134,22 +148,26 @@ class Training:
 
     def has_weights(self, place: Workplace) -> bool:
         """Finished, and with its weights, which committed results lack."""
-        return self.done(place) and (self.folder(place) / "model.safetensors").exists()
+        return self.finished(place) and (self.folder(place) / "model.safetensors").exists()
 
     def minutes(self, place: Workplace) -> float | None:
         """What the training took, selection of the epoch included; None before."""
-        lines = read_lines(self.folder(place) / "metrics.jsonl")
-        if not self.done(place) or not lines:
-            return None
-        return sum(float(line["seconds"]) for line in lines) / 60
+        seconds = self.of_epochs(place, "seconds")
+        return sum(line[0] for line in seconds) / 60 if seconds else None
 
     def speed(self, place: Workplace) -> float | None:
         """Images a second through a training step, over all epochs; None before it is done."""
-        lines = read_lines(self.folder(place) / "metrics.jsonl")
-        if not self.done(place) or not lines:
-            return None
-        images = sum(line["images_per_second"] * line["train_seconds"] for line in lines)
-        return float(images / sum(line["train_seconds"] for line in lines))
+        lines = self.of_epochs(place, "images_per_second", "train_seconds")
+        spent = sum(seconds for _, seconds in lines)
+        return sum(speed * seconds for speed, seconds in lines) / spent if spent else None
+
+    def of_epochs(self, place: Workplace, *names: str) -> list[tuple[float, ...]]:
+        """These numbers of each epoch; none before it is trained, or where a file is damaged or lacks one."""
+        try:
+            lines = read_lines(self.folder(place) / "metrics.jsonl") if self.finished(place) else []
+            return [tuple(float(line[name]) for name in names) for line in lines]
+        except (LookupError, TypeError, ValueError):
+            return []
 
     def model(self, place: Workplace, dataset: Dataset) -> nn.Module:
         """The trained model, on the device where it is measured.
@@ -179,10 +197,10 @@ class Training:
         self.adopt(place)
         run = self.begun(place)
         complete = run is not None and run.is_finished()
-        if not (complete and (folder / "model.safetensors").exists()):
+        if not (complete and (folder / "model.safetensors").exists()) or self.lacks_seen(place):
             state = folder / "state.ckpt"
-            if run is None or complete or self.done(place) or not state.exists():  # what it needs is gone: anew
-                if self.done(place):  # kept till there are others: measurements are known by it
+            if run is None or complete or self.finished(place) or not state.exists():  # what it needs is gone: anew
+                if self.finished(place):  # kept till there are others: measurements are known by it
                     (folder / FINISHED).replace(folder / BEFORE)
                 for name in LEFT:
                     (folder / name).unlink(missing_ok=True)
@@ -227,8 +245,8 @@ class Training:
 
     def adoptable(self, place: Workplace) -> Path | None:
         """A finished run of the very same recipe and seed, in folders that the user named; None once this has begun."""
-        if self.sources or (self.folder(place) / "recipe.json").exists():
-            return None  # a run does not tell which models it crafted on
+        if self.sources or self.followed or (self.folder(place) / "recipe.json").exists():
+            return None  # a run does not tell which models it crafted on, and none was watched
         for file in (file for root in place.finished for file in sorted(root.rglob("recipe.json"))):
             try:
                 found = load_run(file.parent)
@@ -435,4 +453,15 @@ def clean_and_attacked(file: Path | None) -> list[Record]:
         records = read_records(file)
     except ValueError:
         return []
-    return records if len(records) == 2 else []
+    numbers = [
+        number
+        for each in records
+        for number in (
+            each.clean_accuracy,
+            each.robust_accuracy,
+            *each.robust_interval,
+            each.num_examples,
+            each.seconds,
+        )
+    ]
+    return records if len(numbers) == 12 and all(isinstance(number, int | float) for number in numbers) else []

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from surefoot.paper.runs import Task, Transfer, Workplace
+from surefoot.paper.runs import Task, Training, Transfer, Workplace
 
 RETRIES = 2
 """How often a task whose worker died is started again."""
@@ -66,13 +66,14 @@ def outstanding(tasks: Sequence[Task], place: Workplace) -> list[Task]:
     for and rests on it is measured again.
     """
     todo: dict[str, Task] = {}
+    asked = {task.id: task for task in tasks if isinstance(task, Training)}  # for a figure that shows it
 
     def add(task: Task) -> None:
         if task.id in todo:
             return
         for training in task.needs:
             if not training.has_weights(place):
-                add(training)
+                add(asked.get(training.id, training))
         todo[task.id] = task
 
     before = -1

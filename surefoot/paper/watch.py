@@ -8,7 +8,7 @@ from torch import nn
 
 from surefoot.core.files import read_lines, write_text
 from surefoot.data import Batches, Dataset, Split
-from surefoot.paper.curves import logit_gaps, loss_curves, spaced, surface_line
+from surefoot.paper.curves import is_curve, is_surface, logit_gaps, loss_curves, spaced, surface_line
 from surefoot.recipes import Recipe
 from surefoot.recipes.run import Run
 from surefoot.training.fit import StepReport
@@ -17,6 +17,24 @@ EVERY = 100  # steps, as in the paper's figures
 EARLY, LATE = 40 / 625, 600 / 625
 """The paper's iterations 40 and 600 (x 100) of 625 (x 100): 100 epochs of 40,000 images in batches of 64."""
 PROBE = 64
+STAGES = ("early", "late")
+
+
+def seen(file: Path) -> list[dict[str, Any]]:
+    """What a `watch.jsonl` tells; nothing where it is damaged or a line lacks something, so that it is made anew."""
+    lines = read_lines(file)
+    return lines if all(is_whole(line) for line in lines) else []
+
+
+def is_whole(line: dict[str, Any]) -> bool:
+    """Has it all that a line of its kind has?"""
+    numbers, distances = [line.get("epoch"), line.get("step")], line.get("distances")
+    if line.get("stage") is not None:
+        found = line["stage"] in STAGES and is_curve(line.get("losses")) and is_surface(line.get("surface"))
+    else:
+        found = isinstance(distances, dict)
+        numbers += [distances.get(key) for key in ("ifgsm", "rfgsm")] if isinstance(distances, dict) else []
+    return found and all(isinstance(number, int | float) for number in numbers)
 
 
 class Watch:
@@ -44,7 +62,7 @@ class Watch:
         split = dataset.validation if len(dataset.validation.labels) else dataset.test
         self.model, self.images = model, Split(split.images[:PROBE], split.labels[:PROBE])
         done = self.run.epochs_done()
-        self.lines = [line for line in read_lines(self.file) if line["epoch"] <= done]
+        self.lines = [line for line in seen(self.file) if line["epoch"] <= done]
         self.last = max((line["step"] for line in self.lines), default=0)
 
     def on_step(self, report: StepReport) -> None:
@@ -52,7 +70,9 @@ class Watch:
         step, steps = (report.epoch - 1) * report.steps + report.step, report.epochs * report.steps
         stages = {line["stage"] for line in self.lines}
         due = [
-            name for name, share in (("early", EARLY), ("late", LATE)) if name not in stages and step >= share * steps
+            name
+            for name, share in zip(STAGES, (EARLY, LATE), strict=True)
+            if name not in stages and step >= share * steps
         ]
         if step - self.last < self.every and step < steps and not due:
             return
