@@ -15,7 +15,7 @@ from torch import nn
 
 from surefoot.evaluation import Record, evaluate
 from surefoot.paper.printed import TABLE_6, TABLE_6_COLUMNS
-from surefoot.paper.tables import auto_attack, table_3_black_box, table_6
+from surefoot.paper.tables import auto_attack, reproduced, table_3, table_3_black_box, table_6
 from surefoot.report import record_table
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper" / "regularizers-for-single-step-adversarial-training.md"
@@ -25,6 +25,7 @@ def record(attack: str | None, accuracy: float, **changes: Any) -> Record:
     (clean,) = evaluate(nn.Linear(2, 2), [(torch.rand(2, 2), torch.tensor([0, 1]))], [])
     fields = {
         "recipe": "mnist/sat-r1",
+        "weights_sha256": "one model",
         "dataset": "mnist",
         "num_examples": 10_000,
         "attack": attack,
@@ -68,6 +69,39 @@ def test_table_6_has_fooling_rates_and_norms() -> None:
     assert table_6(records).splitlines()[-1] == "| SAT-R1 | 95.0 (89) | 4.20 (4.51) | - (100) | - (3.34) | 1000 / - |"
     records.append(record("CarliniWagnerL2", 0.0, mean_l2=3.3, num_examples=200))
     assert table_6(records).splitlines()[-1].endswith("| 100.0 (100) | 3.30 (3.34) | 1000 / 200 |")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attack_fields": {"stop_when_fooled": False}},
+        {"attack_fields": {"restarts": 20}},
+        {"attack_fields": {"random_start": False}},
+        {"eight_bit": True},
+        {"precision": "fast"},
+        {"dataset": "imagefolder:/corrupted"},
+        {"weights_sha256": "another model"},
+        {"seed": 1},
+        {"recipe": None},
+        {"recipe": "package.module:factory"},
+    ],
+    ids=str,
+)
+def test_a_row_is_of_one_model_and_of_the_attacks_as_the_tables_have_them(changes: dict[str, Any]) -> None:
+    fields = {"eps": 0.3, "steps": 100, "step_size": 0.01, "random_start": True, "restarts": 1, "loss": "cross_entropy"}
+    fields |= {"start_radius": 0.01, "stop_when_fooled": True}
+    clean, pgd = record(None, 0.98, seed=0), record("PGD", 0.88, seed=0, attack_fields=fields)
+    other = dataclasses.replace(
+        pgd, robust_accuracy=0.11, **{**changes, "attack_fields": {**fields, **changes.get("attack_fields", {})}}
+    )
+    parts = [{"attack": "APGD", "attack_fields": {}, "robust_accuracy": 0.85}]
+    auto = record("AutoAttack", 0.85, seed=0, parts=parts, num_examples=1000)
+    for told in ([clean, pgd, auto, other], [clean, other, pgd, auto]):
+        (*_, row), (grid, _) = table_3(told, {}).splitlines(), reproduced(told, {})
+        assert [cell.partition(" (")[0] for cell in row.split(" | ")[1:-1]] == ["98.00", "-", "-", "88.00", "-"]
+        assert "11.00" not in row + grid.grid() + auto_attack(told)
+        assert "| 88.00 (" in grid.grid()
+        assert "| 98.00 | 88.00 | 85.00 |" in auto_attack(told)
 
 
 def test_auto_attack_is_shown_part_by_part() -> None:

@@ -5,7 +5,9 @@ AutoAttack leaves, which the paper lacks; then Tables 3 and 6 in the form of `su
 """
 
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from surefoot.attacks import MIFGSM
 from surefoot.core.programs import exit_code
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, read_records
-from surefoot.evaluation.worker import fields_of
+from surefoot.evaluation.worker import fields_of, stopping_early
 from surefoot.paper import targets
 from surefoot.paper.beside import Table, printed
 from surefoot.paper.matrix import METHODS as ROWS
@@ -52,14 +54,11 @@ def cell(ours: str, printed_name: str, column: str) -> str:
     return f"{ours} ({printed(TABLE_3[printed_name][TABLE_3_COLUMNS.index(column)])})"
 
 
-SETTINGS = ("eps", "steps", "step_size", "start_radius", "decay")
-
-
 def is_of(record: Record, attack: Attack) -> bool:
-    """Is a record of this attack, radius and steps included?"""
-    name, fields = type(attack).__name__, fields_of(attack)
-    return attack_label(record.attack, record.attack_fields) == attack_label(name, fields) and all(
-        record.attack_fields.get(field) == fields.get(field) for field in SETTINGS
+    """Is a record of this attack with all its settings, as far as older records name them?"""
+    name, wanted = type(attack).__name__, fields_of(attack if record.source else stopping_early(attack))
+    return attack_label(record.attack, record.attack_fields) == attack_label(name, wanted) and all(
+        field in wanted and value == wanted[field] for field, value in record.attack_fields.items()
     )
 
 
@@ -67,19 +66,47 @@ def is_the_tables(record: Record) -> bool:
     """Is it of an attack as the paper's tables have it? Others with the same label have another radius or step."""
     recipe = RECIPES[str(record.recipe)]
     label = attack_label(record.attack, record.attack_fields)
-    attacks = {**recipe.attacks(), f"MI-FGSM-{recipe.attack_steps}": MIFGSM(recipe.eps, recipe.attack_steps)}
-    return label not in attacks or is_of(record, attacks[label])
+    minimal = [attack for attack, _ in PAPER.minimal_norm().values()]
+    others = (MIFGSM(recipe.eps, recipe.attack_steps), PAPER.auto_attack(recipe.eps))
+    attacks: list[Attack] = [*recipe.attacks().values(), *others, *minimal]
+    alike = [each for each in attacks if attack_label(type(each).__name__, fields_of(each)) == label]
+    return not alike or any(is_of(record, each) for each in alike)
+
+
+def comparable(records: Sequence[Record]) -> list[Record]:
+    """Those of our recipes on MNIST's test images, in the precision and with the pixels that the tables are of."""
+    return [
+        record
+        for record in records
+        if record.recipe in RECIPES
+        and (record.dataset, record.split, record.eight_bit) == ("mnist", "test", False)
+        and record.precision in ("strict", "fp32")
+    ]
+
+
+def of_one_model(records: Sequence[Record]) -> list[Record]:
+    """Of each recipe those of one model: of its first seed, and there of the weights that have the most.
+
+    The model that crafts is not told apart: records name its recipe alone.
+    """
+    counts: dict[str | None, Counter[tuple[float, str]]] = {}
+    for record in records:
+        counts.setdefault(record.recipe, Counter())[model_of(record)] += 1
+    kept = {recipe: min(found, key=lambda model: (model[0], -found[model])) for recipe, found in counts.items()}
+    return [record for record in records if model_of(record) == kept[record.recipe]]
+
+
+def model_of(record: Record) -> tuple[float, str]:
+    """Its seed, after all others where it is not known, and the hash of its weights."""
+    return (math.inf if record.seed is None else record.seed, record.weights_sha256)
 
 
 def on_mnist(records: Sequence[Record], num_examples: int | None = None) -> dict[tuple[str | None, ...], Record]:
     """Records on MNIST's test images by recipe, source and attack; of several alike the last one counts."""
     return {
         (record.recipe, record.source, attack_label(record.attack, record.attack_fields)): record
-        for record in records
-        if record.dataset == "mnist"
-        and record.split == "test"
-        and num_examples in (None, record.num_examples)
-        and is_the_tables(record)
+        for record in of_one_model(comparable(records))
+        if num_examples in (None, record.num_examples) and is_the_tables(record)
     }
 
 
@@ -152,7 +179,9 @@ def auto_attack(records: Sequence[Record]) -> str:
     rows = []
     header = ["trained by"]
     for method, name in METHODS.items():
-        ours = [record for record in records if record.recipe == f"mnist/{method}" and record.dataset == "mnist"]
+        ours = [
+            record for record in comparable(records) if record.recipe == f"mnist/{method}" and is_the_tables(record)
+        ]
         for record in ours:
             if record.attack != "AutoAttack":
                 continue
@@ -167,10 +196,9 @@ def auto_attack(records: Sequence[Record]) -> str:
             beside = {
                 other.num_examples: percent(other.robust_accuracy)
                 for other in ours
-                if other.weights_sha256 == record.weights_sha256
+                if model_of(other) == model_of(record)
                 and other.source is None
                 and attack_label(other.attack, other.attack_fields) == "PGD-100"
-                and is_the_tables(other)
             }
             pgd = beside.get(record.num_examples) or beside.get(10_000, "-")
             numbers = [str(record.seed), percent(record.clean_accuracy), pgd, *after]
@@ -211,7 +239,7 @@ class Committed:
 
 def reproduced(records: Sequence[Record], minutes: Mapping[str, float]) -> tuple[Table, Table]:
     """Tables 3 and 6 as `surefoot reproduce --profile paper` has them, from finished runs on MNIST of seed 0."""
-    first = [record for record in records if record.seed == 0]
+    first = of_one_model([record for record in comparable(records) if record.seed == 0])
     results, scale = Committed(first, minutes), Matrix(PAPER, 1)
     grid = accuracies("mnist", SOURCES["mnist"], PAPER)
     title = "Table 3: MNIST, accuracy in % at eps 0.3"
