@@ -321,6 +321,18 @@ def test_lines_that_lack_something_count_as_missing(tmp_path: Path, capsys: pyte
     assert row.rpartition("|")[0].rpartition("|")[0] in out  # all but the minutes, which are lost
 
 
+def test_fig_6_is_of_mnist_whatever_data_set_was_asked_for(tmp_path: Path) -> None:
+    args = ("--only", "sat-r1", "--dataset", "cifar10")
+    assert smoke("fig6", "fig7", *args, out=tmp_path) == 0
+    folder = tmp_path / "smoke"
+    assert sorted(file.stem for file in folder.glob("*.jsonl")) == ["fig6", "fig7-cifar10"]
+    titles = {file.stem: json.loads(file.read_text().splitlines()[0])["title"] for file in folder.glob("*.jsonl")}
+    assert titles["fig6"].endswith("(MNIST)")
+    assert titles["fig7-cifar10"].endswith("(CIFAR-10)")
+    page = (folder / "reproduction-cifar10.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="([^"]+)"', page) == ["fig6", "fig7"]
+
+
 def test_two_at_once_are_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with only_one(tmp_path):
         assert smoke("table8", "--only", "sat-r3", out=tmp_path) == 2

@@ -307,7 +307,7 @@ def write_table(target: Target, matrix: Matrix, place: Workplace, options: Optio
 def write_figure(figure: Figure, matrix: Matrix, place: Workplace, options: Options) -> None:
     """Write a figure's data and draw it; nothing where there are none."""
     lines = figure.lines(matrix, place)
-    file = place.out / matrix.profile.name / f"{matrix.named(figure.name)}.jsonl"
+    file = place.out / matrix.profile.name / figure.file_name(matrix)
     if options.json:
         for line in lines:
             print_json(line)
@@ -330,7 +330,7 @@ def write_page(matrix: Matrix, place: Workplace) -> None:
         lines
         for figure in FIGURES.values()
         if not measured(lines := figure.lines(matrix, place))  # the page names it
-        or (folder / f"{matrix.named(figure.name)}.jsonl").exists()
+        or (folder / figure.file_name(matrix)).exists()
     ]
     file = folder / f"{matrix.named('reproduction')}.html"
     shown = [table for table in tables if (folder / f"{table.name}.md").exists()]

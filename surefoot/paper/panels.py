@@ -39,6 +39,7 @@ class Figure:
         columns: panels side by side.
         tasks: what must be done at a matrix's scale.
         panels: what is there, as data.
+        dataset: that it is of, whatever was asked for; None is the matrix's.
     """
 
     name: str
@@ -47,9 +48,19 @@ class Figure:
     columns: int
     tasks: Callable[[Matrix], Sequence[Task]]
     panels: Callable[[Matrix, Workplace], list[Panel]]
+    dataset: str | None = None
+
+    def of(self, matrix: Matrix) -> Matrix:
+        """The matrix on the figure's own data set, where it has one."""
+        return dataclasses.replace(matrix, dataset=self.dataset or matrix.dataset)
+
+    def file_name(self, matrix: Matrix) -> str:
+        """What its file is called."""
+        return f"{self.of(matrix).named(self.name)}.jsonl"
 
     def lines(self, matrix: Matrix, place: Workplace) -> list[dict[str, Any]]:
         """The figure's file: a line about it, then a line a panel."""
+        matrix = self.of(matrix)
         about = {
             "figure": self.name,
             "title": f"{self.title} ({matrix.written})",
@@ -281,9 +292,10 @@ def grid_figure(
     columns: int,
     grid: Callable[[Matrix], Grid],
     panels: Callable[[Matrix, Workplace], list[Panel]],
+    dataset: str | None = None,
 ) -> Figure:
     """Fig. 6-8."""
-    return Figure(name, title, images, columns, lambda matrix: grid(matrix).tasks(matrix), panels)
+    return Figure(name, title, images, columns, lambda matrix: grid(matrix).tasks(matrix), panels, dataset)
 
 
 TEST, ONE_TEST, VALIDATION = "{} test images", "test image", "{} validation images"
@@ -304,6 +316,7 @@ FIGURES: dict[str, Figure] = {
             2,
             sweep_grid,
             sweeps,
+            "mnist",
         ),
         grid_figure(
             "fig7", "Fig. 7: accuracy over the steps of PGD", TEST, 1, partial(sat_grid, step_columns), over_steps
