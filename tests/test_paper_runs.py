@@ -618,7 +618,10 @@ def test_profiles_change_the_scale_and_nothing_else() -> None:
     assert (large.dataset, large.num_classes, large.image_size) == ("imagefolder:imagenet", 100, 224)
     assert QUICK.of_imagenet(Path("x")).recipe(RECIPES["tiny-imagenet-100/trades"], 0).image_size == 32
     assert own.recipe(RECIPES["cifar10/trades"], 0) == RECIPES["cifar10/trades"]
+    assert SMOKE.of_imagenet(Path("x")) == SMOKE
     assert "bf16" in QUICK.trained_in("bf16").note
+    assert SHORT.note.endswith("Trained in bf16.")
+    assert SHORT.trained_in("fp32").note == SHORT.note.replace("bf16", "fp32")
     assert Matrix(QUICK.trained_in("bf16"), 1).training("mnist/normal").recipe.training.precision == "bf16"
 
 

@@ -225,6 +225,12 @@ def test_table_5_names_the_images_that_it_is_of(tmp_path: Path) -> None:
     assert title == "Table 5: tiny-imagenet-100 in place of ImageNet-subset, accuracy in % at eps 8/255"
     own = TABLES["table5"].table(Matrix(PAPER.of_imagenet(tmp_path), 1), place).title
     assert own == "Table 5: ImageNet-subset, accuracy in % at eps 8/255"
+    for name, matrix in (
+        ("tiny-imagenet-100", Matrix(PAPER, 1, dataset="tiny-imagenet-100")),
+        ("ImageNet-subset", Matrix(PAPER.of_imagenet(tmp_path), 1, dataset="tiny-imagenet-100")),
+    ):
+        titles = [TABLES[table].table(matrix, place).title for table in ("table6", "table8", "sanity")]
+        assert all(f": {name}," in title or title.endswith(f", {name}") for title in titles)
 
 
 def test_images_that_changed_since_a_training_are_refused_before_its_results_are_taken(

@@ -52,7 +52,10 @@ class Matrix:
     @property
     def written(self) -> str:
         """The data set as titles name it."""
-        return {"mnist": "MNIST", "cifar10": "CIFAR-10"}.get(self.dataset, self.dataset)
+        named = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+        if self.profile.imagenet is not None:
+            named["tiny-imagenet-100"] = "ImageNet-subset"
+        return named.get(self.dataset, self.dataset)
 
     def wants(self, name: str) -> bool:
         """Is this recipe's row asked for?"""

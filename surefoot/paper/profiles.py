@@ -101,7 +101,7 @@ class Profile:
         """The profile with another precision of the trainings, which its note says."""
         if precision is None:
             return self
-        note = f"{self.note} Trained in {precision}."
+        note = f"{self.note.removesuffix(f' Trained in {self.precision}.')} Trained in {precision}."
         return dataclasses.replace(self, name=f"{self.name}-{precision}", precision=precision, note=note)
 
     def read_as(self, reading: Reading | None) -> "Profile":
@@ -112,8 +112,8 @@ class Profile:
         return dataclasses.replace(self, name=f"{self.name}-as-{reading}", reading=reading, note=note)
 
     def of_imagenet(self, folder: Path | None) -> "Profile":
-        """The profile on the user's own ImageNet for Table 5, which its note says."""
-        if folder is None:
+        """The profile on the user's own ImageNet, which its note says; one that trains on digits has no use for it."""
+        if folder is None or self.dataset is not None:
             return self
         note = f"{self.note} ImageNet-subset: 100 classes of the user's own folder, drawn at random."
         return dataclasses.replace(self, name=f"{self.name}-imagenet", imagenet=folder, note=note)
@@ -177,8 +177,9 @@ QUICK = Profile(
 )
 SHORT = Profile(
     "short",
-    "Profile `short`, for one GPU, not the paper's scale: 15 epochs in bf16, of ResNet-18 in place of WRN-28-10 in "
-    "batches of 128 with a one-cycle learning rate; the first 1,000 test images, AutoAttack, DeepFool and C&W on 200.",
+    "Profile `short`, for one GPU, not the paper's scale: 15 epochs of ResNet-18 in place of WRN-28-10 in "
+    "batches of 128 with a one-cycle learning rate; the first 1,000 test images, AutoAttack, DeepFool and C&W on 200. "
+    "Trained in bf16.",
     seeds=1,
     epochs=15,
     models={"wrn-28-10": "resnet-18"},
