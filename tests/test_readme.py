@@ -457,6 +457,29 @@ def percent(record: Record | None) -> str:
     return "-" if record is None else f"{100 * record.robust_accuracy:.2f}"
 
 
+def test_a_second_training_of_r3_2_is_what_was_measured() -> None:
+    text = " ".join((ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8").split())
+    found = read_records(ROOT / "results" / "looked-into" / "r3-2.jsonl")
+    selected, last = (record for record in found if record.attack == "PGD")
+    assert {(each.recipe, each.seed, each.num_examples) for each in found} == {("mnist/ablation-r3-2", 1, 1000)}
+    assert selected.weights_sha256 != last.weights_sha256
+    shares = [f"{100 * each.robust_accuracy:.1f} %" for each in (selected, last)]
+    assert f"{shares[0]} of its selected epoch, the 17th, and {shares[1]} of its last are left" in text
+
+
+def test_the_trainings_that_were_made_again_are_the_committed_ones() -> None:
+    rows = marked_rows((ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8"), "again")
+    assert len(rows) == 5
+    for run, _, sha256 in rows:
+        folder = ROOT / "results" / run.strip("`")
+        finished = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
+        assert finished["weights_sha256"].startswith(sha256)
+        if "sat-r1" in run:
+            found = [record for file in (folder / "evaluations").glob("*.jsonl") for record in read_records(file)]
+            assert {record.weights_sha256 for record in found} == {finished["weights_sha256"]}
+            assert {record.source for record in found} == {None, "mnist/normal-c", "mnist/normal-d"}
+
+
 def test_fgsm_ats_seeds_are_what_was_measured() -> None:
     rows = marked_rows((ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8"), "fgsm-at")
     assert len(rows) == 6
@@ -502,7 +525,7 @@ def test_what_auto_attack_adds_is_what_was_measured() -> None:
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     first, second = (sorted(f"{float(row[3]):.1f}" for row in rows if row[0] == name) for name in ("SAT-R1", "SAT-R2"))
     assert f"it leaves {second[0]}, {second[1]} and {second[2]} % of three trainings of SAT-R2" in readme
-    assert f"and {first[0]} and {first[1]} % of two of SAT-R1" in readme
+    assert f"and {first[0]}, {first[1]} and {first[2]} % of three of SAT-R1" in readme
     others_of_r3 = sorted(f"{float(row[3]):.1f}" for row in rows if row[0] == "SAT-R3" and row[3] not in set(third))
     assert f"and {others_of_r3[0]} and {others_of_r3[1]} % of two other trainings" in readme
     taken = [float(pgd) - float(auto) for name, _, pgd, auto, _ in rows if name in ("SAT-R1", "SAT-R2")]
