@@ -247,7 +247,7 @@ class Reread:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         known, done = list(self.first), 0
-        for number, (inputs, labels) in enumerate(self.batches):
+        for number, (inputs, labels) in enumerate(pairs(self.batches)):
             done += len(labels)
             if not known:
                 check_batch(inputs, labels)
@@ -264,7 +264,7 @@ class Reread:
                     f"batch {number} has other images than when it was first read; they are read once an attack, "
                     "so give the same each time, not augmented at random."
                 )
-            yield inputs.detach(), labels
+            yield inputs, labels
         if done != self.total:
             raise ValueError(
                 f"batches gave {self.total} samples at first and {done} the next time; they are read once an attack, "
@@ -515,7 +515,7 @@ def save_samples(
 
     `adv_inputs`, `labels`, `clean_prediction`, `prediction`, `robust`, `l2` and `linf`, in the batches' order.
     """
-    images, labels = zip(*((inputs.detach().cpu(), labels.cpu()) for inputs, labels in batches), strict=True)
+    images, labels = zip(*((inputs.cpu(), labels.cpu()) for inputs, labels in pairs(batches)), strict=True)
     tensors = {
         name: torch.cat([outcomes[0].tensors()[name].cpu() for outcomes in state]) for name in state[0][0].tensors()
     }
