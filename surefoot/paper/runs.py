@@ -30,6 +30,7 @@ from surefoot.recipes import Recipe, load_run, train
 from surefoot.recipes.run import DATA_FILE, FILES, Run, check_data, load_recipe_data, settings_of
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
+from surefoot.training.checkpoint import METRICS, SELECTED, STATE
 from surefoot.training.fit import best_device
 
 VERSION = 1
@@ -148,7 +149,7 @@ class Training:
 
     def has_weights(self, place: Workplace) -> bool:
         """Finished, and with its weights, which committed results lack."""
-        return self.finished(place) and (self.folder(place) / "model.safetensors").exists()
+        return self.finished(place) and (self.folder(place) / SELECTED).exists()
 
     def minutes(self, place: Workplace) -> float | None:
         """What the training took, selection of the epoch included; None before."""
@@ -164,7 +165,7 @@ class Training:
     def of_epochs(self, place: Workplace, *names: str) -> list[tuple[float, ...]]:
         """These numbers of each epoch; none before it is trained, or where a file is damaged or lacks one."""
         try:
-            lines = read_lines(self.folder(place) / "metrics.jsonl") if self.finished(place) else []
+            lines = read_lines(self.folder(place) / METRICS) if self.finished(place) else []
             return [tuple(float(line[name]) for name in names) for line in lines]
         except (LookupError, TypeError, ValueError):
             return []
@@ -197,8 +198,8 @@ class Training:
         self.adopt(place)
         run = self.begun(place)
         complete = run is not None and run.is_finished()
-        if not (complete and (folder / "model.safetensors").exists()) or self.lacks_seen(place):
-            state = folder / "state.ckpt"
+        if not (complete and (folder / SELECTED).exists()) or self.lacks_seen(place):
+            state = folder / STATE
             if run is None or complete or self.finished(place) or not state.exists():  # what it needs is gone: anew
                 if self.finished(place):  # kept till there are others: measurements are known by it
                     (folder / FINISHED).replace(folder / BEFORE)
@@ -230,13 +231,13 @@ class Training:
         try:
             run = load_run(folder)
             if run.is_finished():
-                if (folder / "model.safetensors").exists():
-                    load_tensors(folder / "model.safetensors")
+                if (folder / SELECTED).exists():
+                    load_tensors(folder / SELECTED)
             elif run.epochs_done():
-                for name in ("state.ckpt", "model.safetensors"):  # all that it goes on from
+                for name in (STATE, SELECTED):  # all that it goes on from
                     load_tensors(folder / name)
         except ValueError:
-            for file in (folder / "state.ckpt", folder / "model.safetensors"):
+            for file in (folder / STATE, folder / SELECTED):
                 if file.exists():
                     file.replace(file.with_stem("damaged"))
             (folder / "recipe.json").unlink()
@@ -252,7 +253,7 @@ class Training:
                 found = load_run(file.parent)
                 if settings_of(found.recipe) != settings_of(self.recipe) or not found.is_finished():
                     continue
-                load_tensors(file.parent / "model.safetensors")
+                load_tensors(file.parent / SELECTED)
             except ValueError:
                 continue  # damaged, or without weights: it is not taken
             dataset = place.data(self.recipe)  # not within: that they are not there is no fault of the run
@@ -266,7 +267,7 @@ class Training:
         found, folder = self.adoptable(place), self.folder(place)
         if found is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in ("model.safetensors", "metrics.jsonl", "state.ckpt", DATA_FILE, "recipe.json"):
+            for name in (SELECTED, METRICS, STATE, DATA_FILE, "recipe.json"):
                 if (found / name).exists():  # not all are needed, and older versions did not write them all
                     shutil.copy2(found / name, folder / name)
 
