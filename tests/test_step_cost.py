@@ -273,3 +273,18 @@ def test_a_floor_folds_batch_norms_once_an_attack_as_a_step_does(monkeypatch: py
     folds.clear()
     objective(model, subject.inputs, subject.labels)
     assert len(folds) == of_the_floor > 0
+
+
+def test_kept_lines_are_whole_ones_beside_whole_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "lines.jsonl"
+    words = ["benchmark", "step-cost", "digits-net", "--image-size", "8", "--batch-size", "2", "--rounds", "1"]
+    words += ["--objectives", "normal", "--peak-size", "8", "--records", str(file)]
+    assert main(words) == 0
+    with open(file, "a", encoding="utf-8") as torn:
+        torn.write('{"objective": "nor')  # a stop while it wrote
+    assert main(words) == 0
+    assert [json.loads(line)["objective"] for line in file.read_text(encoding="utf-8").splitlines()] == ["normal"] * 2
+    file.write_text("hello\n", encoding="utf-8")
+    assert main(words) == 2
+    assert "not a benchmark's line" in " ".join(capsys.readouterr().err.split())
+    assert file.read_text(encoding="utf-8") == "hello\n"
