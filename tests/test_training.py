@@ -47,7 +47,8 @@ from surefoot.training import (
     save_weights,
 )
 from surefoot.training.averaging import MovingAverage
-from surefoot.training.fit import StepReport, best_device, make_fabric, refuse_non_finite
+from surefoot.training.fit import StepReport, refuse_non_finite
+from surefoot.training.machines import best_device, make_fabric
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 from surefoot.training.step import EagerStep
 
@@ -1093,7 +1094,7 @@ def test_under_torchrun_the_processes_are_shared_out_over_the_machines(monkeypat
 
         def launch(self) -> None: ...
 
-    monkeypatch.setattr(sys.modules["surefoot.training.fit"], "Fabric", Asked)
+    monkeypatch.setattr(sys.modules["surefoot.training.machines"], "Fabric", Asked)
     make_fabric(dataclasses.replace(QUICK, devices=2))
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     make_fabric(dataclasses.replace(QUICK, devices=2))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from surefoot.data import Dataset, Split
 from surefoot.objectives import FgsmAT, NormalTraining
 from surefoot.training import FitConfig, Phase, fit
-from surefoot.training.fit import make_fabric
+from surefoot.training.machines import make_fabric
 
 
 class InDouble(nn.Module):

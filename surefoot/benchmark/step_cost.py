@@ -23,8 +23,9 @@ from surefoot.core.limits import check_count
 from surefoot.core.types import Objective
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
+from surefoot.training import FitConfig
 from surefoot.training.captured import WARM_UP, CapturedStep, capture
-from surefoot.training.fit import FitConfig, make_fabric
+from surefoot.training.machines import make_fabric
 from surefoot.training.step import EagerStep, Step
 
 ModeName = Literal["eager", "captured"]

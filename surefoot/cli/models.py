@@ -22,7 +22,7 @@ from surefoot.evaluation.worker import is_out_of_memory
 from surefoot.models import build_model
 from surefoot.recipes import load_run
 from surefoot.training import CheckpointError, Look, load_weights, monitor_curves
-from surefoot.training.fit import best_device, check_device
+from surefoot.training.machines import best_device, check_device
 from surefoot.training.trial import check_made
 
 RECOGNISED_BY = 256  # images that a model's kind is recognised by

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import surefoot
-from surefoot.training.fit import StepReport, is_first_process
+from surefoot.training import StepReport
+from surefoot.training.machines import is_first_process
 
 
 class Results(Console):

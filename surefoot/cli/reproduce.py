@@ -29,7 +29,7 @@ from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Process
 from surefoot.paper.targets import TABLES, Target
 from surefoot.recipes import RECIPES
 from surefoot.recipes.run import DATA
-from surefoot.training.fit import best_device
+from surefoot.training.machines import best_device
 
 DESCRIPTION = """WHAT is table3 to table9, sanity, fig1 to fig10, or all. Train what is missing, measure it, and write
 the paper's tables and figures with our numbers beside the printed ones, and a page of them all. What is done is never

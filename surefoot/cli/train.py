@@ -13,7 +13,7 @@ from surefoot.cli.output import TrainingProgress, print_json, say, stdout
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import source_names
 from surefoot.recipes.run import build_recipe_model, check_folder, check_source, load_recipe_data
-from surefoot.training.fit import started_by_torchrun
+from surefoot.training.machines import started_by_torchrun
 
 RUNS = Path("runs")
 

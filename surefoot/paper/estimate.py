@@ -29,7 +29,8 @@ from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
 from surefoot.recipes.run import settings_of
 from surefoot.report import attack_label
-from surefoot.training.fit import FitConfig, best_device, make_fabric
+from surefoot.training import FitConfig
+from surefoot.training.machines import best_device, make_fabric
 from surefoot.training.step import EagerStep
 
 TIMED = 16  # images of a timed forward

@@ -31,7 +31,7 @@ from surefoot.recipes.run import DATA_FILE, FILES, Run, check_data, load_recipe_
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
 from surefoot.training.checkpoint import METRICS, SELECTED, STATE
-from surefoot.training.fit import best_device
+from surefoot.training.machines import best_device
 
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""

@@ -11,7 +11,7 @@ from surefoot.data import Batches, Dataset, Split
 from surefoot.paper.curves import is_curve, is_surface, logit_gaps, loss_curves, spaced, surface_line
 from surefoot.recipes import Recipe
 from surefoot.recipes.run import Run
-from surefoot.training.fit import StepReport
+from surefoot.training import StepReport
 
 EVERY = 100  # steps, as in the paper's figures
 EARLY, LATE = 40 / 625, 600 / 625

@@ -33,8 +33,10 @@ from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, Look, Monitor, fit, load_weights
 from surefoot.training.checkpoint import LAST, SELECTED, STATE, WRITTEN
-from surefoot.training.fit import StepReport, check_place, is_first_process, make_fabric
+from surefoot.training.fit import StepReport
+from surefoot.training.machines import is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
+from surefoot.training.state import check_place
 from surefoot.training.trial import try_training
 
 LOCK = ".lock"

@@ -2,8 +2,9 @@
 
 from surefoot.core.files import CheckpointError
 from surefoot.training.checkpoint import load_weights, save_weights
-from surefoot.training.fit import FitConfig, FitResult, Phase, StepReport, TrainingDiverged, fit
+from surefoot.training.fit import FitResult, StepReport, TrainingDiverged, fit
 from surefoot.training.monitor import Look, Monitor, describe, monitor_curves
+from surefoot.training.settings import FitConfig, Phase
 
 __all__ = [
     "CheckpointError",
