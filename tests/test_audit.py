@@ -45,7 +45,7 @@ from surefoot.audit.trials import Watched, crossing_step, in_double, pgd
 from surefoot.audit.verdict import Looks, decide
 from surefoot.cli import main
 from surefoot.cli.calibration import Confusion, Facts, look_at
-from surefoot.cli.models import ModelOptions, Opened
+from surefoot.cli.models import AtOneRadius, Opened
 from surefoot.core.gradients import is_crafting
 from surefoot.data import load
 from surefoot.evaluation.probes import logit_distances, sample_losses
@@ -1442,7 +1442,7 @@ def test_the_facts_of_a_control_are_measured() -> None:
     torch.manual_seed(0)
     bare = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     opened = Opened("a", bare, digits, {"eps": 0.05}, {}, None)
-    options = ModelOptions(num_examples=100, batch_size=32, device="cpu")
+    options = AtOneRadius(num_examples=100, batch_size=32, device="cpu")
     facts = look_at(bare, opened, 0.25, options)
     assert (facts.images, facts.left) == (100, 0.25)
     assert facts.clean > facts.fgsm >= facts.pgd

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -121,6 +122,8 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
         (["evaluate", "a", "--draws", "0"], "draws is 0"),
         (["evaluate", "a", "--attacks", "pgdd"], "pgd"),
         (["evaluate", "a", "--attacks"], "attacks is empty"),
+        (["evaluate", "a", "--eps", "0.1", "x"], "'x' is not a number; write 0.3 or 8/255"),
+        (["evaluate", "a", "--eps"], "no number is given"),
         (["evaluate", "a", "--attacks", "fgsm", "--steps", "0"], "steps is 0"),
         (["evaluate", "a", "--attacks", "fgsm", "--step-size", "2"], "step_size is 2"),
         (["evaluate", "a", "--attacks", "fgsm", "--random-step", "-0.1"], "random_step is -0.1"),
@@ -564,6 +567,26 @@ def test_the_settings_of_attacks_the_split_and_the_epoch_reach_the_records(
         assert known.items() <= record["attack_fields"].items()
     (of_last,) = {each["weights_sha256"] for each in evaluated(capsys, run_folder, "--attacks", "fgsm", "--last")}
     assert of_last != clean["weights_sha256"]
+
+
+def test_several_radii_are_measured_in_one_go(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    common = [run_folder, "--eps", "0.15", "0.3", "--attacks", "deepfool", "fgsm", "pgd", "--num-examples", "40"]
+    records = evaluated(capsys, *common, "--steps", "4", "--deepfool-steps", "2")
+    assert [(record["attack"], record["attack_fields"].get("eps")) for record in records] == [
+        *((None, None), ("DeepFool", None), ("FGSM", 0.15), ("FGSM", 0.3), ("PGD", 0.15), ("PGD", 0.3)),
+        *2 * [("WorstCase", None)],
+    ]
+    small, large = (record["attack_fields"] for record in records if record["attack"] == "PGD")
+    own = load_run(Path(run_folder)).recipe
+    assert (own.eps, large["step_size"], large["start_radius"]) == (0.3, own.attack_step_size, own.attack_step_size)
+    assert small["step_size"] == small["start_radius"] == pytest.approx(own.attack_step_size / 2)
+    assert main(["evaluate", *common, "--steps", "4", "--deepfool-steps", "2"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "│" in line or "┃" in line]
+    cells = [[cell.strip() for cell in re.split("[│┃]", row)[1:3]] for row in rows]
+    assert cells == [
+        *(["attack", "eps"], ["clean", ""], ["DeepFool", ""], ["FGSM", "0.15"], ["FGSM", "0.3"]),
+        *(["PGD-4", "0.15"], ["PGD-4", "0.3"], ["worst case", "0.15"], ["worst case", "0.3"]),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -483,6 +483,18 @@ def test_the_worst_case_leaves_out_what_holds_no_radius() -> None:
     assert len(evaluate(net, batches, [DeepFool(steps=5), DeepFool(steps=9)], worst_case=True)) == 4
 
 
+def test_every_radius_has_a_worst_case_of_its_own() -> None:
+    net, batches = trained_batches()
+    attacks: list[Attack] = [FGSM(EPS / 4), FGSM(EPS), IFGSM(EPS / 4, 3), IFGSM(EPS, 3), IFGSM(EPS / 2, 3)]
+    *_, small, large = found = evaluate(net, batches, attacks, worst_case=True)
+    assert [record.attack for record in found] == [None, "FGSM", "FGSM", "IFGSM", "IFGSM", "IFGSM", *2 * ["WorstCase"]]
+    for worst, eps in ((small, EPS / 4), (large, EPS)):
+        assert {each["eps"] for each in worst.attack_fields["attacks"]} == {eps}
+        alone = evaluate(net, batches, [FGSM(eps), IFGSM(eps, 3)], worst_case=True)[-1]
+        assert worst.robust_accuracy == alone.robust_accuracy
+    assert small.robust_accuracy > large.robust_accuracy
+
+
 @dataclass(frozen=True)
 class Several:
     """Attacks in turn, as WorstCase and AutoAttack have them."""

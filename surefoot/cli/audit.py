@@ -17,12 +17,13 @@ from surefoot.audit.audit import audit as examine
 from surefoot.audit.record import Check
 from surefoot.cli.calibration import Confusion, Facts, Truth, controls
 from surefoot.cli.models import (
-    ModelOptions,
+    AtOneRadius,
     Opened,
     check_factories,
     open_models,
     open_source,
     pick_device,
+    radius,
     recognised,
     training_curves,
 )
@@ -42,7 +43,7 @@ LEARNED_FROM = 5000  # training images that substitutes learn a model's answers 
 
 
 @dataclass(frozen=True)
-class Options(ModelOptions):
+class Options(AtOneRadius):
     """What `surefoot audit` takes beside the models."""
 
     num_examples: int | None = 256
@@ -151,9 +152,7 @@ def audit_one(opened: Opened, options: Options, command: str | None) -> Audit:
     Raises:
         ValueError: the radius is neither given nor known, or the model is refused.
     """
-    eps = opened.settings.get("eps")
-    if eps is None:
-        raise ValueError(f"{opened.name} needs --eps, which only a run knows by itself.")
+    eps = radius(opened, options)
     device = pick_device(options.device)
     split = getattr(opened.dataset, options.split)
     inputs = split.images[: options.num_examples].to(device).float() / 255

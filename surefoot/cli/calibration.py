@@ -18,7 +18,7 @@ from surefoot.attacks import FGSM, PGD, AutoAttack
 from surefoot.audit.controls import distilled, masks
 from surefoot.audit.record import Audit, VerdictName
 from surefoot.audit.verdict import LOOKS_ROBUST, MOSTLY_LOST
-from surefoot.cli.models import ModelOptions, Opened, open_run, split_batches
+from surefoot.cli.models import AtOneRadius, Opened, open_run, radius, split_batches
 from surefoot.cli.output import Spinner, TrainingProgress, say
 from surefoot.core.types import Attack
 from surefoot.evaluation import accuracy, evaluate
@@ -75,7 +75,7 @@ class Control:
     facts: Facts
 
 
-def controls(names: Sequence[str], folder: Path, options: ModelOptions) -> Iterator[Control]:
+def controls(names: Sequence[str], folder: Path, options: AtOneRadius) -> Iterator[Control]:
     """The models to calibrate by: those of the digits, trained into `folder` where they are not there, or given runs.
 
     Each model of ordinary training is wrapped in every mask as well, and distilled.
@@ -89,7 +89,7 @@ def controls(names: Sequence[str], folder: Path, options: ModelOptions) -> Itera
         yield Control(dataclasses.replace(opened, name=title), look_at(opened.model, opened, left, options))
         if method.partition("-")[0] != "normal":
             continue
-        for what, mask in masks(opened.settings["eps"]).items():
+        for what, mask in masks(radius(opened, options)).items():
             model = mask(opened.model).eval()
             whole = dataclasses.replace(opened, name=f"{title}, {what}", model=model)
             yield Control(whole, look_at(model, opened, left, options))
@@ -98,7 +98,7 @@ def controls(names: Sequence[str], folder: Path, options: ModelOptions) -> Itera
         yield Control(whole, look_at(whole.model, opened, left, options))
 
 
-def auto_attack(model: nn.Module, title: str, opened: Opened, options: ModelOptions) -> float:
+def auto_attack(model: nn.Module, title: str, opened: Opened, options: AtOneRadius) -> float:
     """What AutoAttack leaves of the images that the audit examines."""
     device, batches = split_batches(opened.dataset, options)
     model = model.to(device)
@@ -106,16 +106,16 @@ def auto_attack(model: nn.Module, title: str, opened: Opened, options: ModelOpti
         records = evaluate(
             model,
             batches,
-            [AutoAttack(opened.settings["eps"])],
+            [AutoAttack(radius(opened, options))],
             seed=options.seed,
             progress=lambda part, done, total: spinner(f"{part}, {done} of {total}"),
         )
     return records[1].robust_accuracy
 
 
-def look_at(model: nn.Module, opened: Opened, left: float, options: ModelOptions) -> Facts:
+def look_at(model: nn.Module, opened: Opened, left: float, options: AtOneRadius) -> Facts:
     """A control's facts, where AutoAttack's share is known."""
-    eps = opened.settings["eps"]
+    eps = radius(opened, options)
     device, batches = split_batches(opened.dataset, options)
     model = model.to(device)
 

@@ -65,12 +65,14 @@ BLACK_BOX: tuple[AttackName, ...] = ("fgsm", "mi-fgsm")
 class Options(ModelOptions):
     """What `surefoot evaluate` takes beside the models."""
 
+    eps: tuple[float, ...] = ()
+    """l-infinity radii in pixel units: 8/255, or several for accuracy against the radius; none is the recipe's."""
     attacks: tuple[AttackName, ...] | None = None
     """Which to run, in turn, after clean accuracy. None: fgsm i-fgsm pgd pgd-cw; with --source: fgsm mi-fgsm."""
     steps: int | None = None
     """Steps of I-FGSM, MI-FGSM, PGD and PGD-CW; None is the recipe's, 20 for package.module:factory."""
     step_size: float | None = None
-    """Step size of PGD and PGD-CW: 2/255; None is the recipe's, a quarter of eps for package.module:factory."""
+    """Step size of PGD and PGD-CW: 2/255; None is the recipe's, in proportion to eps, or eps / 4 without a recipe."""
     random_step: float | None = None
     """R-FGSM's random step; None is half of eps."""
     restarts: int = 1
@@ -110,8 +112,8 @@ class Options(ModelOptions):
         if self.attacks == ():
             raise ValueError("attacks is empty, so there is nothing to run; name at least one, or leave it out.")
         # Whatever is run, a setting that an attack would refuse is refused.
-        if self.eps is not None:
-            FGSM(self.eps)
+        for eps in self.eps:
+            FGSM(eps)
         if self.steps is not None:
             IFGSM(1.0, self.steps)
         if self.step_size is not None:
@@ -263,39 +265,56 @@ def carlini_wagner(options: Options) -> CarliniWagnerL2:
 
 
 def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], options: Options) -> list[Attack]:
-    """The attacks that were asked for; PGD has the paper's start (Eq. 6).
+    """The attacks that were asked for, each at every radius; PGD has the paper's start (Eq. 6).
+
+    Args:
+        names: in turn.
+        settings: the recipe's own eps, steps and step_size; a network of one's own has none.
+        options: what was given instead.
 
     Raises:
         ValueError: eps, where one of them needs it, is neither given nor known from a recipe.
     """
+    radii = options.eps or ((settings["eps"],) if "eps" in settings else ())
+    steps = options.steps or settings.get("steps", 20)  # of a network of one's own what the paper takes on CIFAR-10
 
-    def eps() -> float:
-        if "eps" not in settings:
-            raise ValueError(f"{attack} needs --eps, which only a run knows by itself; give --eps, for example 8/255.")
-        return float(settings["eps"])
+    def pgd(eps: float, **more: Any) -> Attack:
+        step_size = options.step_size or step_at(eps, settings)
+        return PGD(eps, steps, step_size, restarts=options.restarts, start_radius=step_size, **more)
 
-    steps = settings.get("steps", 20)  # of a network of one's own what the paper takes on CIFAR-10
-
-    def pgd(**more: Any) -> Attack:
-        step_size = settings.get("step_size", eps() / 4 or 1 / 255)  # a step of 0 is refused
-        return PGD(eps(), steps, step_size, restarts=options.restarts, start_radius=step_size, **more)
-
-    known: dict[AttackName, Callable[[], Attack]] = {
-        "fgsm": lambda: FGSM(eps()),
-        "r-fgsm": lambda: RFGSM(eps(), eps() / 2 if options.random_step is None else options.random_step),
-        "i-fgsm": lambda: IFGSM(eps(), steps),
-        "mi-fgsm": lambda: MIFGSM(eps(), steps),
-        "pgd": pgd,
-        "pgd-cw": lambda: pgd(loss=MarginLoss(50.0)),
+    without_radius: dict[AttackName, Callable[[], Attack]] = {
         "deepfool": lambda: deepfool(options),
         "cw": lambda: carlini_wagner(options),
-        "apgd": lambda: APGD(eps()),
-        "apgd-t": lambda: APGDT(eps()),
-        "fab-t": lambda: FABT(eps()),
-        "square": lambda: Square(eps()),
-        "auto-attack": lambda: AutoAttack(eps()),
     }
-    attacks = []
-    for attack in names:
-        attacks.append(known[attack]())
+    within: dict[AttackName, Callable[[float], Attack]] = {
+        "fgsm": FGSM,
+        "r-fgsm": lambda eps: RFGSM(eps, eps / 2 if options.random_step is None else options.random_step),
+        "i-fgsm": lambda eps: IFGSM(eps, steps),
+        "mi-fgsm": lambda eps: MIFGSM(eps, steps),
+        "pgd": pgd,
+        "pgd-cw": lambda eps: pgd(eps, loss=MarginLoss(50.0)),
+        "apgd": APGD,
+        "apgd-t": APGDT,
+        "fab-t": FABT,
+        "square": Square,
+        "auto-attack": AutoAttack,
+    }
+    attacks: list[Attack] = []
+    for name in names:
+        if name in without_radius:
+            attacks.append(without_radius[name]())
+        elif not radii:
+            raise ValueError(f"{name} needs --eps, which only a run knows by itself; give --eps, for example 8/255.")
+        else:
+            attacks += [within[name](eps) for eps in radii]
     return attacks
+
+
+def step_at(eps: float, settings: dict[str, Any]) -> float:
+    """PGD's step at a radius: as large a share of it as the recipe's own step is of its own radius.
+
+    >>> step_at(0.1, {"eps": 0.2, "step_size": 0.02}), step_at(0.1, {})
+    (0.01, 0.025)
+    """
+    own, step_size = settings.get("eps", 1.0), settings.get("step_size", 0.25)
+    return (step_size if eps == own else step_size * eps / own) or 1 / 255  # a step of 0 is refused

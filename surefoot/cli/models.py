@@ -32,8 +32,6 @@ RECOGNISED_BY = 256  # images that a model's kind is recognised by
 class ModelOptions(Common):
     """What every verb takes that opens models."""
 
-    eps: float | None = None
-    """l-infinity radius in pixel units: 8/255; None is the recipe's."""
     source: str | None = None
     """Craft on this model (a run's folder, or package.module:factory) and score on MODEL."""
     source_weights: Path | None = None
@@ -80,8 +78,16 @@ class ModelOptions(Common):
 
 
 @dataclass(frozen=True)
+class AtOneRadius(ModelOptions):
+    """What every verb takes that looks at a model at one radius."""
+
+    eps: float | None = None
+    """l-infinity radius in pixel units: 8/255; None is the recipe's."""
+
+
+@dataclass(frozen=True)
 class Opened:
-    """A model, its data, its attacks' settings, what its records say of it, and its folder where it is a run."""
+    """A model, its data, its recipe's attack settings, what its records say of it, and its folder where it is a run."""
 
     name: str
     model: nn.Module
@@ -145,7 +151,7 @@ def open_run(name: str, options: ModelOptions) -> Opened:
     model = trained.load_model(dataset, "last.safetensors" if options.last else "model.safetensors")
     settings = {"eps": recipe.eps, "steps": recipe.attack_steps, "step_size": recipe.attack_step_size}
     about = {"recipe": recipe.name, "seed": recipe.training.seed, "dataset": recipe.dataset}
-    return Opened(name, model, dataset, given_settings(settings, options), about, Path(name))
+    return Opened(name, model, dataset, settings, about, Path(name))
 
 
 def open_factory(name: str, weights: Path | None, options: ModelOptions) -> Opened:
@@ -160,7 +166,7 @@ def open_factory(name: str, weights: Path | None, options: ModelOptions) -> Open
     )
     model = build_factory(name, weights, dataset, options)
     about = {"recipe": name, "dataset": whole_name(options.dataset)}
-    return Opened(name, model, dataset, given_settings({}, options), about, None)
+    return Opened(name, model, dataset, {}, about, None)
 
 
 def open_source(name: str, scored: Opened, options: ModelOptions) -> Opened:
@@ -202,10 +208,16 @@ def build_factory(name: str, weights: Path | None, dataset: Dataset, options: Mo
     return model.eval()
 
 
-def given_settings(settings: dict[str, Any], options: ModelOptions) -> dict[str, Any]:
-    """A recipe's eps, steps and step_size, and those that were given instead."""
-    given = {name: getattr(options, name, None) for name in ("eps", "steps", "step_size")}
-    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+def radius(opened: Opened, options: AtOneRadius) -> float:
+    """The radius that was given, else the recipe's.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    eps = opened.settings.get("eps") if options.eps is None else options.eps
+    if eps is None:
+        raise ValueError(f"{opened.name} needs --eps, which only a run knows by itself.")
+    return float(eps)
 
 
 def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device, Batches]:

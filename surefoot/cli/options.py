@@ -31,6 +31,18 @@ def number(text: str) -> float:
         raise ValueError(f"{text!r} is not a number; write 0.3 or 8/255") from None
 
 
+def numbers(texts: list[str]) -> tuple[float, ...]:
+    """Likewise, one or several.
+
+    Example:
+        >>> numbers(["0.1", "1/5"])
+        (0.1, 0.2)
+    """
+    if not texts:
+        raise ValueError("no number is given; write one or several, as 0.1 8/255")
+    return tuple(map(number, texts))
+
+
 @REGISTRY.primitive_rule
 def _float_or_fraction(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if info.type is not float:
@@ -41,6 +53,20 @@ def _float_or_fraction(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any]
         instance_from_str=lambda texts: number(texts[0]),
         is_instance=lambda value: isinstance(value, int | float),
         str_from_instance=lambda value: [f"{value:g}"],
+    )
+
+
+@REGISTRY.primitive_rule
+def _floats_or_fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    # Tyro's own says of a wrong one only that it cannot be parsed.
+    if info.type != tuple[float, ...]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NUMBER [NUMBER ...]",
+        instance_from_str=numbers,
+        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(each, int | float) for each in value),
+        str_from_instance=lambda value: [f"{each:g}" for each in value],
     )
 
 

@@ -156,8 +156,8 @@ def evaluate(
         precision: `strict` or `fast`.
         eight_bit: count only perturbations that still fool after rounding to 8-bit pixels (inside the ball
             where the attack has one).
-        worst_case: add a record of the samples that survive every one of the attacks that hold a radius (of all,
-            where none does), if these are two or more: an attack without a radius always fools in the end.
+        worst_case: for each radius that two attacks or more hold, add a record of the samples that survive all of
+            these (of all attacks, where none holds a radius: such an attack always fools in the end).
         seed: of torch's global generators, which are put back after.
         source: crafts the samples in the black-box setting; then every attack runs to its last step.
         about: further fields of `Record`: recipe, seed, dataset, split, source, commit.
@@ -171,7 +171,7 @@ def evaluate(
             `adv_inputs`, `labels`, `clean_prediction`, `prediction`, `robust` (it survived), `l2` and `linf`.
 
     Returns:
-        The clean record first, then one an attack, in order, then the worst case.
+        The clean record first, then one an attack, in order, then the worst case of each radius.
 
     Raises:
         ValueError: there are no samples, inputs outside [0, 1], a targeted attack, or batches that can be read only
@@ -385,8 +385,11 @@ def _evaluate(
             known, records, parts, costs, zip(*state, strict=True), zip(*clean, strict=True), strict=True
         ):
             emit(list_of, make_record(about, attack, column, clean_column, cost, own_parts, worker))
-    together = [number for number, attack in enumerate(attacks) if has_radius(attack)] or list(range(len(attacks)))
-    if settings.worst_case and len(together) > 1:
+    radii = [radius(attack) for attack in attacks]
+    for eps in dict.fromkeys(each for each in radii if each is not None) or [None]:
+        together = [number for number, each in enumerate(radii) if each == eps]
+        if not settings.worst_case or len(together) < 2:
+            continue
         for index, (about, list_of) in enumerate(zip(known, records, strict=True)):
             columns = [[outcomes[index] for outcomes in finals[number]] for number in together]
             own = [list_of[number + 1] for number in together]  # the first is the clean one
@@ -430,11 +433,13 @@ def known_by(
     }
 
 
-def has_radius(attack: Attack) -> bool:
-    """Does the attack hold a ball, or do all of its parts?"""
-    if isinstance(attack, CompoundAttack):
-        return all(has_radius(part) for part in attack.attacks)
-    return hasattr(attack, "eps")
+def radius(attack: Attack) -> float | None:
+    """Of the ball that the attack holds, or the largest of its parts'; None where one holds none."""
+    if not isinstance(attack, CompoundAttack):
+        return getattr(attack, "eps", None)
+    parts = [radius(part) for part in attack.attacks]
+    known = [each for each in parts if each is not None]
+    return max(known, default=None) if len(known) == len(parts) else None
 
 
 def some_pixels(inputs: Tensor) -> Tensor:

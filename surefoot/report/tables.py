@@ -42,6 +42,16 @@ def attack_label(attack: str | None, fields: Mapping[str, Any]) -> str:
     return f"{label}-{fields['steps']}"
 
 
+def radius(fields: Mapping[str, Any]) -> float | None:
+    """The largest radius in an attack's settings or its parts'; None where it holds none.
+
+    >>> radius({"attacks": [{"name": "FGSM", "eps": 0.1}, {"name": "PGD", "eps": 0.3}]}), radius({"steps": 50})
+    (0.3, None)
+    """
+    found = [fields.get("eps"), *(radius(part) for part in fields.get("attacks", ()))]
+    return max((each for each in found if each is not None), default=None)
+
+
 def percent(fraction: float) -> str:
     """A fraction as percent with two decimals."""
     return f"{100 * fraction:.2f}"
@@ -51,7 +61,7 @@ def record_table(records: Sequence[Record], title: str) -> Table:
     """One model's records, a row an attack: accuracy, its 95 % interval, what fooled it by how much, and the time.
 
     Below an attack of several parts there is a row a part, with the accuracy after it. `mean l2` is over the samples
-    that were fooled.
+    that were fooled. Where the attacks hold several radii, a column has them.
 
     Args:
         records: of one model, as `evaluate` gives them.
@@ -66,12 +76,15 @@ def record_table(records: Sequence[Record], title: str) -> Table:
         2
     """
     table = Table(title=title, title_justify="left")
-    for name in ("attack", "accuracy %", "95 % interval", "mean l2", "seconds"):
+    radii = [radius(record.attack_fields) for record in records]
+    several = len({each for each in radii if each is not None}) > 1
+    for name in ("attack", *["eps"] * several, "accuracy %", "95 % interval", "mean l2", "seconds"):
         table.add_column(name, justify="left" if name == "attack" else "right", overflow="fold")
-    for record in records:
+    for record, eps in zip(records, radii, strict=True):
         low, high = record.robust_interval
         table.add_row(
             attack_label(record.attack, record.attack_fields),
+            *["" if eps is None else f"{eps:.4g}"] * several,
             percent(record.robust_accuracy),
             f"{percent(low)} - {percent(high)}",
             "" if record.mean_l2 is None else f"{record.mean_l2:.2f}",
@@ -80,7 +93,7 @@ def record_table(records: Sequence[Record], title: str) -> Table:
         for part in record.parts:
             if part["attack"] != record.attack:  # a screening is no part of its own
                 label = attack_label(part["attack"], part["attack_fields"])
-                table.add_row(f"  after {label}", percent(part["robust_accuracy"]), "", "", "")
+                table.add_row(f"  after {label}", *[""] * several, percent(part["robust_accuracy"]), "", "", "")
     return table
 
 
