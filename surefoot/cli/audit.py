@@ -20,10 +20,10 @@ from surefoot.cli.models import (
     AtOneRadius,
     Opened,
     check_factories,
+    given_radius,
     open_models,
     open_source,
     pick_device,
-    radius,
     recognised,
     training_curves,
 )
@@ -152,7 +152,7 @@ def audit_one(opened: Opened, options: Options, command: str | None) -> Audit:
     Raises:
         ValueError: the radius is neither given nor known, or the model is refused.
     """
-    eps = radius(opened, options)
+    eps = given_radius(opened, options)
     device = pick_device(options.device)
     split = getattr(opened.dataset, options.split)
     inputs = split.images[: options.num_examples].to(device).float() / 255

@@ -18,7 +18,7 @@ from surefoot.attacks import FGSM, PGD, AutoAttack
 from surefoot.audit.controls import distilled, masks
 from surefoot.audit.record import Audit, VerdictName
 from surefoot.audit.verdict import LOOKS_ROBUST, MOSTLY_LOST
-from surefoot.cli.models import AtOneRadius, Opened, open_run, radius, split_batches
+from surefoot.cli.models import AtOneRadius, Opened, given_radius, open_run, split_batches
 from surefoot.cli.output import Spinner, TrainingProgress, say
 from surefoot.core.types import Attack
 from surefoot.evaluation import accuracy, evaluate
@@ -89,7 +89,7 @@ def controls(names: Sequence[str], folder: Path, options: AtOneRadius) -> Iterat
         yield Control(dataclasses.replace(opened, name=title), look_at(opened.model, opened, left, options))
         if method.partition("-")[0] != "normal":
             continue
-        for what, mask in masks(radius(opened, options)).items():
+        for what, mask in masks(given_radius(opened, options)).items():
             model = mask(opened.model).eval()
             whole = dataclasses.replace(opened, name=f"{title}, {what}", model=model)
             yield Control(whole, look_at(model, opened, left, options))
@@ -106,7 +106,7 @@ def auto_attack(model: nn.Module, title: str, opened: Opened, options: AtOneRadi
         records = evaluate(
             model,
             batches,
-            [AutoAttack(radius(opened, options))],
+            [AutoAttack(given_radius(opened, options))],
             seed=options.seed,
             progress=lambda part, done, total: spinner(f"{part}, {done} of {total}"),
         )
@@ -115,7 +115,7 @@ def auto_attack(model: nn.Module, title: str, opened: Opened, options: AtOneRadi
 
 def look_at(model: nn.Module, opened: Opened, left: float, options: AtOneRadius) -> Facts:
     """A control's facts, where AutoAttack's share is known."""
-    eps = radius(opened, options)
+    eps = given_radius(opened, options)
     device, batches = split_batches(opened.dataset, options)
     model = model.to(device)
 

@@ -208,7 +208,7 @@ def build_factory(name: str, weights: Path | None, dataset: Dataset, options: Mo
     return model.eval()
 
 
-def radius(opened: Opened, options: AtOneRadius) -> float:
+def given_radius(opened: Opened, options: AtOneRadius) -> float:
     """The radius that was given, else the recipe's.
 
     Raises:

@@ -385,7 +385,7 @@ def _evaluate(
             known, records, parts, costs, zip(*state, strict=True), zip(*clean, strict=True), strict=True
         ):
             emit(list_of, make_record(about, attack, column, clean_column, cost, own_parts, worker))
-    radii = [radius(attack) for attack in attacks]
+    radii = [radius_of(attack) for attack in attacks]
     for eps in dict.fromkeys(each for each in radii if each is not None) or [None]:
         together = [number for number, each in enumerate(radii) if each == eps]
         if not settings.worst_case or len(together) < 2:
@@ -433,11 +433,11 @@ def known_by(
     }
 
 
-def radius(attack: Attack) -> float | None:
+def radius_of(attack: Attack) -> float | None:
     """Of the ball that the attack holds, or the largest of its parts'; None where one holds none."""
     if not isinstance(attack, CompoundAttack):
         return getattr(attack, "eps", None)
-    parts = [radius(part) for part in attack.attacks]
+    parts = [radius_of(part) for part in attack.attacks]
     known = [each for each in parts if each is not None]
     return max(known, default=None) if len(known) == len(parts) else None
 

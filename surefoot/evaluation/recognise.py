@@ -134,7 +134,7 @@ def with_logits(model: nn.Module, inputs: Tensor, labels: Tensor, said: list[str
     if not isinstance(output, Tensor):
         entry = logits_entry(output, batch)
         if isinstance(entry, int) and isinstance(output, tuple | list):
-            check_place(output, entry, labels)
+            check_entry(output, entry, labels)
         said.append(f"The model returns {describe(output)}; its entry {entry!r} is attacked as the logits.")
         model = LogitsOnly(model, entry)
         output = answer(model, inputs)
@@ -181,7 +181,7 @@ def first_answer(model: nn.Module, inputs: Tensor) -> Any:
         ) from error
 
 
-def check_place(output: tuple[Any, ...] | list[Any], entry: int, labels: Tensor) -> None:
+def check_entry(output: tuple[Any, ...] | list[Any], entry: int, labels: Tensor) -> None:
     """Refuse a tuple with a part that is clearly more often right than the first that could be logits."""
     right = {place: value.argmax(dim=1) == labels for place, value in enumerate(output) if is_wide(value, len(labels))}
     better = [place for place in right if clearly_better(right[place], right[entry], tried=len(right) - 1)]

@@ -1,7 +1,7 @@
 """Our records beside the paper's tables, as Markdown.
 
-`python -m surefoot.paper.tables results/mnist` prints Table 3, its black-box half, Table 6's MNIST columns, and what
-AutoAttack leaves, which the paper lacks; then Tables 3 and 6 in the form of `surefoot reproduce`.
+`python -m surefoot.paper.tables results/mnist` prints Table 3 and Table 6's MNIST columns as `surefoot reproduce` has
+them, and what AutoAttack leaves, part by part, which the paper lacks.
 """
 
 import json
@@ -12,46 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from surefoot.attacks import MIFGSM
 from surefoot.core.programs import exit_code
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, read_records
 from surefoot.evaluation.worker import fields_of, stopping_early
 from surefoot.paper import targets
-from surefoot.paper.beside import Table, printed
-from surefoot.paper.matrix import METHODS as ROWS
-from surefoot.paper.matrix import Column, Grid, Matrix, accuracies
-from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS, TABLE_6, TABLE_6_COLUMNS
+from surefoot.paper.beside import Table
+from surefoot.paper.matrix import METHODS, Column, Grid, Matrix, accuracies, pgd
+from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
 from surefoot.paper.profiles import PAPER
 from surefoot.paper.targets import SOURCES, grid_table
 from surefoot.recipes import RECIPES
 from surefoot.report import attack_label, markdown_table
 from surefoot.report.benchmarks import read_lines
 from surefoot.report.tables import percent
-
-METHODS = {method: name for name, method in ROWS}
-WHITE_BOX = {
-    "clean": "Clean",
-    "FGSM": "FGSM",
-    "I-FGSM-100": "IFGSM",
-    "PGD-100": "PGD",
-    "PGD-CW-100": "PGD-CW",
-}
-"""Our label of an attack, and the paper's column."""
-
-
-BLACK_BOX = {
-    ("mnist/normal-c", "FGSM"): "C FGSM",
-    ("mnist/normal-c", "MI-FGSM-100"): "C MI-FGSM",
-    ("mnist/normal-d", "FGSM"): "D FGSM",
-    ("mnist/normal-d", "MI-FGSM-100"): "D MI-FGSM",
-}
-"""The model that crafts and our label of an attack, and the paper's column."""
-
-
-def cell(ours: str, printed_name: str, column: str) -> str:
-    """Our number, and the paper's in brackets."""
-    return f"{ours} ({printed(TABLE_3[printed_name][TABLE_3_COLUMNS.index(column)])})"
 
 
 def is_of(record: Record, attack: Attack) -> bool:
@@ -60,17 +34,6 @@ def is_of(record: Record, attack: Attack) -> bool:
     return attack_label(record.attack, record.attack_fields) == attack_label(name, wanted) and all(
         field in wanted and value == wanted[field] for field, value in record.attack_fields.items()
     )
-
-
-def is_the_tables(record: Record) -> bool:
-    """Is it of an attack as the paper's tables have it? Others with the same label have another radius or step."""
-    recipe = RECIPES[str(record.recipe)]
-    label = attack_label(record.attack, record.attack_fields)
-    minimal = [attack for attack, _ in PAPER.minimal_norm().values()]
-    others = (MIFGSM(recipe.eps, recipe.attack_steps), PAPER.auto_attack(recipe.eps))
-    attacks: list[Attack] = [*recipe.attacks().values(), *others, *minimal]
-    alike = [each for each in attacks if attack_label(type(each).__name__, fields_of(each)) == label]
-    return not alike or any(is_of(record, each) for each in alike)
 
 
 def comparable(records: Sequence[Record]) -> list[Record]:
@@ -101,76 +64,6 @@ def model_of(record: Record) -> tuple[float, str]:
     return (math.inf if record.seed is None else record.seed, record.weights_sha256)
 
 
-def on_mnist(records: Sequence[Record], num_examples: int | None = None) -> dict[tuple[str | None, ...], Record]:
-    """Records on MNIST's test images by recipe, source and attack; of several alike the last one counts."""
-    return {
-        (record.recipe, record.source, attack_label(record.attack, record.attack_fields)): record
-        for record in of_one_model(comparable(records))
-        if num_examples in (None, record.num_examples) and is_the_tables(record)
-    }
-
-
-def table_3(records: Sequence[Record], minutes: Mapping[str, float]) -> str:
-    """Table 3's white-box half: a cell is our accuracy in percent, and the paper's in brackets.
-
-    Only rows that have records are there; a cell without one is a dash. Only records on all 10,000 MNIST test
-    images count.
-
-    Args:
-        records: of any models.
-        minutes: the time that a recipe's training took, selection of the epoch included.
-    """
-    measured = on_mnist(records, 10_000)
-    rows = []
-    for method, name in METHODS.items():
-        recipe = f"mnist/{method}"
-        found = {label: measured.get((recipe, None, label)) for label in WHITE_BOX}
-        if any(found.values()):
-            cells = [
-                cell(percent(record.robust_accuracy) if record else "-", name, WHITE_BOX[label])
-                for label, record in found.items()
-            ]
-            rows.append([name, *cells, f"{minutes[recipe]:.0f}" if recipe in minutes else "-"])
-    return markdown_table(["trained by", *WHITE_BOX, "minutes"], rows)
-
-
-def table_3_black_box(records: Sequence[Record]) -> str:
-    """Table 3's black-box half, likewise: samples crafted on networks C and D."""
-    measured = on_mnist(records, 10_000)
-    rows = []
-    for method, name in METHODS.items():
-        found = {
-            column: measured.get((f"mnist/{method}", source, label)) for (source, label), column in BLACK_BOX.items()
-        }
-        if any(found.values()):
-            cells = [
-                cell(percent(record.robust_accuracy) if record else "-", name, column)
-                for column, record in found.items()
-            ]
-            rows.append([name, *cells])
-    return markdown_table(["trained by", *BLACK_BOX.values()], rows)
-
-
-def table_6(records: Sequence[Record]) -> str:
-    """Table 6's MNIST columns: fooling rate in percent and mean l2 of the fooled, ours and in brackets the paper's.
-
-    The paper has no row for TRADES. `images` is how many test images ours are of, under DeepFool and under C&W.
-    """
-    measured = on_mnist(records)
-    rows = []
-    for method, name in METHODS.items():
-        found = [measured.get((f"mnist/{method}", None, label)) for label in ("DeepFool", "C&W")]
-        if not any(found) or name not in TABLE_6["mnist"]:
-            continue
-        cells = []
-        for record, (rate, length) in zip(found, (TABLE_6["mnist"][name][:2], TABLE_6["mnist"][name][2:]), strict=True):
-            ours = f"{100 * (1 - record.robust_accuracy):.1f}" if record else "-"
-            norm = f"{record.mean_l2:.2f}" if record and record.mean_l2 is not None else "-"
-            cells += [f"{ours} ({rate:.0f})", f"{norm} ({length:.2f})"]
-        rows.append([name, *cells, " / ".join(str(record.num_examples) if record else "-" for record in found)])
-    return markdown_table(["trained by", *TABLE_6_COLUMNS, "images"], rows)
-
-
 def auto_attack(records: Sequence[Record]) -> str:
     """What AutoAttack leaves on MNIST, part by part, with the 95 % interval, a row a model; the paper lacks it.
 
@@ -178,12 +71,11 @@ def auto_attack(records: Sequence[Record]) -> str:
     """
     rows = []
     header = ["trained by"]
-    for method, name in METHODS.items():
-        ours = [
-            record for record in comparable(records) if record.recipe == f"mnist/{method}" and is_the_tables(record)
-        ]
+    for name, method in METHODS:
+        recipe = RECIPES[f"mnist/{method}"]
+        ours = [record for record in comparable(records) if record.recipe == recipe.name and record.source is None]
         for record in ours:
-            if record.attack != "AutoAttack":
+            if not is_of(record, PAPER.auto_attack(recipe.eps)):
                 continue
             low, high = record.robust_interval
             labels = [attack_label(part["attack"], part["attack_fields"]) for part in record.parts]
@@ -196,12 +88,10 @@ def auto_attack(records: Sequence[Record]) -> str:
             beside = {
                 other.num_examples: percent(other.robust_accuracy)
                 for other in ours
-                if model_of(other) == model_of(record)
-                and other.source is None
-                and attack_label(other.attack, other.attack_fields) == "PGD-100"
+                if model_of(other) == model_of(record) and is_of(other, pgd(recipe))
             }
-            pgd = beside.get(record.num_examples) or beside.get(10_000, "-")
-            numbers = [str(record.seed), percent(record.clean_accuracy), pgd, *after]
+            on_pgd = beside.get(record.num_examples) or beside.get(10_000, "-")
+            numbers = [str(record.seed), percent(record.clean_accuracy), on_pgd, *after]
             rows.append([name, *numbers, f"{percent(low)} - {percent(high)}", str(record.num_examples)])
     return markdown_table(header, rows)
 
@@ -279,14 +169,7 @@ def main(argv: Sequence[str]) -> int:
 def show(root: Path) -> None:
     """Print the tables of the runs below a folder."""
     records, minutes = read_runs(root)
-    print(
-        table_3(records, minutes),
-        table_3_black_box(records),
-        table_6(records),
-        auto_attack(records),
-        *(table.markdown() for table in reproduced(records, minutes)),
-        sep="\n\n",
-    )
+    print(*(table.markdown() for table in reproduced(records, minutes)), auto_attack(records), sep="\n")
 
 
 if __name__ == "__main__":

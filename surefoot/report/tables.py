@@ -42,13 +42,13 @@ def attack_label(attack: str | None, fields: Mapping[str, Any]) -> str:
     return f"{label}-{fields['steps']}"
 
 
-def radius(fields: Mapping[str, Any]) -> float | None:
+def radius_in(fields: Mapping[str, Any]) -> float | None:
     """The largest radius in an attack's settings or its parts'; None where it holds none.
 
-    >>> radius({"attacks": [{"name": "FGSM", "eps": 0.1}, {"name": "PGD", "eps": 0.3}]}), radius({"steps": 50})
+    >>> radius_in({"attacks": [{"name": "FGSM", "eps": 0.1}, {"name": "PGD", "eps": 0.3}]}), radius_in({"steps": 50})
     (0.3, None)
     """
-    found = [fields.get("eps"), *(radius(part) for part in fields.get("attacks", ()))]
+    found = [fields.get("eps"), *(radius_in(part) for part in fields.get("attacks", ()))]
     return max((each for each in found if each is not None), default=None)
 
 
@@ -76,7 +76,7 @@ def record_table(records: Sequence[Record], title: str) -> Table:
         2
     """
     table = Table(title=title, title_justify="left")
-    radii = [radius(record.attack_fields) for record in records]
+    radii = [radius_in(record.attack_fields) for record in records]
     several = len({each for each in radii if each is not None}) > 1
     for name in ("attack", *["eps"] * several, "accuracy %", "95 % interval", "mean l2", "seconds"):
         table.add_column(name, justify="left" if name == "attack" else "right", overflow="fold")
