@@ -12,9 +12,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from surefoot.core.types import LossTerms
+from surefoot.data import load
 from surefoot.models import build_model
-from surefoot.objectives import NormalTraining, SatR1, SatR2, SatR3
-from surefoot.training import Look, Monitor
+from surefoot.objectives import FgsmAT, NormalTraining, SatR1, SatR2, SatR3
+from surefoot.training import FitConfig, Look, Monitor, Phase, fit
 from surefoot.training.captured import WARM_UP, CapturedStep
 from surefoot.training.step import EagerStep
 from tests.graphs import SimulatedGraph
@@ -196,3 +197,15 @@ def test_a_look_by_a_graph_leaves_buffers_as_they_were(graphs: list[SimulatedGra
     looks(model, precision="fp32", count=5)
     assert graphs[0].replays == 4
     assert model.seen == 0
+
+
+def test_a_training_that_is_not_captured_has_looks_that_are_not(graphs: list[SimulatedGraph]) -> None:
+    digits = load("digits")
+    probe = digits.validation.images[:32].float() / 255, digits.validation.labels[:32]
+    monitor = Monitor(*probe, eps=0.3, every=10)
+    net = build_model("digits-net", num_classes=10, in_channels=1, image_size=8)
+    config = FitConfig(device="cpu", capture="off")
+    fit(net, digits, [Phase(FgsmAT(0.3), epochs=3)], config, monitor=monitor)
+    assert len(monitor.history) > 2
+    assert graphs == []
+    assert monitor.capture == "auto"  # as it was
