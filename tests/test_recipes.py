@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surefoot.data import DATASETS, load
@@ -19,7 +20,9 @@ from surefoot.paper.printed import TABLE_2, TABLE_8
 from surefoot.paper.targets import PRINTED_AS, SOURCES
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import AnyObjective, source_names
-from surefoot.training import load_weights, save_weights
+from surefoot.recipes.run import settings_of
+from surefoot.training import CheckpointError, load_weights, save_weights
+from surefoot.training.checkpoint import LAST, SELECTED
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -187,3 +190,50 @@ def test_ablations_and_sequences_are_the_papers() -> None:
         assert [(phase.objective, phase.epochs) for phase in phases] == [(part.objective, n) for part, n in stages]
         base = RECIPES[f"mnist/{name}"].training.learning_rate
         assert [phase.learning_rate or base for phase in phases] == [part.training.learning_rate for part, _ in stages]
+
+
+def test_a_training_starts_from_given_weights(tmp_path: Path) -> None:
+    recipe = replace(RECIPES["digits/normal"], epochs=1)
+    train(recipe, tmp_path / "first")
+    saved = load_file(tmp_path / "first" / SELECTED)
+    for number, place in enumerate((tmp_path / "first", tmp_path / "first" / SELECTED)):
+        still = replace(recipe.training, seed=1, learning_rate=1e-12, weight_decay=0.0)
+        train(replace(recipe, initial_weights=str(place), training=still), tmp_path / str(number))
+        after = load_file(tmp_path / str(number) / SELECTED)
+        assert all(torch.allclose(after[name], saved[name], atol=1e-6) for name in saved)
+        assert load_run(tmp_path / str(number)).recipe.initial_weights == str(place)
+
+
+def test_weights_to_start_from_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(replace(RECIPES["digits/normal"], epochs=1), "first")
+    recipe = replace(RECIPES["digits/normal"], epochs=2, initial_weights="first")
+
+    def interrupt(line: object) -> None:
+        raise KeyboardInterrupt
+
+    train(recipe, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, "stopped", on_epoch=interrupt)
+    for other in (None, "whole"):
+        with pytest.raises(ValueError, match=r"started with other settings \(initial_weights\)"):
+            train(replace(recipe, initial_weights=other), "stopped", resume=True)
+    Path("first").rename("gone")
+    train(recipe, "stopped", resume=True)
+    assert Path("whole", LAST).read_bytes() == Path("stopped", LAST).read_bytes()
+
+
+def test_weights_that_cannot_be_started_from_cost_nothing(tmp_path: Path) -> None:
+    train(replace(RECIPES["digits/normal"], epochs=1), tmp_path / "first")
+    recipe = replace(RECIPES["digits/normal"], epochs=1)
+    for place, words in (("nowhere", r"there is no .*nowhere; give a run's folder"), (".", f"holds no {SELECTED}")):
+        with pytest.raises(ValueError, match=words):
+            train(replace(recipe, initial_weights=str(tmp_path / place)), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="of another model"):
+        train(replace(recipe, model="lenet-small", initial_weights=str(tmp_path / "first")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_starts_from_fresh_weights_keeps_its_key() -> None:
+    assert "initial_weights" not in settings_of(RECIPES["mnist/sat-r1"])
+    assert "initial_weights" in settings_of(replace(RECIPES["mnist/sat-r1"], initial_weights="somewhere"))

@@ -492,7 +492,23 @@ def test_a_bound_on_the_gradient_saves_a_training_that_diverges_without(digits: 
     bounded = dataclasses.replace(QUICK, max_grad_norm=1.0)
     result = fit(network(), digits, [Phase(Taut(), 1)], bounded, on_note=notes.append)
     assert result.metrics[0]["regularizer"] < 1
+    (note,) = notes  # it did not diverge, and in one epoch beside that regularizer it learns nothing
+    assert "nothing was learned. Train again with a bound on the gradient" in note
+
+
+def test_a_training_that_learned_nothing_is_told(digits: Dataset) -> None:
+    notes: list[str] = []
+    still, learns = (dataclasses.replace(QUICK, learning_rate=rate) for rate in (1e-9, 0.1))
+    fit(network(), digits, [Phase(NormalTraining(), 9)], learns, on_note=notes.append)
     assert notes == []
+    fit(network(), digits, [Phase(NormalTraining(), 2)], still, on_note=notes.append)
+    (note,) = notes
+    assert re.match(r"epoch [12], which is selected, is right on \d+\.\d % of the validation images, where one", note)
+    held_out = Split(digits.validation.images[:0], digits.validation.labels[:0])
+    notes.clear()
+    unseen = dataclasses.replace(digits, validation=held_out)
+    fit(network(), unseen, [Phase(NormalTraining(), 2)], still, on_note=notes.append)
+    assert notes == []  # nothing to tell it by
 
 
 def test_a_training_that_diverged_to_finite_losses_is_told(digits: Dataset) -> None:

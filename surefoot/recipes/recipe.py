@@ -68,6 +68,8 @@ class Recipe:
     training: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
     then: tuple[Phase, ...] = ()
     """Further phases, after the first `epochs`, as in the paper's Table 9."""
+    initial_weights: str | None = None
+    """Weights to start from: a run's folder, or a file of the same network's; None draws them from the seed."""
     selection_steps: int = 3
     """I-FGSM steps that select the epoch on the validation split; 0 selects by clean accuracy."""
     validation_size: int | None = None

@@ -210,6 +210,27 @@ def check_data(path: Path, dataset: Dataset, *, instead: str = "give other image
         )
 
 
+def whole_path(place: str | None) -> str | None:
+    """A place on this machine that does not depend on where a command is started."""
+    return None if place is None else str(Path(place).expanduser().absolute())
+
+
+def weights_file(place: Path) -> Path:
+    """The weights that a training starts from: of a run's folder those of its selected epoch."""
+    return place / SELECTED if place.is_dir() else place
+
+
+def check_initial(place: Path) -> None:
+    """Refuse weights to start from that are not there.
+
+    Raises:
+        ValueError: with what to give.
+    """
+    if not weights_file(place).exists():
+        there = f"the folder {place} holds no {SELECTED}" if place.is_dir() else f"there is no {place}"
+        raise ValueError(f"initial_weights: {there}; give a run's folder, or a file of weights.")
+
+
 def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The recipe's network for this data set, its initial weights drawn from the recipe's seed."""
     with seeded(recipe.training.seed):
@@ -247,7 +268,7 @@ def train(
         on_step, on_epoch, on_note: told the progress, as in `training.fit`.
 
     Raises:
-        ValueError: `path` holds another or a finished run, or a bad setting.
+        ValueError: `path` holds another or a finished run, there are no initial weights, or a bad setting.
         CheckpointError, TrainingDiverged: as in `training.fit`.
 
     Example:
@@ -264,7 +285,10 @@ def train(
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe is {recipe!r}; give a Recipe, as surefoot.recipes.RECIPES has them by their names.")
-    path, recipe = Path(path), dataclasses.replace(recipe, dataset=whole_name(recipe.dataset))
+    path = Path(path)
+    recipe = dataclasses.replace(
+        recipe, dataset=whole_name(recipe.dataset), initial_weights=whole_path(recipe.initial_weights)
+    )
     if is_first_process():  # the others start when the first has begun to write
         check_folder(recipe, path, resume)
     missing = [name for name in source_names(recipe) if name not in (sources or {})]
@@ -273,11 +297,16 @@ def train(
     found = {name: load_run(folder) for name, folder in (sources or {}).items()}
     for name, run in found.items():
         check_source(recipe, name, run)
+    begun = resume and (path / STATE).exists()
+    if recipe.initial_weights is not None and not begun:
+        check_initial(Path(recipe.initial_weights))
     fabric = make_fabric(recipe.training)
     dataset = load_recipe_data(recipe, data_dir)
     if resume and is_first_process():
         check_data(path, dataset)
     model = build_recipe_model(recipe, dataset)
+    if recipe.initial_weights is not None and not begun:
+        load_weights(model, weights_file(Path(recipe.initial_weights)))
     if ":" in recipe.model:
         try_training(model, recipe.model, dataset.train, dataset.num_classes, fabric.device)
     models = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
@@ -359,9 +388,11 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The fields of a recipe that decide the weights: all but its description and the device."""
     settings = recipe.to_json()
     settings["dataset"] = whole_name(recipe.dataset)
+    settings["initial_weights"] = whole_path(recipe.initial_weights)
     del settings["description"], settings["training"]["device"]
-    if settings["training"]["max_grad_norm"] is None:  # so that what was trained before there was one keeps its key
-        del settings["training"]["max_grad_norm"]
+    for among, name in ((settings["training"], "max_grad_norm"), (settings, "initial_weights")):
+        if among[name] is None:  # so that what was trained before there was one keeps its key
+            del among[name]
     if settings["validation_size"] is None and recipe.dataset in DATASETS:
         settings["validation_size"] = DATASETS[recipe.dataset].validation_size
     return settings
@@ -432,7 +463,7 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
             "go on with --resume, or give another folder with --out."
         )
     before, now = settings_of(run.recipe), settings_of(recipe)
-    changed = [name for name in now if now[name] != before.get(name)]
+    changed = [name for name in now | before if now.get(name) != before.get(name)]
     if changed:
         raise ValueError(
             f"{path} was started with other settings ({', '.join(changed)}); resume it with the same ones, "

@@ -19,9 +19,10 @@ from surefoot.core.devices import image_format
 from surefoot.core.files import write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.types import Attack, Objective, check_attacks, check_objective
-from surefoot.data import Batches, Dataset, images_at_once
+from surefoot.data import Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import accuracy
 from surefoot.evaluation.passes import seeded
+from surefoot.evaluation.statistics import binomial_tail
 from surefoot.evaluation.worker import predictions
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep, can_capture
@@ -36,6 +37,7 @@ from surefoot.training.step import EagerStep, LossHistory, Step
 EVALUATION_BATCH = 500
 REFRESHING = 2048  # training images that measure the batch-norm statistics of averaged weights
 CHECK_EVERY = 50  # steps between looks at the loss
+CHANCE = 0.01  # of so many right answers where every answer is the same, below which something was learned
 FAR = 10  # times the loss of a guess, which a training that learns is below on the mean of an epoch
 REMEDY = (
     "Train again with a bound on the gradient (max_grad_norm, for example 1), a smaller learning rate or, where "
@@ -267,7 +269,16 @@ class _Training:
         else:
             self.module.load_state_dict(self.best_weights)
         best = self.state.best
+        self.tell_a_guess(next((line for line in self.state.metrics if line["epoch"] == best.epoch), None))
         return FitResult(best.epoch, best.score, self.state.metrics, time.perf_counter() - started)
+
+    def tell_a_guess(self, line: dict[str, Any] | None) -> None:
+        """Say so where the selected epoch learned nothing; one that diverged was told already."""
+        if line is None or self.told.on_note is None or has_diverged(line, self.dataset.num_classes):
+            return
+        clean = line["validation_clean_accuracy"]
+        if clean is not None and (finding := guesses(clean, self.dataset.validation)):
+            self.told.on_note(f"epoch {line['epoch']}, which is selected, {finding} {REMEDY}")
 
     def settings(self, epochs: Sequence[Phase]) -> dict[str, Any]:
         """What the weights after these epochs depend on."""
@@ -502,6 +513,26 @@ def refuse_non_finite(
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
         f"{rate_of(step + 1):.4g}; {back}. {REMEDY}"
+    )
+
+
+def guesses(clean: float, validation: Split) -> str | None:
+    """What to say where a model is right on no more images than one that always answers the same class.
+
+    Example:
+        >>> labels = torch.arange(10).repeat(20)
+        >>> split = Split(torch.zeros(200, 1, 1, 1, dtype=torch.uint8), labels)
+        >>> guesses(0.12, split)
+        'is right on 12.0 % of the validation images, where one class for all is on 10.0 %: nothing was learned.'
+        >>> guesses(0.3, split) is None
+        True
+    """
+    count, one = len(validation.labels), float(validation.labels.bincount().max()) / len(validation.labels)
+    if one == 1 or binomial_tail(round(clean * count), count, one) < CHANCE:
+        return None
+    return (
+        f"is right on {100 * clean:.1f} % of the validation images, where one class for all is on {100 * one:.1f} %: "
+        "nothing was learned."
     )
 
 
