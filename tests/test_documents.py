@@ -11,7 +11,7 @@ import pytest
 from surefoot.attacks import MIFGSM, PGD, DeepFool, MarginLoss
 from surefoot.cli import main
 from surefoot.cli import train as cli_train
-from surefoot.evaluation import wilson_interval
+from surefoot.evaluation import read_records, wilson_interval
 from surefoot.paper.beside import Cell
 from surefoot.paper.curves import IFGSM_STEPS, PGD_STEPS
 from surefoot.paper.matrix import Matrix, pgd, radius_columns, step_columns
@@ -187,6 +187,18 @@ def test_what_questions_md_says_of_anothers_network_is_what_was_trained() -> Non
     assert (last["epoch"], recipe["training"]["max_grad_norm"]) == (3, 1.0)
     assert f"after three epochs on CPUs, {clean:.1f} % of the validation images are right and {robust:.1f} %" in text
     assert f"--model {recipe['model']} " in text
+
+
+def test_what_questions_md_says_of_given_weights_is_what_was_measured() -> None:
+    text = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
+    table = text[text.index("<!-- started -->") : text.index("<!-- end of started -->")].strip().splitlines()[3:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    names = ("r3", "r3-from-normal", "r2", "r2-after-that", "r2-from-normal")
+    for (told, *cells), name in zip(rows, names, strict=True):
+        records = read_records(ROOT / "results" / "digits" / "started" / f"{name}.jsonl")
+        assert {record.recipe for record in records} == {f"digits/sat-{name[:2]}"}, told
+        found = {(record.seed, record.attack): 100 * record.robust_accuracy for record in records}
+        assert cells == [f"{found[seed, None]:.1f}, {found[seed, 'PGD']:.1f}" for seed in range(3)]
 
 
 def test_what_reproduce_md_says_the_paper_leaves_open_is_what_the_code_takes() -> None:
