@@ -772,6 +772,17 @@ def check_sequences(drawn: Table, text: str) -> None:
     assert round(100 * (kept[15] - min(kept[16:]))) == 4
 
 
+def test_what_was_looked_into_of_trades_is_what_was_measured() -> None:
+    run = ROOT / "results" / "reproduction" / "runs" / "mnist" / "trades" / "0-e1fcc798"
+    selected = json.loads((run / "finished.json").read_text(encoding="utf-8"))["weights_sha256"]
+    records = read_records(ROOT / "results" / "looked-into" / "trades.jsonl")
+    left = {record.weights_sha256 == selected: 100 * record.robust_accuracy for record in records if record.attack}
+    assert {(record.recipe, record.num_examples) for record in records} == {("mnist/trades", 1000)}
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    assert f"PGD-100 leaves {left[True]:.1f} % of the selected one, the eleventh, and {left[False]:.1f} of the" in text
+    assert [line["epoch"] for line in read_lines(run / "metrics.jsonl") if line["selected"]][-1] == 11
+
+
 def test_the_set_of_one_machine_is_what_was_measured() -> None:
     folder = ROOT / "results" / "reproduction-xeon"
     matrix = Matrix(PROFILES["paper"].trained_in("bf16"), 1)
