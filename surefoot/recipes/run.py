@@ -215,20 +215,17 @@ def whole_path(place: str | None) -> str | None:
     return None if place is None else str(Path(place).expanduser().absolute())
 
 
-def weights_file(place: Path) -> Path:
-    """The weights that a training starts from: of a run's folder those of its selected epoch."""
-    return place / SELECTED if place.is_dir() else place
-
-
-def check_initial(place: Path) -> None:
-    """Refuse weights to start from that are not there.
+def initial_file(place: Path) -> Path:
+    """The weights that a training starts from: of a run's folder those of its selected epoch.
 
     Raises:
-        ValueError: with what to give.
+        ValueError: they are not there, with what to give.
     """
-    if not weights_file(place).exists():
+    file = place / SELECTED if place.is_dir() else place
+    if not file.exists():
         there = f"the folder {place} holds no {SELECTED}" if place.is_dir() else f"there is no {place}"
         raise ValueError(f"initial_weights: {there}; give a run's folder, or a file of weights.")
+    return file
 
 
 def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
@@ -298,15 +295,14 @@ def train(
     for name, run in found.items():
         check_source(recipe, name, run)
     begun = resume and (path / STATE).exists()
-    if recipe.initial_weights is not None and not begun:
-        check_initial(Path(recipe.initial_weights))
+    initial = None if begun or recipe.initial_weights is None else initial_file(Path(recipe.initial_weights))
     fabric = make_fabric(recipe.training)
     dataset = load_recipe_data(recipe, data_dir)
     if resume and is_first_process():
         check_data(path, dataset)
     model = build_recipe_model(recipe, dataset)
-    if recipe.initial_weights is not None and not begun:
-        load_weights(model, weights_file(Path(recipe.initial_weights)))
+    if initial is not None:
+        load_weights(model, initial)
     if ":" in recipe.model:
         try_training(model, recipe.model, dataset.train, dataset.num_classes, fabric.device)
     models = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}

@@ -182,14 +182,14 @@ def left_in_order(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def captured_as(config: FitConfig, monitor: Monitor | None) -> Iterator[None]:
     """The monitor's looks are no graphs meanwhile where the training's steps are not to be."""
-    before = None if monitor is None else monitor.capture
-    if monitor is not None and config.capture == "off":
-        monitor.capture = "off"
+    if monitor is None or config.capture == "auto":
+        yield
+        return
+    before, monitor.capture = monitor.capture, config.capture
     try:
         yield
     finally:
-        if monitor is not None and before is not None:
-            monitor.capture = before
+        monitor.capture = before
 
 
 class _Training:
