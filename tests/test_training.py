@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -682,6 +683,17 @@ def test_names_that_a_wrapper_wrote_are_taken_without_it(tmp_path: Path, prefix:
     assert equal(weights(other), weights(whole))
     with pytest.raises(CheckpointError, match=f"it has {re.escape(prefix)}0.bias|it lacks"):
         load_weights(nn.Linear(2, 2), tmp_path / "weights.safetensors")
+
+
+def test_a_model_with_its_normalisation_in_front_takes_the_weights_of_its_network(tmp_path: Path) -> None:
+    build = partial(build_model, num_classes=10, in_channels=1, image_size=8)
+    whole, model = build("digits-net"), build("digits-net", mean=[0.3])
+    save_file({"module." + name: each for name, each in weights(whole).items()}, tmp_path / "weights.safetensors")
+    load_weights(nn.DataParallel(model), tmp_path / "weights.safetensors")
+    assert equal(weights(model.get_submodule("network")), weights(whole))
+    assert model.state_dict()["normalize.mean"].item() == pytest.approx(0.3)
+    with pytest.raises(CheckpointError, match=r"it lacks \d"):
+        load_weights(build("lenet-small", std=[0.2]), tmp_path / "weights.safetensors")
 
 
 def test_a_wrapped_models_weights_are_saved_and_loaded_as_the_models_own(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from surefoot.evaluation import recognise
 from surefoot.evaluation.worker import is_out_of_memory
 from surefoot.models import build_model
 from surefoot.recipes import load_run
-from surefoot.training import CheckpointError, Look, load_weights, monitor_curves
+from surefoot.training import Look, load_weights, monitor_curves
 from surefoot.training.machines import best_device, check_device
 from surefoot.training.trial import check_made
 
@@ -199,12 +199,7 @@ def build_factory(name: str, weights: Path | None, dataset: Dataset, options: Mo
     if weights is None:
         say(f"{name}: without a file of weights it is taken with those that the function gives it.")
         return model.eval()
-    try:
-        load_weights(model, weights)
-    except CheckpointError:
-        if options.mean is None and options.std is None:
-            raise
-        load_weights(model.get_submodule("network"), weights)  # saved by whoever normalises outside of the model
+    load_weights(model, weights)
     return model.eval()
 
 

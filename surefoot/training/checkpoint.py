@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from surefoot.core.files import CheckpointError, is_pickled, load_tensors, save_tensors
 from surefoot.core.gradients import plain_module
+from surefoot.models.layers import Normalize
 
 METRICS, SELECTED, LAST, STATE = "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt"
 """A line an epoch; the selected epoch's weights; the last one's; all that is needed to go on."""
@@ -103,7 +104,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Args:
         model: changed in place.
         path: safetensors, or a state_dict that torch.save wrote. Names may carry what a wrapper writes before all of
-            them, as DDP's `module.`.
+            them, as DDP's `module.`; of a model with its normalisation in front, as `surefoot.models.build_model`
+            makes one, they may be the network's alone, as whoever normalises outside of the model saves them.
 
     Raises:
         CheckpointError: those of `read_weights`, or weights of another model.
@@ -118,6 +120,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         True
     """
     module, tensors = plain_module(model), dict(read_weights(Path(path)))
+    in_front = isinstance(getattr(module, "normalize", None), Normalize)
+    if in_front and not any(name.endswith("normalize.mean") for name in tensors):
+        module = module.get_submodule("network")
     wanted = module.state_dict()
     tensors = out_of_wrappers(tensors, wanted)
     check_fits(Path(path), tensors, wanted)
