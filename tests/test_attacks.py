@@ -634,6 +634,15 @@ def test_momentum_moves_half_precision_images_whose_gradients_l1_norm_overflows(
     assert torch.equal((half - 0.5).sign().float(), (whole - 0.5).sign())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("attack", [IFGSM(EPS, 500), MIFGSM(EPS, 500), PGD(EPS, 500, EPS / 500, random_start=False)])
+def test_steps_below_what_half_precision_can_tell_apart_move_all_the_same(attack: Attack, dtype: torch.dtype) -> None:
+    net = nn.Linear(4, 2).to(dtype)
+    inputs, labels = torch.full((1, 4), 0.75, dtype=dtype), torch.tensor([0])
+    moved = (attack(net, inputs, labels).float() - 0.75).abs()
+    assert float((moved - EPS).abs().max()) <= 1 / 256  # a rounding step
+
+
 @pytest.mark.parametrize("case", ATTACKS, ids=lambda case: case.name)
 def test_an_empty_batch_stays_empty(case: AttackCase) -> None:
     inputs, labels = random_batch()

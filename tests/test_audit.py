@@ -1222,6 +1222,20 @@ def test_answers_that_change_are_seen_without_being_told() -> None:
     assert found.verdict in ("not robust", "masked")
 
 
+def test_an_audit_of_random_answers_draws_from_its_own_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Effort, "within", lambda *_: (QUICK, 48))
+    inputs, labels = images(48)
+    found: list[Any] = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        audited = audit(Noisy(Matching(), 0.05), inputs, labels, EPS, sources={"a twin": Matching()})
+        assert torch.equal(torch.get_rng_state(), before)
+        found.append([(each.measured, each.values) for each in audited.checks])
+        found.append([audited.curves, audited.surfaces])
+    assert found[:2] == found[2:]
+
+
 def test_square_goes_through_all_sizes_of_its_windows_within_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Square] = []
 

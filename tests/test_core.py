@@ -441,6 +441,21 @@ def test_a_plain_module_is_its_own_and_one_with_a_module_attribute_too() -> None
 
     holder = Holder()
     assert plain_module(holder) is holder  # a user's own network, not a wrapper
+
+    class Delegating(nn.Module):
+        """Hands on what it lacks to what it holds, as wrappers of people's own do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = torch.compile(net, backend="eager")
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(super().__getattr__("held"), name)
+
+    assert plain_module(wrapper := Delegating()) is wrapper
     assert plain_module(nn.DataParallel(nn.DataParallel(net))) is net
 
 
@@ -490,6 +505,19 @@ def test_random_signs_are_of_both_kinds() -> None:
 def test_the_margin_needs_two_classes() -> None:
     with pytest.raises(ValueError, match="one logit a sample"):
         MarginLoss()(torch.zeros(2, 1), torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize("loss", [squared_distance, kl_divergence])
+def test_a_class_that_is_masked_by_minus_infinity_adds_nothing(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    one, two = torch.randn(2, 5, 3)
+    expected = loss(one, two)
+    one.requires_grad_()
+    masked = [nn.functional.pad(logits, (0, 1), value=-math.inf) for logits in (one, two)]
+    found = loss(*masked)
+    assert torch.allclose(found, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), one)
+    assert gradient.isfinite().all()
+    assert gradient.any()
 
 
 def test_squared_distance_and_kl_by_hand() -> None:

@@ -732,6 +732,75 @@ def test_an_attack_that_calls_backward_leaves_no_gradient_on_the_model(had: bool
     assert net.weight.grad is None or torch.equal(net.weight.grad, torch.ones(3, 4))
 
 
+def signed_step(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """FGSM as anybody writes it: nothing about modes, and it asks for gradients."""
+    inputs = inputs.requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(inputs), labels), inputs)
+    return (inputs + 0.05 * gradient.sign()).clamp(0, 1).detach()
+
+
+def in_training_mode(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """What some libraries' attacks do: choose a mode of their own, and leave the model in it."""
+    labels.zero_()
+    return signed_step(model.train(), inputs, labels)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("attack", [signed_step, in_training_mode])
+def test_an_attack_of_ones_own_meets_the_model_in_evaluation_mode_and_leaves_no_trace(
+    attack: Attack, context: Callable[[], Any]
+) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8)
+    net = nn.Sequential(nn.Linear(4, 8), norm, nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+    inputs = torch.rand(64, 4)
+    norm.running_var.fill_(0.02)  # type: ignore[union-attr]  # as little as the hidden values vary
+    labels = net.eval()(inputs).argmax(dim=1)
+    net.train()
+    norm.training = False  # a frozen one
+    kept, flags = copy.deepcopy(net.state_dict()), [part.training for part in net.modules()]
+    with context():
+        theirs, ours = evaluate(net, [(inputs, labels)], [attack, FGSM(0.05)])[1:]
+        alone = accuracy(net, [(inputs, labels)], attack)
+    assert 0 < ours.robust_accuracy < 1
+    if attack is signed_step:
+        assert theirs.robust_accuracy == alone == ours.robust_accuracy
+    assert labels.any()
+    assert [part.training for part in net.modules()] == flags
+    assert all(torch.equal(value, kept[name]) for name, value in net.state_dict().items())
+
+
+def test_radii_that_are_equal_but_for_rounding_or_type_have_one_worst_case() -> None:
+    batches, tensor = [(torch.rand(8, 4), torch.zeros(8, dtype=torch.int64))], torch.tensor(0.1)
+    attacks: list[Attack] = [FGSM(0.05), PGD(0.3, 2, 0.1), IFGSM(3 * 0.1, 2)]
+    attacks += [FGSM(tensor), FGSM(np.float32(0.1))]  # type: ignore[arg-type]
+    records = evaluate(nn.Linear(4, 3), batches, attacks, worst_case=True)
+    assert [record.attack for record in records[6:]] == ["WorstCase"] * 2
+    taken = [[part["name"] for part in record.attack_fields["attacks"]] for record in records[6:]]
+    assert taken == [["PGD", "IFGSM"], ["FGSM", "FGSM"]]
+
+
+def test_samples_of_images_of_two_shapes_are_refused_before_anything_is_run(tmp_path: Path) -> None:
+    batches = [(torch.rand(1, 1, *size), torch.tensor([0])) for size in ((2, 2), (3, 2))]
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 3))
+    assert len(evaluate(net, batches, [FGSM(0.1)])) == 2
+    with pytest.raises(ValueError, match=r"2 shapes \(\[1, 2, 2\], \[1, 3, 2\]\), and samples"):
+        evaluate(net, batches, [FGSM(0.1)], samples=tmp_path / "samples")
+    assert not (tmp_path / "samples").exists()
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="a CPU with bfloat16")
+def test_the_callers_autocast_keeps_no_weights_for_an_evaluation_nor_takes_any_from_it() -> None:
+    batches = [(torch.rand(6, 4), torch.zeros(6, dtype=torch.int64))]
+    net = nn.Linear(4, 3)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    with torch.autocast("cpu", torch.float16):
+        net(batches[0][0])
+        evaluate(net, batches, [PGD(0.1, 40, 0.01)])
+        assert net(batches[0][0]).dtype == torch.float16
+
+
 def test_a_data_set_is_no_batches() -> None:
     with pytest.raises(TypeError, match="batches is an object of type Dataset; give pairs"):
         evaluate(nn.Linear(4, 3), data.load("digits"), [])  # type: ignore[arg-type]

@@ -52,16 +52,20 @@ def ascend(
     Returns:
         The last iterate of each sample, or its first misclassified one where `stop_when_fooled`.
     """
-    inputs, adv_inputs = inputs.detach(), start.detach()
+    dtype = inputs.dtype  # what the model is given; in half precision itself an iterate would round small steps away
+    inputs, adv_inputs = full_precision(inputs.detach()), full_precision(start.detach())
     if targets.is_inference():  # autograd saves them, which it refuses for tensors made under inference_mode
         targets = targets.clone()
     momentum: Tensor | None = None
     result = adv_inputs.clone() if stop_when_fooled else None
     rows = torch.arange(len(inputs), device=inputs.device)  # where in `result` the samples still in play belong
     for _ in range(steps):
-        gradient, logits = input_gradient(model, adv_inputs, lambda z, t=targets: loss(z, t))  # type: ignore[misc]
+        gradient, logits = input_gradient(
+            lambda images: model(images.to(dtype)),
+            adv_inputs,
+            lambda z, t=targets: loss(z, t),  # type: ignore[misc]
+        )
         if decay is not None:
-            gradient = full_precision(gradient)  # the l1 norm of a large image overflows float16
             length = gradient.abs().flatten(1).sum(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = gradient / per_sample(length, gradient)
             gradient = momentum = gradient if momentum is None else decay * momentum + gradient
@@ -70,15 +74,15 @@ def ascend(
             if not alive.all():
                 result[rows[~alive]] = adv_inputs[~alive]
                 if not alive.any():
-                    return result
+                    return result.to(dtype)
                 rows, inputs, targets = rows[alive], inputs[alive], targets[alive]
                 adv_inputs, gradient = adv_inputs[alive], gradient[alive]
                 momentum = momentum[alive] if momentum is not None else None
-        adv_inputs = project(adv_inputs + step_size * gradient.sign().to(inputs.dtype), inputs, eps)
+        adv_inputs = project(adv_inputs + step_size * gradient.sign(), inputs, eps)
     if result is None:
-        return adv_inputs
+        return adv_inputs.to(dtype)
     result[rows] = adv_inputs
-    return result
+    return result.to(dtype)
 
 
 def printed(attack: Any) -> str:

@@ -120,85 +120,88 @@ def audit(
             )
     if others is not None:
         check_others(others, inputs)
-    started = time.perf_counter()
-    deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
-    count = count_classes(model, inputs)
-    check_labels(labels, count)
-    if classes is not None and len(classes) != count:
-        raise ValueError(
-            f"classes has {len(classes)} names, but the model has {count} classes; give a name for each, or None."
+    with seeded(seed):
+        started = time.perf_counter()
+        deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
+        count = count_classes(model, inputs)
+        check_labels(labels, count)
+        if classes is not None and len(classes) != count:
+            raise ValueError(
+                f"classes has {len(classes)} names, but the model has {count} classes; give a name for each, or None."
+            )
+        required = max(REQUIRED, 1 / count) if required is None else required
+        said: list[str] = []
+        if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
+            model, notes = Averaged(model, DRAWS), [*notes, *said]
+        seconds = seconds_of_gradient(model, inputs[:64], labels[:64])
+        effort, images = Effort.within(budget_minutes, seconds, len(labels))
+        given = len(labels)
+        inputs, labels = inputs[:images], labels[:images]
+        bench = Bench(
+            model=model,
+            once=model.model if isinstance(model, Averaged) else model,
+            inputs=inputs,
+            labels=labels,
+            eps=eps,
+            classes=count,
+            batch_size=batch_size
+            if budget_minutes is None
+            else min(batch_size, 32),  # the clock is read between batches
+            seed=seed,
+            deadline=deadline,
+            flips=share_of_flips(model, inputs, seed) if isinstance(model, Averaged) else None,
+            substitutes=dict(sources or {}),
+            effort=effort,
+            progress=progress,
         )
-    required = max(REQUIRED, 1 / count) if required is None else required
-    said: list[str] = []
-    if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
-        model, notes = Averaged(model, DRAWS), [*notes, *said]
-    seconds = seconds_of_gradient(model, inputs[:64], labels[:64])
-    effort, images = Effort.within(budget_minutes, seconds, len(labels))
-    given = len(labels)
-    inputs, labels = inputs[:images], labels[:images]
-    bench = Bench(
-        model=model,
-        once=model.model if isinstance(model, Averaged) else model,
-        inputs=inputs,
-        labels=labels,
-        eps=eps,
-        classes=count,
-        batch_size=batch_size if budget_minutes is None else min(batch_size, 32),  # the clock is read between batches
-        seed=seed,
-        deadline=deadline,
-        flips=share_of_flips(model, inputs, seed) if isinstance(model, Averaged) else None,
-        substitutes=dict(sources or {}),
-        effort=effort,
-        progress=progress,
-    )
-    if not sources and others is not None:
-        share = math.inf if budget_minutes is None else SUBSTITUTES_SHARE * 60 * budget_minutes
-        bench.substitutes = substitutes(bench, others[: images_to_learn_from(budget_minutes, seconds)], share)
-    checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
-    names = [str(each) for each in (range(count) if classes is None else classes)]
-    standing = bench.standing()
-    total, left = len(labels), int(standing.sum())
-    verdict = decide(
-        [checks[key] for key in QUESTIONS],
-        [looks(trial, bench, standing) for trial in cheap(bench)],
-        eps=eps,
-        total=total,
-        standing=left,
-        required=required,
-        right=int(bench.right.sum()),
-        classes=count,
-    )
-    return Audit(
-        **{
-            "dataset": None,
-            "split": "test",
-            "commit": None,
-            "command": None,
-            **(about or {}),
-        },
-        model=name,
-        verdict=verdict.name,
-        sentence=verdict.sentence,
-        warnings=[*notes, *fewer(images, given), *verdict.warnings],
-        required=required,
-        eps=eps,
-        num_examples=total,
-        clean_accuracy=float(bench.right.float().mean()),
-        worst_case_accuracy=left / total,
-        worst_case_interval=wilson_interval(left, total),
-        checks=[checks[key] for key in QUESTIONS],
-        attacks=[trial.as_json() for trial in bench.trials.values()],
-        curves=curves(bench, checks),
-        surfaces=surfaces(bench, names),
-        pictures=pictures(bench, names),
-        classes=names,
-        seed=seed,
-        seconds=time.perf_counter() - started,
-        budget_minutes=budget_minutes,
-        device=device_name(inputs.device),
-        weights_sha256=weights_sha256(model),
-        versions=versions(),
-    )
+        if not sources and others is not None:
+            share = math.inf if budget_minutes is None else SUBSTITUTES_SHARE * 60 * budget_minutes
+            bench.substitutes = substitutes(bench, others[: images_to_learn_from(budget_minutes, seconds)], share)
+        checks = {key: QUESTIONS[key](bench) for key in MOST_TELLING_FIRST}
+        names = [str(each) for each in (range(count) if classes is None else classes)]
+        standing = bench.standing()
+        total, left = len(labels), int(standing.sum())
+        verdict = decide(
+            [checks[key] for key in QUESTIONS],
+            [looks(trial, bench, standing) for trial in cheap(bench)],
+            eps=eps,
+            total=total,
+            standing=left,
+            required=required,
+            right=int(bench.right.sum()),
+            classes=count,
+        )
+        return Audit(
+            **{
+                "dataset": None,
+                "split": "test",
+                "commit": None,
+                "command": None,
+                **(about or {}),
+            },
+            model=name,
+            verdict=verdict.name,
+            sentence=verdict.sentence,
+            warnings=[*notes, *fewer(images, given), *verdict.warnings],
+            required=required,
+            eps=eps,
+            num_examples=total,
+            clean_accuracy=float(bench.right.float().mean()),
+            worst_case_accuracy=left / total,
+            worst_case_interval=wilson_interval(left, total),
+            checks=[checks[key] for key in QUESTIONS],
+            attacks=[trial.as_json() for trial in bench.trials.values()],
+            curves=curves(bench, checks),
+            surfaces=surfaces(bench, names),
+            pictures=pictures(bench, names),
+            classes=names,
+            seed=seed,
+            seconds=time.perf_counter() - started,
+            budget_minutes=budget_minutes,
+            device=device_name(inputs.device),
+            weights_sha256=weights_sha256(model),
+            versions=versions(),
+        )
 
 
 def count_classes(model: nn.Module, inputs: Tensor) -> int:

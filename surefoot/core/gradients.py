@@ -44,7 +44,7 @@ def plain_module(model: nn.Module) -> nn.Module:
             "whose forward calls it."
         )
     while True:
-        if isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile
+        if "_orig_mod" in vars(model).get("_modules", ()):  # torch.compile; its own, not that of a module inside
             model = model._orig_mod  # type: ignore[assignment]
         elif type(model).__name__ == "_FabricModule" or isinstance(
             model, nn.DataParallel | nn.parallel.DistributedDataParallel

@@ -172,7 +172,8 @@ def squared_distance(logits: Tensor, others: Tensor) -> Tensor:
         >>> squared_distance(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
         tensor([5.])
     """
-    return (full_precision(logits) - full_precision(others)).square().sum(dim=1)
+    same = logits == others  # as a class that is masked by -inf is
+    return (full_precision(logits) - full_precision(others)).masked_fill(same, 0).square().sum(dim=1)
 
 
 def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
@@ -196,4 +197,6 @@ def kl_divergence(logits: Tensor, reference_logits: Tensor) -> Tensor:
     with explaining_logits(logits):
         log_p = F.log_softmax(full_precision(logits), dim=1)
         log_q = F.log_softmax(full_precision(reference_logits), dim=1)
+    never = log_p.isneginf() & log_q.isneginf()  # a class that is masked by -inf
+    log_p, log_q = log_p.masked_fill(never, 0), log_q.masked_fill(never, 0)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(dim=1)

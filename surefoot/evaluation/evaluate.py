@@ -15,7 +15,7 @@ from surefoot.core.devices import in_float64
 from surefoot.core.files import check_can_fill, save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.limits import check_whole
-from surefoot.core.types import Attack, CompoundAttack, check_attacks
+from surefoot.core.types import Attack, check_attacks
 from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by
 from surefoot.evaluation.outcomes import Cost, Outcome, Store
 from surefoot.evaluation.passes import seeded, weights_sha256
@@ -26,9 +26,11 @@ from surefoot.evaluation.worker import (
     Stage,
     Worker,
     check_crafted,
+    crafted,
     fields_of,
     name_of,
     predictions,
+    radius_of,
 )
 from surefoot.models.wrappers import describe
 
@@ -102,9 +104,9 @@ def accuracy(
     with seeded(seed):
         for inputs, labels in pairs(batches):
             check_batch(inputs, labels)
-            given = inputs.clone()  # a model or an attack may write to what it is given
-            adv_inputs = given if attack is None else attack(model, given, labels)
+            adv_inputs = inputs.clone()  # the model may write to what it is given
             if attack is not None:
+                adv_inputs = crafted(attack, model, inputs, labels)
                 check_crafted(attack, adv_inputs, inputs)
             right += int((predictions(model, adv_inputs, labels) == labels).sum())
             total += len(labels)
@@ -300,13 +302,19 @@ def _evaluate(
                 "the true ones; give it untargeted, or call it yourself."
             )
     check_about(abouts)
-    total, some = 0, torch.empty(0)
+    total, some, sizes = 0, torch.empty(0), set()
     with seeded(settings.seed):  # a shuffling DataLoader draws from the global generator when it is read
         for inputs, labels in pairs(batches):
             some = some if total else inputs[:LOOKED_AT]
             total += len(labels)
+            sizes.add(tuple(inputs.shape[1:]))
     if total == 0:
         raise ValueError("there are no samples to evaluate on.")
+    if samples is not None and len(sizes) > 1:
+        raise ValueError(
+            f"batches have images of {len(sizes)} shapes ({', '.join(str(list(each)) for each in sorted(sizes))}), and "
+            "samples are kept in one tensor an attack; evaluate each shape into its own folder."
+        )
     known: list[dict[str, Any]] = [
         {
             "recipe": None,
@@ -386,6 +394,7 @@ def _evaluate(
         ):
             emit(list_of, make_record(about, attack, column, clean_column, cost, own_parts, worker))
     radii = [radius_of(attack) for attack in attacks]
+    radii = [None if each is None else float(f"{each:.7g}") for each in radii]  # 3 * 0.1 is 0.3, in float32 too
     for eps in dict.fromkeys(each for each in radii if each is not None) or [None]:
         together = [number for number, each in enumerate(radii) if each == eps]
         if not settings.worst_case or len(together) < 2:
@@ -431,15 +440,6 @@ def known_by(
         "versions": versions(),
         "device": device_name(some.device),
     }
-
-
-def radius_of(attack: Attack) -> float | None:
-    """Of the ball that the attack holds, or the largest of its parts'; None where one holds none."""
-    if not isinstance(attack, CompoundAttack):
-        return getattr(attack, "eps", None)
-    parts = [radius_of(part) for part in attack.attacks]
-    known = [each for each in parts if each is not None]
-    return max(known, default=None) if len(known) == len(parts) else None
 
 
 def some_pixels(inputs: Tensor) -> Tensor:

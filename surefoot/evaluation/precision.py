@@ -68,8 +68,12 @@ def fp32_precision(wanted: str) -> Iterator[None]:
 @contextlib.contextmanager
 def computed_in(arithmetic: Arithmetic, device: torch.device) -> Iterator[None]:
     """Forward and backward in bfloat16 where that is safe, or in float32 with or without TF32."""
-    half = torch.autocast(device.type, dtype=torch.bfloat16) if arithmetic == "bf16" else contextlib.nullcontext()
-    with half, allowing_tf32(arithmetic == "tf32"):
+    with contextlib.ExitStack() as stack:
+        if arithmetic == "bf16":
+            torch.clear_autocast_cache()  # the caller's own autocast may keep weights of another type, or old ones
+            stack.callback(torch.clear_autocast_cache)
+            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+        stack.enter_context(allowing_tf32(arithmetic == "tf32"))
         yield
 
 

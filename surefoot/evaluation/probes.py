@@ -43,9 +43,7 @@ def logit_distances(model: nn.Module, first: Tensor, second: Tensor) -> Tensor:
         tensor([1.])
     """
     with crafting(model) as frozen, torch.no_grad():
-        one, other = frozen(first), frozen(second)
-        same = one == other  # as a class that is masked by -inf is: it has not moved
-        return squared_distance(one.masked_fill(same, 0), other.masked_fill(same, 0)).sqrt()
+        return squared_distance(frozen(first), frozen(second)).sqrt()
 
 
 def losses_along(model: nn.Module, inputs: Tensor, labels: Tensor, direction: Tensor, radii: Sequence[float]) -> Tensor:

@@ -2,8 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from surefoot.core.devices import image_format
 from surefoot.core.failures import type_name
 from surefoot.core.geometry import ONE_NUMBER, check_labels, l2_distance, linf_distance, per_sample
-from surefoot.core.gradients import CHANGES_INPUTS, crafting, plain_module, without_gradients
+from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, plain_module, without_gradients
 from surefoot.core.limits import check_whole
 from surefoot.core.losses import answered, check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
@@ -90,7 +89,14 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
 
 
 def radius_of(attack: object) -> float | None:
-    """An attack's own `eps`, where it has one that is a number: Python's, NumPy's or a tensor of one."""
+    """An attack's own `eps`, where it has one that is a number: Python's, NumPy's or a tensor of one.
+
+    Of several in one the largest; None where one of them has none.
+    """
+    if isinstance(attack, CompoundAttack):
+        radii = [radius_of(part) for part in attack.attacks]
+        known = [each for each in radii if each is not None]
+        return max(known, default=None) if len(known) == len(radii) else None
     eps: Any = getattr(attack, "eps", None)
     try:
         return float(eps.item() if hasattr(eps, "item") else eps)
@@ -98,14 +104,18 @@ def radius_of(attack: object) -> float | None:
         return None
 
 
-@contextmanager
-def gradients_put_back(model: nn.Module) -> Iterator[None]:
-    """Lend a model whose parameters have no gradients, and give them theirs back after: an attack may call backward."""
-    before = [(parameter, parameter.grad) for parameter in plain_module(model).parameters()]
+def crafted(attack: Attack, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """What the attack makes, which may be anybody's: the model is in evaluation mode and is put back after as it was.
+
+    It may call backward, change the model's mode and all its buffers by that, and write to what it is given.
+    """
+    module = plain_module(model)
+    before = [(parameter, parameter.grad) for parameter in module.parameters()]
     try:
-        for parameter, _ in before:
-            parameter.grad = None
-        yield
+        with buffers_put_back(module.modules()), crafting(module) as frozen:
+            for parameter, _ in before:
+                parameter.grad = None
+            return attack(frozen, inputs.clone(), labels.clone())
     finally:
         for parameter, gradient in before:
             parameter.grad = gradient
@@ -329,8 +339,8 @@ class Worker:
             inputs = inputs.contiguous(memory_format=image_format(inputs.device))
 
         def seeded_call(part: Tensor, targets: Tensor) -> Tensor:
-            with computed_in(arithmetic, inputs.device), gradients_put_back(self.crafter):
-                adv_inputs = attack(self.crafter, part.clone(), targets)  # a copy: it may work in place
+            with computed_in(arithmetic, inputs.device):
+                adv_inputs = crafted(attack, self.crafter, part, targets)
             return adv_inputs.detach() if isinstance(adv_inputs, Tensor) else adv_inputs
 
         return self.halving(seeded_call, inputs, labels, seed=self.seed(number))
