@@ -28,7 +28,7 @@ from surefoot.cli import main, models, output
 from surefoot.cli import train as cli_train
 from surefoot.cli.benchmark import ObjectiveName
 from surefoot.cli.demo import what_it_means
-from surefoot.cli.evaluate import AttackName
+from surefoot.cli.evaluate import AttackName, step_at
 from surefoot.cli.options import number, parse
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
@@ -231,6 +231,16 @@ def ensemble(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setitem(RECIPES, "digits/normal", dataclasses.replace(RECIPES["digits/normal"], epochs=1))
     data = ["--dataset", "digits", "--model", "digits-net"]
     return ["train", "mnist/ensemble-at-a", *data, "--objective.sources", "digits/normal", *QUICK]
+
+
+def test_weights_to_start_from_are_looked_at_before_a_source_is_trained(
+    ensemble: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(nn.Linear(2, 2), "other.safetensors")
+    for given, words in (("nowhere", "there is no nowhere"), ("other.safetensors", "is of another model")):
+        assert main([*ensemble, "--initial-weights", given]) == 2
+        assert words in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def test_ensemble_training_trains_a_missing_source_once(
@@ -587,6 +597,29 @@ def test_several_radii_are_measured_in_one_go(run_folder: str, capsys: pytest.Ca
         *(["attack", "eps"], ["clean", ""], ["DeepFool", ""], ["FGSM", "0.15"], ["FGSM", "0.3"]),
         *(["PGD-4", "0.15"], ["PGD-4", "0.3"], ["worst case", "0.15"], ["worst case", "0.3"]),
     ]
+
+
+def test_a_radius_that_is_given_twice_counts_once(run_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = ["--eps", "8/255", str(8 / 255), "--attacks", "pgd", "--num-examples", "20", "--steps", "3"]
+    assert [record["attack"] for record in evaluated(capsys, run_folder, *twice)] == [None, "PGD"]
+
+
+def test_a_step_is_in_proportion_where_the_run_has_a_radius_and_in_range() -> None:
+    assert step_at(0.1, {"eps": 0.0, "step_size": 0.01}) == 0.025
+    assert step_at(0.5, {"eps": 0.005, "step_size": 0.02}) == 1.0
+
+
+def test_attacks_that_one_of_several_models_cannot_have_are_told_before_the_first(
+    run_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my_networks_for_cli.py").write_text(FACTORY)
+    save_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "own.safetensors")
+    own = ["my_networks_for_cli:make", "--dataset", "digits", "--weights", "own.safetensors"]
+    assert main(["evaluate", run_folder, *own, "--attacks", "fgsm"]) == 2
+    told = capsys.readouterr()
+    assert "fgsm needs --eps" in told.err
+    assert told.out == ""
+    assert not Path(run_folder, "records.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from surefoot import data
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
-from surefoot.core.files import lock_of, locked
+from surefoot.core.files import load_metadata, lock_of, locked
 from surefoot.core.types import Attack
 from surefoot.evaluation import (
     Record,
@@ -570,6 +570,7 @@ def test_an_own_eps_of_numpy_or_torch_is_held_too(eps: Any) -> None:
 def test_images_that_ask_for_gradients_are_measured_as_others_are(tmp_path: Path) -> None:
     asking = [(inputs.clone().requires_grad_(), labels) for inputs, labels in HAND]
     found, plain = (evaluate(Threshold(), each, [FGSM(0.2)], samples=tmp_path) for each in (asking, HAND))
+    assert load_metadata(tmp_path / "1-FGSM.safetensors")["attack_fields"]["eps"] == 0.2
     assert [each.robust_accuracy for each in found] == [each.robust_accuracy for each in plain]
     assert accuracy(Threshold(), asking, FGSM(0.2)) == accuracy(Threshold(), HAND, FGSM(0.2))
 

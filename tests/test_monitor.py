@@ -343,7 +343,8 @@ def test_stop_before_any_healthy_look_goes_back_to_the_start(grey_data: Dataset)
     monitor = Monitor(images.float() / 255, labels, eps=EPS, every=3)
     fit(model, grey_data, [Phase(Push(0.5), 2)], config, monitor=monitor, on_note=notes.append)
     assert model.strength.item() == 0
-    assert "put back before the first step" in notes[0]
+    (note,) = notes
+    assert "put back before the first step, and the training ends there, with the weights that it began with" in note
 
 
 def test_repair_goes_back_and_on_with_the_other_objective(grey_data: Dataset) -> None:

@@ -223,6 +223,26 @@ def test_weights_to_start_from_are_read_once(tmp_path: Path, monkeypatch: pytest
     assert Path("whole", LAST).read_bytes() == Path("stopped", LAST).read_bytes()
 
 
+def test_weights_that_have_seen_what_is_held_out_here_are_not_started_from(tmp_path: Path) -> None:
+    first = replace(RECIPES["digits/normal"], epochs=1, validation_size=100)
+    train(first, tmp_path / "first")
+    for place in (tmp_path / "first", tmp_path / "first" / SELECTED):
+        recipe = replace(RECIPES["digits/normal"], epochs=1, initial_weights=str(place))
+        with pytest.raises(ValueError, match=r"other images of digits \(validation_size 100 instead of 240\), some"):
+            train(recipe, tmp_path / "run")
+    train(replace(recipe, validation_size=100), tmp_path / "run")
+    about = json.loads((tmp_path / "first" / "data.json").read_text())
+    (tmp_path / "first" / "data.json").write_text(json.dumps({**about, "fingerprint": "another"}))
+    with pytest.raises(ValueError, match=r"was trained on digits when that had .* or start from other weights"):
+        train(replace(recipe, validation_size=100), tmp_path / "another")
+    (tmp_path / "first" / "recipe.json").unlink()  # what a file of weights was trained on is not known
+    train(recipe, tmp_path / "unknown")
+
+
+def unsized() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+
 def test_weights_that_cannot_be_started_from_cost_nothing(tmp_path: Path) -> None:
     train(replace(RECIPES["digits/normal"], epochs=1), tmp_path / "first")
     recipe = replace(RECIPES["digits/normal"], epochs=1)
@@ -231,6 +251,10 @@ def test_weights_that_cannot_be_started_from_cost_nothing(tmp_path: Path) -> Non
             train(replace(recipe, initial_weights=str(tmp_path / place)), tmp_path / "run")
     with pytest.raises(CheckpointError, match="of another model"):
         train(replace(recipe, model="lenet-small", initial_weights=str(tmp_path / "first")), tmp_path / "run")
+    with pytest.raises(ValueError, match="has layers that take their size from their first input"):
+        train(replace(recipe, model=f"{__name__}:unsized", initial_weights=str(tmp_path / "first")), tmp_path / "run")
+    with pytest.raises(TypeError, match="initial_weights is of type int; give a run's folder"):
+        replace(recipe, initial_weights=3)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
 

@@ -504,12 +504,40 @@ def test_a_training_that_learned_nothing_is_told(digits: Dataset) -> None:
     assert notes == []
     fit(network(), digits, [Phase(NormalTraining(), 2)], still, on_note=notes.append)
     (note,) = notes
-    assert re.match(r"epoch [12], which is selected, is right on \d+\.\d % of the validation images, where one", note)
+    assert re.match(
+        r"epoch [12], which is selected, is right on \d+\.\d % of the .* as often as a guess: nothing", note
+    )
     held_out = Split(digits.validation.images[:0], digits.validation.labels[:0])
     notes.clear()
     unseen = dataclasses.replace(digits, validation=held_out)
     fit(network(), unseen, [Phase(NormalTraining(), 2)], still, on_note=notes.append)
     assert notes == []  # nothing to tell it by
+    few = dataclasses.replace(digits, validation=Split(digits.validation.images[:1], digits.validation.labels[:1]))
+    fit(network(), few, [Phase(NormalTraining(), 2)], learns, on_note=notes.append)
+    assert notes == []  # too little
+
+
+def test_a_training_whose_selected_epoch_alone_learned_nothing_is_told_so(digits: Dataset) -> None:
+    """All but the first learn, and all but the first fall to the attack that selects."""
+    calls: list[int] = []
+
+    def late(model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        calls.append(len(labels))
+        terms = NormalTraining()(model, inputs, labels)
+        return terms if sum(calls) > len(digits.train.labels) else LossTerms(0 * terms.loss, *terms[1:])
+
+    def swapped(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        another = (model(inputs).argmax(dim=1) != labels.unsqueeze(1)).int().argmax(dim=1)  # answered otherwise
+        return inputs[another] if sum(calls) > len(digits.train.labels) else inputs.clone()
+
+    notes: list[str] = []
+    config = dataclasses.replace(QUICK, learning_rate=0.1, weight_decay=0.0)
+    result = fit(network(), digits, [Phase(late, 10)], config, selection=swapped, on_note=notes.append)
+    assert result.best_epoch == 1
+    (note,) = notes
+    assert re.search(
+        r"as often as a guess: epoch \d+ is right on \d\d\.\d %, but withstands .* \(selection=None, ", note
+    )
 
 
 def test_a_training_that_diverged_to_finite_losses_is_told(digits: Dataset) -> None:
@@ -694,6 +722,10 @@ def test_a_model_with_its_normalisation_in_front_takes_the_weights_of_its_networ
     assert model.state_dict()["normalize.mean"].item() == pytest.approx(0.3)
     with pytest.raises(CheckpointError, match=r"it lacks \d"):
         load_weights(build("lenet-small", std=[0.2]), tmp_path / "weights.safetensors")
+    save_weights(model, tmp_path / "weights.safetensors")
+    load_weights(build("digits-net", mean=[0.3]), tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"normalises by the std 1, and here std is 0\.25; give the same"):
+        load_weights(build("digits-net", mean=[0.3], std=[0.25]), tmp_path / "weights.safetensors")
 
 
 def test_a_wrapped_models_weights_are_saved_and_loaded_as_the_models_own(tmp_path: Path) -> None:

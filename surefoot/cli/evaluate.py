@@ -150,8 +150,9 @@ def run(args: list[str]) -> int:
             check_records(each.folder / "records.jsonl", "the file of the run's records (--records FILE is another)")
     try:
         if options.source is None:
-            for each in opened:
-                white_box(each, options)
+            of_each = [make_attacks(options.attacks or WHITE_BOX, each.settings, options) for each in opened]
+            for each, attacks in zip(opened, of_each, strict=True):
+                white_box(each, attacks, options)
         else:
             black_box(opened, options.source, options)
     except KeyboardInterrupt:
@@ -163,10 +164,9 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def white_box(each: Opened, options: Options) -> None:
+def white_box(each: Opened, attacks: list[Attack], options: Options) -> None:
     """Attack a model on itself."""
     device, batches = split_batches(each.dataset, options)
-    attacks = make_attacks(options.attacks or WHITE_BOX, each.settings, options)
     with EvaluationProgress(each.name) as progress:
         records = evaluate(
             ready(each.model, each.name, batches, device, options),
@@ -275,7 +275,7 @@ def make_attacks(names: tuple[AttackName, ...], settings: dict[str, Any], option
     Raises:
         ValueError: eps, where one of them needs it, is neither given nor known from a recipe.
     """
-    radii = options.eps or ((settings["eps"],) if "eps" in settings else ())
+    radii = tuple(dict.fromkeys(options.eps)) or ((settings["eps"],) if "eps" in settings else ())
     steps = options.steps or settings.get("steps", 20)  # of a network of one's own what the paper takes on CIFAR-10
 
     def pgd(eps: float, **more: Any) -> Attack:
@@ -316,5 +316,7 @@ def step_at(eps: float, settings: dict[str, Any]) -> float:
     >>> step_at(0.1, {"eps": 0.2, "step_size": 0.02}), step_at(0.1, {})
     (0.01, 0.025)
     """
-    own, step_size = settings.get("eps", 1.0), settings.get("step_size", 0.25)
-    return (step_size if eps == own else step_size * eps / own) or 1 / 255  # a step of 0 is refused
+    own, step_size = settings.get("eps", 0), settings.get("step_size", 0.25)
+    if eps != own:
+        step_size = min(step_size * eps / own, 1.0) if own else eps / 4
+    return step_size or 1 / 255  # a step of 0 is refused

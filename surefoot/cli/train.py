@@ -12,7 +12,7 @@ from surefoot.cli.options import Common, parse, split_name, unknown
 from surefoot.cli.output import TrainingProgress, print_json, say, stdout
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import source_names
-from surefoot.recipes.run import build_recipe_model, check_folder, check_source, load_recipe_data
+from surefoot.recipes.run import build_recipe_model, check_folder, check_source, load_recipe_data, start_from
 from surefoot.training.machines import started_by_torchrun
 
 RUNS = Path("runs")
@@ -76,7 +76,7 @@ def run(args: list[str]) -> int:
     command = "surefoot train " + shlex.join(args)
     check_folder(options.recipe, path, options.resume)
     planned = {source: source_recipe(source, options.recipe) for source in source_names(options.recipe)}
-    check_sources(options.recipe, planned, options.data_dir)
+    check_sources(options.recipe, planned, options.data_dir, begun=options.resume)
     sources = {name: trained_source(source, options.recipe, options, command) for name, source in planned.items()}
     if radii_of(options.recipe) != radii_of(recipe) and (told := radii_apart(options.recipe)):
         say(f"{recipe.name}: {told}")
@@ -132,8 +132,10 @@ def source_recipe(name: str, recipe: Recipe) -> Recipe:
     )
 
 
-def check_sources(recipe: Recipe, sources: dict[str, Recipe], data_dir: Path | None) -> None:
+def check_sources(recipe: Recipe, sources: dict[str, Recipe], data_dir: Path | None, *, begun: bool) -> None:
     """Refuse, before the first is trained, a source whose run is there on other data, or that does not take these.
+
+    So are the weights that the recipe starts from, where it was not `begun` before.
 
     Raises:
         ValueError: with what to do.
@@ -141,6 +143,8 @@ def check_sources(recipe: Recipe, sources: dict[str, Recipe], data_dir: Path | N
     if not sources:
         return
     dataset = load_recipe_data(recipe, data_dir)
+    if recipe.initial_weights is not None and not begun:
+        start_from(recipe.initial_weights, build_recipe_model(recipe, dataset), recipe, dataset)
     for name, source in sources.items():
         folder = default_path(source)
         if (folder / "recipe.json").exists():

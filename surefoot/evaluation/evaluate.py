@@ -169,8 +169,9 @@ def evaluate(
         unfinished: a folder that keeps finished batches until all is done: the same call goes on from there. A model
             is known by its weights, its modules, their settings and how it answers; of an attack that is or holds
             something without an importable name, as a lambda, nothing is kept, nor where the folder cannot be written.
-        samples: a folder to write each attack's per-sample outcomes to, as `1-FGSM.safetensors`, in the batches' order:
-            `adv_inputs`, `labels`, `clean_prediction`, `prediction`, `robust` (it survived), `l2` and `linf`.
+        samples: a folder to write each attack's per-sample outcomes to, as `1-FGSM.safetensors` for the first attack,
+            whose settings are in its metadata; in the batches' order: `adv_inputs`, `labels`, `clean_prediction`,
+            `prediction`, `robust` (it survived), `l2` and `linf`.
 
     Returns:
         The clean record first, then one an attack, in order, then the worst case of each radius.
@@ -388,7 +389,8 @@ def _evaluate(
             if samples is not None:
                 with seeded(settings.seed):
                     file = Path(samples) / f"{len(finals)}-{name_of(attack)}.safetensors"
-                    save_samples(file, batches, clean, state)
+                    told = {"attack": name_of(attack), "attack_fields": fields_of(worker.prepared(attack))}
+                    save_samples(file, batches, clean, state, told)
         for about, list_of, own_parts, cost, column, clean_column in zip(
             known, records, parts, costs, zip(*state, strict=True), zip(*clean, strict=True), strict=True
         ):
@@ -515,6 +517,7 @@ def save_samples(
     batches: Iterable[tuple[Tensor, Tensor]],
     clean: Sequence[Sequence[Outcome]],
     state: Sequence[Sequence[Outcome]],
+    about: Mapping[str, Any],
 ) -> None:
     """Write what one attack did to each sample.
 
@@ -528,4 +531,4 @@ def save_samples(
     tensors["linf"] = linf_distance(tensors["adv_inputs"], torch.cat(images))
     tensors["labels"] = torch.cat(labels)
     tensors["clean_prediction"] = torch.cat([outcomes[0].prediction.cpu() for outcomes in clean])
-    save_tensors(path, tensors, {})
+    save_tensors(path, tensors, about)

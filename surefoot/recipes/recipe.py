@@ -96,6 +96,11 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}.")
+        if not isinstance(self.initial_weights, str | None):
+            raise TypeError(
+                f"initial_weights is of type {type(self.initial_weights).__name__}; give a run's folder or a file of "
+                "weights as text, as str(path) is."
+            )
         Normalize([0.0] if self.mean is None else self.mean, [1.0] if self.std is None else self.std)
 
     def phases(self) -> tuple[Phase, ...]:

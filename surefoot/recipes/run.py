@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from surefoot.training.fit import StepReport
 from surefoot.training.machines import is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
 from surefoot.training.state import check_place
-from surefoot.training.trial import try_training
+from surefoot.training.trial import check_made, try_training
 
 LOCK = ".lock"
 """A file in a run's folder that is held while it is trained; not part of the run."""
@@ -212,7 +213,7 @@ def check_data(path: Path, dataset: Dataset, *, instead: str = "give other image
 
 def whole_path(place: str | None) -> str | None:
     """A place on this machine that does not depend on where a command is started."""
-    return None if place is None else str(Path(place).expanduser().absolute())
+    return None if place is None else os.path.abspath(os.path.expanduser(place))
 
 
 def initial_file(place: Path) -> Path:
@@ -226,6 +227,32 @@ def initial_file(place: Path) -> Path:
         there = f"the folder {place} holds no {SELECTED}" if place.is_dir() else f"there is no {place}"
         raise ValueError(f"initial_weights: {there}; give a run's folder, or a file of weights.")
     return file
+
+
+def start_from(place: str, model: nn.Module, recipe: Recipe, dataset: Dataset) -> None:
+    """Load the weights that a recipe's training starts from.
+
+    Raises:
+        ValueError: they are not there, or are of a run that was trained on images which may be held out here.
+        CheckpointError: they are damaged, or of another model.
+    """
+    file = initial_file(Path(place))
+    if (file.parent / RECIPE).exists():
+        source = load_run(file.parent)
+        fields = ("validation_size",) if recipe.dataset in DATASETS else ("validation_size", "data_seed")
+        ours, theirs = settings_of(recipe), settings_of(source.recipe)
+        if ours["dataset"] == theirs["dataset"]:
+            if other := differing(ours, theirs, fields):
+                raise ValueError(
+                    f"initial_weights: the run in {source.path} was trained on other images of {dataset.name} "
+                    f"({other}), some of which are held out here; start from weights that never saw them, or give the "
+                    "same split."
+                )
+            if not differing(ours, theirs, ("num_classes", "image_size")):
+                check_data(source.path, dataset, instead="start from other weights")
+    if ":" in recipe.model:
+        check_made(model, recipe.model)
+    load_weights(model, file)
 
 
 def build_recipe_model(recipe: Recipe, dataset: Dataset) -> nn.Module:
@@ -295,14 +322,15 @@ def train(
     for name, run in found.items():
         check_source(recipe, name, run)
     begun = resume and (path / STATE).exists()
-    initial = None if begun or recipe.initial_weights is None else initial_file(Path(recipe.initial_weights))
+    if recipe.initial_weights is not None and not begun:
+        initial_file(Path(recipe.initial_weights))  # before data are looked for
     fabric = make_fabric(recipe.training)
     dataset = load_recipe_data(recipe, data_dir)
     if resume and is_first_process():
         check_data(path, dataset)
     model = build_recipe_model(recipe, dataset)
-    if initial is not None:
-        load_weights(model, initial)
+    if recipe.initial_weights is not None and not begun:
+        start_from(recipe.initial_weights, model, recipe, dataset)
     if ":" in recipe.model:
         try_training(model, recipe.model, dataset.train, dataset.num_classes, fabric.device)
     models = {name: run.load_model(dataset).requires_grad_(False).to(fabric.device) for name, run in found.items()}
@@ -404,14 +432,23 @@ def check_source(recipe: Recipe, name: str, source: Run) -> None:
     Raises:
         ValueError: with what differs and what to do.
     """
-    ours, theirs = settings_of(recipe), settings_of(source.recipe)
     fields = DATA if recipe.dataset not in DATASETS else DATA[:-1]  # the split of a named set has no seed
-    other = [f"{field} {theirs[field]} instead of {ours[field]}" for field in fields if ours[field] != theirs[field]]
-    if other:
+    if other := differing(settings_of(recipe), settings_of(source.recipe), fields):
         raise ValueError(
             f"{recipe.name} crafts on {name}, but the run in {source.path} was trained on other data "
-            f"({', '.join(other)}); move that folder away, or give the same data."
+            f"({other}); move that folder away, or give the same data."
         )
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """Which of these settings differ, and how; empty where none does.
+
+    >>> differing({"data_seed": 1, "epochs": 2}, {"data_seed": 0, "epochs": 2}, ["data_seed", "epochs"])
+    'data_seed 0 instead of 1'
+    """
+    return ", ".join(
+        f"{field} {theirs[field]} instead of {ours[field]}" for field in fields if ours[field] != theirs[field]
+    )
 
 
 def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:

@@ -108,7 +108,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             makes one, they may be the network's alone, as whoever normalises outside of the model saves them.
 
     Raises:
-        CheckpointError: those of `read_weights`, or weights of another model.
+        CheckpointError: those of `read_weights`, or weights of another model or of one that normalises otherwise.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -122,11 +122,27 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     module, tensors = plain_module(model), dict(read_weights(Path(path)))
     in_front = isinstance(getattr(module, "normalize", None), Normalize)
     if in_front and not any(name.endswith("normalize.mean") for name in tensors):
-        module = module.get_submodule("network")
+        module, in_front = module.get_submodule("network"), False
     wanted = module.state_dict()
     tensors = out_of_wrappers(tensors, wanted)
     check_fits(Path(path), tensors, wanted)
+    for name in ("mean", "std") if in_front else ():
+        theirs, ours = tensors[f"normalize.{name}"].flatten(), wanted[f"normalize.{name}"].flatten()
+        if not torch.equal(theirs.to(ours), ours):
+            raise CheckpointError(
+                f"{path} is of a model that normalises by the {name} {shown(theirs)}, and here {name} is "
+                f"{shown(ours)}; give the same."
+            )
     module.load_state_dict(tensors)
+
+
+def shown(values: Tensor) -> str:
+    """A mean or deviation of each channel, as a user writes it.
+
+    >>> shown(torch.tensor([0.1, 0.25]))
+    '0.1 0.25'
+    """
+    return " ".join(f"{value:.6g}" for value in values.tolist())
 
 
 def out_of_wrappers(tensors: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from surefoot.core.devices import image_format
 from surefoot.core.files import write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.types import Attack, Objective, check_attacks, check_objective
-from surefoot.data import Batches, Dataset, Split, images_at_once
+from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
 from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.statistics import binomial_tail
@@ -37,7 +37,7 @@ from surefoot.training.step import EagerStep, LossHistory, Step
 EVALUATION_BATCH = 500
 REFRESHING = 2048  # training images that measure the batch-norm statistics of averaged weights
 CHECK_EVERY = 50  # steps between looks at the loss
-CHANCE = 0.01  # of so many right answers where every answer is the same, below which something was learned
+CHANCE = 0.05  # of so many right answers among guesses, below which something was learned
 FAR = 10  # times the loss of a guess, which a training that learns is below on the mean of an epoch
 REMEDY = (
     "Train again with a bound on the gradient (max_grad_norm, for example 1), a smaller learning rate or, where "
@@ -123,7 +123,7 @@ def fit(
         on_step: told the progress every few steps.
         on_epoch: told the line of `metrics.jsonl` after each epoch.
         on_note: told in a sentence what a user should know: what the monitor saw and what was done about it, that a
-            step cannot be captured.
+            step cannot be captured, that the training diverged or that the selected epoch guesses.
 
     Raises:
         ValueError: a bad setting, no training images, a label beyond the classes of the data set or the model, no
@@ -268,17 +268,33 @@ class _Training:
             load_weights(self.module, self.run / SELECTED)
         else:
             self.module.load_state_dict(self.best_weights)
+        self.tell_a_guess()
         best = self.state.best
-        self.tell_a_guess(next((line for line in self.state.metrics if line["epoch"] == best.epoch), None))
         return FitResult(best.epoch, best.score, self.state.metrics, time.perf_counter() - started)
 
-    def tell_a_guess(self, line: dict[str, Any] | None) -> None:
-        """Say so where the selected epoch learned nothing; one that diverged was told already."""
-        if line is None or self.told.on_note is None or has_diverged(line, self.dataset.num_classes):
+    def tell_a_guess(self) -> None:
+        """Say so where the selected epoch guesses; one that diverged, or was stopped, was told already."""
+        labels, lines = self.dataset.validation.labels, {line["epoch"]: line for line in self.state.metrics}
+        line = lines.get(self.state.best.epoch)
+        if self.told.on_note is None or line is None or len(labels) == 0:
             return
-        clean = line["validation_clean_accuracy"]
-        if clean is not None and (finding := guesses(clean, self.dataset.validation)):
-            self.told.on_note(f"epoch {line['epoch']}, which is selected, {finding} {REMEDY}")
+        stopped = self.guard is not None and self.guard.did("stop")
+        if stopped or has_diverged(line, self.dataset.num_classes) or not may_guess(line, labels):
+            return
+        with self.fabric.autocast():
+            given = torch.cat([predictions(self.module, inputs).cpu() for inputs, _ in self.validation])
+        if guesses(given, labels):
+            better = max(lines.values(), key=lambda line: float(line["validation_clean_accuracy"]))
+            found = (
+                f"nothing was learned. {REMEDY}"
+                if may_guess(better, labels)
+                else f"epoch {better['epoch']} is right on {percent(better)}, but withstands the attack that selects "
+                "no better than a guess. Select by clean accuracy (selection=None, --selection-steps 0)."
+            )
+            self.told.on_note(
+                f"epoch {line['epoch']}, which is selected, is right on {percent(line)} of the validation images, as "
+                f"often as a guess: {found}"
+            )
 
     def settings(self, epochs: Sequence[Phase]) -> dict[str, Any]:
         """What the weights after these epochs depend on."""
@@ -516,24 +532,32 @@ def refuse_non_finite(
     )
 
 
-def guesses(clean: float, validation: Split) -> str | None:
-    """What to say where a model is right on no more images than one that always answers the same class.
+def may_guess(line: dict[str, Any], labels: Tensor) -> bool:
+    """Is an epoch right on no more validation images than one class for all may be?"""
+    count = len(labels)
+    right, most = round(line["validation_clean_accuracy"] * count), float(labels.bincount().max()) / count
+    return binomial_tail(right, count, most) >= CHANCE
+
+
+def guesses(given: Tensor, labels: Tensor) -> bool:
+    """Are answers right no more often than others in the same shares that know nothing of the images?
+
+    They are not said to be where there are too few images to tell.
 
     Example:
         >>> labels = torch.arange(10).repeat(20)
-        >>> split = Split(torch.zeros(200, 1, 1, 1, dtype=torch.uint8), labels)
-        >>> guesses(0.12, split)
-        'is right on 12.0 % of the validation images, where one class for all is on 10.0 %: nothing was learned.'
-        >>> guesses(0.3, split) is None
-        True
+        >>> guesses(torch.zeros_like(labels), labels), guesses(labels, labels), guesses(labels[:1], labels[:1])
+        (True, False, False)
     """
-    count, one = len(validation.labels), float(validation.labels.bincount().max()) / len(validation.labels)
-    if one == 1 or binomial_tail(round(clean * count), count, one) < CHANCE:
-        return None
-    return (
-        f"is right on {100 * clean:.1f} % of the validation images, where one class for all is on {100 * one:.1f} %: "
-        "nothing was learned."
-    )
+    count, classes = len(labels), 2 + int(labels.max())
+    theirs, ours = ((each + 1).clamp(max=classes).bincount(minlength=classes + 1) / count for each in (given, labels))
+    enough = float((ours * ours).sum()) ** count < CHANCE
+    return enough and binomial_tail(int((given == labels).sum()), count, float((theirs * ours).sum())) >= CHANCE
+
+
+def percent(line: dict[str, Any]) -> str:
+    """An epoch's clean accuracy on the validation images."""
+    return f"{100 * line['validation_clean_accuracy']:.1f} %"
 
 
 def has_diverged(line: dict[str, Any], num_classes: int) -> bool:

@@ -451,4 +451,6 @@ class Guard:
         where = f"to step {self.healthy_step}" if self.healthy_step else "before the first step"
         where += ", its last healthy look" if self.healthy_step in looks else ""
         after = "the training ends there" if self.action == "stop" else f"goes on with {type(self.repair).__name__}"
+        if self.action == "stop" and not self.healthy_step:
+            after += ", with the weights that it began with, for no look before was healthy"
         return f"the training is put back {where}, and {after}"
