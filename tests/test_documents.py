@@ -287,6 +287,24 @@ def test_what_audit_md_says_of_its_calibration_is_what_was_measured() -> None:
         assert f"{told} others fool at most {100 * max(taken):.0f} %" in text
 
 
+def test_the_order_of_the_methods_in_seconds_is_what_was_measured() -> None:
+    found: dict[tuple[object, ...], dict[str, float]] = {}
+    for file in (ROOT / "results" / "benchmark").glob("step-cost-*.jsonl"):
+        for line in read_lines(file):
+            setup = (file.name, line["model"], line["precision"], line["mode"])
+            found.setdefault(setup, {})[line["objective"]] = line["seconds_per_step"]
+    small = [times for setup, times in found.items() if setup[1] == "lenet-plus"]
+    like_the_paper = [times for times in small if times["sat-r1"] > times["sat-r2"] > times["sat-r3"]]
+    for name in ("docs/performance.md", "docs/reproduction.md"):
+        assert f"in {len(like_the_paper)} of {len(small)} set-ups of LeNet+" in words(name)
+    large = {
+        setup: max(times, key=lambda name: times.get(name, 0.0) * name.startswith("sat"))
+        for setup, times in found.items()
+    }
+    dearest = [setup for setup, name in large.items() if (setup[1], name) == ("resnet-18", "sat-r1")]
+    assert dearest == [("step-cost-gpu.jsonl", "resnet-18", "bf16", "eager")]
+
+
 def test_what_monitor_md_says_of_the_digits_and_of_the_cost_is_what_was_measured() -> None:
     text, folder = words("docs/monitor.md"), ROOT / "results"
     runs = read_lines(folder / "monitor" / "digits.jsonl")
