@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -33,6 +33,7 @@ from surefoot.attacks import (
 from surefoot.attacks.apgd import dlr_loss
 from surefoot.audit.label_search import LabelSearch
 from surefoot.core.types import Attack, Objective
+from surefoot.evaluation import Record
 from surefoot.objectives import (
     EnsembleAT,
     FgsmAT,
@@ -49,6 +50,9 @@ CLASSES = 3
 SHAPE = (2, 6, 6)
 BATCH = 8
 EPS = 0.1
+TOLERANCE = 1e-6
+FOOLBOX_IMPORT = "ignore:Please import `gaussian_filter`:DeprecationWarning"
+Batches = list[tuple[Tensor, Tensor]]
 
 
 class SmallNet(nn.Module):
@@ -79,6 +83,18 @@ class PlainNet(nn.Module):
         features = F.adaptive_avg_pool2d(torch.tanh(3 * self.conv(inputs)), 2)
         logits: Tensor = self.head(features.flatten(1))
         return logits
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean pixel is above a half: an image at m is fooled by |m - 0.5| and no less."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gap = 10 * (inputs.flatten(1).mean(dim=1) - 0.5)
+        return torch.stack([-gap, gap], dim=1)
+
+
+def grey(*levels: float) -> Tensor:
+    return torch.stack([torch.full((1, 2, 2), level) for level in levels])
 
 
 def random_net(
@@ -137,6 +153,28 @@ def _trained() -> tuple[nn.Module, Tensor, Tensor]:
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
     """A network in evaluation mode, and images that it gets right but not under attack; a fresh copy."""
     return deepcopy(_trained())
+
+
+def trained_batches(size: int = 20) -> tuple[nn.Module, Batches]:
+    net, inputs, labels = trained()
+    return net, list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True))
+
+
+def without_time(records: list[Record]) -> list[Record]:
+    return [replace(record, seconds=0.0) for record in records]
+
+
+def craft(attack: Attack, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    return attack(model, inputs, labels)
+
+
+def assert_valid(adv_inputs: Tensor, inputs: Tensor, eps: float) -> None:
+    assert adv_inputs.shape == inputs.shape
+    assert adv_inputs.dtype == inputs.dtype
+    assert bool((adv_inputs >= 0).all())
+    assert bool((adv_inputs <= 1).all())
+    assert float((adv_inputs - inputs).abs().max()) <= eps + TOLERANCE
 
 
 @dataclass(frozen=True)

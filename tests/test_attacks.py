@@ -26,16 +26,17 @@ from tests.tables import (
     ATTACKS,
     EPS,
     SHAPE,
+    TOLERANCE,
     AttackCase,
     PlainNet,
     SmallNet,
+    assert_valid,
+    craft,
     forwards_that_spoil_autocast,
     random_batch,
     random_net,
     trained,
 )
-
-TOLERANCE = 1e-6
 
 
 class Snapshot:
@@ -75,19 +76,6 @@ def mixed_net(dtype: torch.dtype = torch.float32) -> SmallNet:
     net.conv.weight.requires_grad_(False)
     net.head.weight.grad = torch.full_like(net.head.weight, 7.0)
     return net
-
-
-def craft(attack: Attack, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
-    torch.manual_seed(seed)
-    return attack(model, inputs, labels)
-
-
-def assert_valid(adv_inputs: Tensor, inputs: Tensor, eps: float) -> None:
-    assert adv_inputs.shape == inputs.shape
-    assert adv_inputs.dtype == inputs.dtype
-    assert bool((adv_inputs >= 0).all())
-    assert bool((adv_inputs <= 1).all())
-    assert float((adv_inputs - inputs).abs().max()) <= eps + TOLERANCE
 
 
 # The promises. Each takes a row of the table and raises AssertionError where the attack breaks it.

@@ -28,7 +28,7 @@ from surefoot.core.gradients import input_gradient
 from surefoot.core.losses import margin
 from surefoot.core.types import Attack, CompoundAttack
 from surefoot.evaluation.passes import PassCounter
-from tests.tables import EPS, SHAPE, PlainNet, SmallNet, random_batch, random_net, trained
+from tests.tables import EPS, SHAPE, PlainNet, SmallNet, assert_valid, craft, random_batch, random_net, trained
 
 CLASSES = 6
 
@@ -60,17 +60,6 @@ def right(net: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         verdict: Tensor = net(inputs).argmax(1) == labels
         return verdict
-
-
-def craft(attack: Attack, net: nn.Module, inputs: Tensor, labels: Tensor, seed: int = 0) -> Tensor:
-    torch.manual_seed(seed)
-    return attack(net, inputs, labels)
-
-
-def assert_valid(adv_inputs: Tensor, inputs: Tensor, eps: float) -> None:
-    assert adv_inputs.shape == inputs.shape
-    assert bool(((adv_inputs >= 0) & (adv_inputs <= 1)).all())
-    assert float((adv_inputs - inputs).abs().max()) <= eps + 1e-6
 
 
 def parts(eps: float) -> list[Attack]:

@@ -41,32 +41,25 @@ from surefoot.evaluation import (
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
 from surefoot.evaluation.worker import Precision, fields_of, predictions
 from surefoot.training import Monitor
-from tests.tables import ATTACKS, EPS, AttackCase, forwards_that_spoil_autocast, random_batch, random_net, trained
-
-Batches = list[tuple[Tensor, Tensor]]
-
-
-class Threshold(nn.Module):
-    """Class 1 where the mean pixel is above a half: an image at m is fooled by |m - 0.5| and no less."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        gap = 10 * (inputs.flatten(1).mean(dim=1) - 0.5)
-        return torch.stack([-gap, gap], dim=1)
-
-
-def grey(*levels: float) -> Tensor:
-    return torch.stack([torch.full((1, 2, 2), level) for level in levels])
-
+from tests.tables import (
+    ATTACKS,
+    EPS,
+    AttackCase,
+    Batches,
+    Threshold,
+    forwards_that_spoil_autocast,
+    grey,
+    random_batch,
+    random_net,
+    trained,
+    trained_batches,
+    without_time,
+)
 
 # distances to the threshold: 0.05, 0.15, 0.25 | 0.05 and 0.3 | wrong from the start, by 0.1
 LEVELS = grey(0.45, 0.35, 0.25, 0.55, 0.8, 0.6)
 LABELS = torch.tensor([0, 0, 0, 1, 1, 0])
 HAND: Batches = [(LEVELS[:4], LABELS[:4]), (LEVELS[4:], LABELS[4:])]
-
-
-def trained_batches() -> tuple[nn.Module, Batches]:
-    net, inputs, labels = trained()
-    return net, list(zip(torch.split(inputs, 20), torch.split(labels, 20), strict=True))
 
 
 # Accuracy.
@@ -373,10 +366,6 @@ def test_the_generators_come_back_through_an_exception() -> None:
     with pytest.raises(ZeroDivisionError), seeded(7):
         torch.rand(1 // 0)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def without_time(records: list[Record]) -> list[Record]:
-    return [replace(record, seconds=0.0) for record in records]
 
 
 def test_the_same_seed_gives_the_same_records_and_each_attack_its_own_start() -> None:

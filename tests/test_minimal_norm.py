@@ -17,7 +17,7 @@ from surefoot.benchmark.step_cost import count_passes
 from surefoot.core.geometry import l2_distance
 from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.types import Attack
-from tests.tables import CLASSES, SHAPE, PlainNet, SmallNet, random_batch, random_net, trained
+from tests.tables import CLASSES, FOOLBOX_IMPORT, SHAPE, PlainNet, SmallNet, random_batch, random_net, trained
 
 Made = tuple[nn.Module, Tensor, Tensor, Tensor]
 
@@ -230,9 +230,6 @@ def test_a_planted_fault_misses_the_ratio(attack: Attack, ratio: float) -> None:
 
 
 # Other libraries.
-
-
-FOOLBOX_IMPORT = "ignore:Please import `gaussian_filter`:DeprecationWarning"
 
 
 def peers(net: nn.Module, kind: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

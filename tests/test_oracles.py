@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss
 from surefoot.core.types import Attack
-from tests.tables import CLASSES, SHAPE, PlainNet, random_batch, random_net
+from tests.tables import CLASSES, FOOLBOX_IMPORT, SHAPE, PlainNet, random_batch, random_net
 
 EPS, STEPS, STEP_SIZE = 8 / 255, 10, 2 / 255
 BAR = 1e-6  # what l-infinity PGD of three libraries agreed to on one small network
@@ -208,9 +208,6 @@ def art_attacks() -> Any:
 @pytest.fixture
 def art_estimators() -> Any:
     return pytest.importorskip("art.estimators.classification")
-
-
-FOOLBOX_IMPORT = "ignore:Please import `gaussian_filter`:DeprecationWarning"
 
 
 def test_torchattacks_agrees_on_fgsm_ifgsm_and_pgd(torchattacks: Any) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, DeepFool, MarginLoss, WorstCase
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
-from surefoot.evaluation import Record, evaluate, evaluate_transfer
+from surefoot.evaluation import evaluate, evaluate_transfer
 from surefoot.evaluation.identity import Nameless, settings_known_by
 from surefoot.evaluation.outcomes import Outcome, Store
 from surefoot.evaluation.precision import fast_in_half
@@ -35,31 +35,9 @@ from surefoot.evaluation.worker import (
     screening_of,
 )
 from surefoot.models import Averaged, LogitsOnly
-from tests.tables import EPS, random_net, trained
+from tests.tables import EPS, Batches, Threshold, grey, random_net, trained, trained_batches, without_time
 
-Batches = list[tuple[Tensor, Tensor]]
 STEP = EPS / 20
-
-
-class Threshold(nn.Module):
-    """Class 1 where the mean pixel is above a half: an image at m is fooled by |m - 0.5| and no less."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        gap = 10 * (inputs.flatten(1).mean(dim=1) - 0.5)
-        return torch.stack([-gap, gap], dim=1)
-
-
-def grey(*levels: float) -> Tensor:
-    return torch.stack([torch.full((1, 2, 2), level) for level in levels])
-
-
-def trained_batches(size: int = 20) -> tuple[nn.Module, Batches]:
-    net, inputs, labels = trained()
-    return net, list(zip(torch.split(inputs, size), torch.split(labels, size), strict=True))
-
-
-def without_time(records: list[Record]) -> list[Record]:
-    return [replace(record, seconds=0.0) for record in records]
 
 
 @dataclass(frozen=True)
