@@ -22,6 +22,7 @@ from surefoot.evaluation.worker import is_out_of_memory
 from surefoot.models import build_model
 from surefoot.recipes import load_run
 from surefoot.training import Look, load_weights, monitor_curves
+from surefoot.training.checkpoint import LAST, SELECTED
 from surefoot.training.machines import best_device, check_device
 from surefoot.training.trial import check_made
 
@@ -148,7 +149,7 @@ def open_run(name: str, options: ModelOptions) -> Opened:
     if options.dataset is not None:
         recipe = dataclasses.replace(recipe, dataset=whole_name(options.dataset))
     dataset = dataclasses.replace(trained, recipe=recipe).load_data(options.data_dir)
-    model = trained.load_model(dataset, "last.safetensors" if options.last else "model.safetensors")
+    model = trained.load_model(dataset, LAST if options.last else SELECTED)
     settings = {"eps": recipe.eps, "steps": recipe.attack_steps, "step_size": recipe.attack_step_size}
     about = {"recipe": recipe.name, "seed": recipe.training.seed, "dataset": recipe.dataset}
     return Opened(name, model, dataset, settings, about, Path(name))

@@ -28,7 +28,7 @@ from surefoot.paper.runs import Task, Training, Workplace
 from surefoot.paper.schedule import Event, Executor, Failure, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import TABLES, Target
 from surefoot.recipes import RECIPES
-from surefoot.recipes.run import DATA
+from surefoot.recipes.run import DATA, RECIPE_FILE
 from surefoot.training.machines import best_device
 
 DESCRIPTION = """WHAT is table3 to table9, sanity, fig1 to fig10, or all. Train what is missing, measure it, and write
@@ -89,7 +89,7 @@ def run(args: list[str]) -> int:
     targets = named_targets(names)
     matrix = make_matrix(options)
     for folder in options.runs:
-        if not any(folder.rglob("recipe.json")):
+        if not any(folder.rglob(RECIPE_FILE)):
             raise ValueError(f"--runs {folder} holds no run of `surefoot train`; give a folder that does, or none.")
     place = Workplace(
         options.out.absolute(),

@@ -27,9 +27,10 @@ from surefoot.paper.measurements import Around, Passes, count_passes
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
-from surefoot.recipes.run import settings_of
+from surefoot.recipes.run import RECIPE_FILE, settings_of
 from surefoot.report import attack_label
 from surefoot.training import FitConfig
+from surefoot.training.checkpoint import METRICS
 from surefoot.training.machines import best_device, make_fabric
 from surefoot.training.step import EagerStep
 
@@ -67,14 +68,14 @@ class Costs:
 
     def __post_init__(self) -> None:
         for root in (self.place.out / "runs", *self.place.finished):
-            for file in sorted(root.rglob("recipe.json")) if root.exists() else ():
+            for file in sorted(root.rglob(RECIPE_FILE)) if root.exists() else ():
                 self.learn(file.parent)
 
     def learn(self, folder: Path) -> None:
         """Take what a run's epochs and records took; a folder that cannot be read tells nothing."""
         try:
-            recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
-            for line, objective in zip(read_lines(folder / "metrics.jsonl"), whole_schedule(recipe), strict=False):
+            recipe = Recipe.from_json(json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8")))
+            for line, objective in zip(read_lines(folder / METRICS), whole_schedule(recipe), strict=False):
                 self.epochs.setdefault(training_key(recipe, objective), []).append(line["seconds"])
             for file in (folder / "records.jsonl", *sorted((folder / "evaluations").glob("*.jsonl"))):
                 for record in read_records(file) if file.exists() else ():
@@ -122,7 +123,7 @@ class Costs:
         recipe = task.recipe
         if task.adoptable(self.place) is not None:
             return Estimate(task, 0.0, "a finished run")
-        saved = 0 if task.finished(self.place) else len(read_lines(task.folder(self.place) / "metrics.jsonl"))
+        saved = 0 if task.finished(self.place) else len(read_lines(task.folder(self.place) / METRICS))
         schedule = whole_schedule(recipe)[saved:]
         seconds, bases = 0.0, set()
         for objective in schedule:

@@ -27,7 +27,7 @@ from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
 from surefoot.paper.watch import STAGES, Watch, seen
 from surefoot.recipes import Recipe, load_run, train
-from surefoot.recipes.run import DATA_FILE, FILES, Run, check_data, load_recipe_data, settings_of
+from surefoot.recipes.run import DATA_FILE, FILES, RECIPE_FILE, Run, check_data, load_recipe_data, settings_of
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
 from surefoot.training.checkpoint import METRICS, SELECTED, STATE
@@ -226,7 +226,7 @@ class Training:
     def begun(self, place: Workplace) -> Run | None:
         """The run to go on from. A damaged state is put aside, and the training begins anew, also without weights."""
         folder = self.folder(place)
-        if not (folder / "recipe.json").exists():
+        if not (folder / RECIPE_FILE).exists():
             return None
         try:
             run = load_run(folder)
@@ -240,15 +240,15 @@ class Training:
             for file in (folder / STATE, folder / SELECTED):
                 if file.exists():
                     file.replace(file.with_stem("damaged"))
-            (folder / "recipe.json").unlink()
+            (folder / RECIPE_FILE).unlink()
             return None
         return run
 
     def adoptable(self, place: Workplace) -> Path | None:
         """A finished run of the very same recipe and seed, in folders that the user named; None once this has begun."""
-        if self.sources or self.followed or (self.folder(place) / "recipe.json").exists():
+        if self.sources or self.followed or (self.folder(place) / RECIPE_FILE).exists():
             return None  # a run does not tell which models it crafted on, and none was watched
-        for file in (file for root in place.finished for file in sorted(root.rglob("recipe.json"))):
+        for file in (file for root in place.finished for file in sorted(root.rglob(RECIPE_FILE))):
             try:
                 found = load_run(file.parent)
                 if settings_of(found.recipe) != settings_of(self.recipe) or not found.is_finished():
@@ -267,7 +267,7 @@ class Training:
         found, folder = self.adoptable(place), self.folder(place)
         if found is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (SELECTED, METRICS, STATE, DATA_FILE, "recipe.json"):
+            for name in (SELECTED, METRICS, STATE, DATA_FILE, RECIPE_FILE):
                 if (found / name).exists():  # not all are needed, and older versions did not write them all
                     shutil.copy2(found / name, folder / name)
 

@@ -23,9 +23,11 @@ from surefoot.paper.printed import TABLE_3, TABLE_3_COLUMNS
 from surefoot.paper.profiles import PAPER
 from surefoot.paper.targets import SOURCES, grid_table
 from surefoot.recipes import RECIPES
+from surefoot.recipes.run import RECIPE_FILE
 from surefoot.report import attack_label, markdown_table
 from surefoot.report.benchmarks import read_lines
 from surefoot.report.tables import percent
+from surefoot.training.checkpoint import METRICS
 
 
 def is_of(record: Record, attack: Attack) -> bool:
@@ -152,8 +154,8 @@ def read_runs(root: Path) -> tuple[list[Record], dict[str, float]]:
     if not records:
         raise ValueError(f"the records.jsonl below {root} hold no record; measure one with `surefoot evaluate RUN`.")
     minutes: dict[str, float] = {}
-    for file in sorted(root.rglob("metrics.jsonl")):
-        recipe = json.loads((file.parent / "recipe.json").read_text(encoding="utf-8"))["name"]
+    for file in sorted(root.rglob(METRICS)):
+        recipe = json.loads((file.parent / RECIPE_FILE).read_text(encoding="utf-8"))["name"]
         minutes.setdefault(recipe, sum(line["seconds"] for line in read_lines(file)) / 60)
     return records, minutes
 

@@ -33,7 +33,7 @@ from surefoot.recipes.imagenet import IMAGENET
 from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, Look, Monitor, fit, load_weights
-from surefoot.training.checkpoint import LAST, SELECTED, STATE, WRITTEN
+from surefoot.training.checkpoint import LAST, METRICS, SELECTED, STATE, WRITTEN
 from surefoot.training.fit import StepReport
 from surefoot.training.machines import is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
@@ -42,8 +42,8 @@ from surefoot.training.trial import check_made, try_training
 
 LOCK = ".lock"
 """A file in a run's folder that is held while it is trained; not part of the run."""
-RECIPE, DATA_FILE = "recipe.json", "data.json"
-FILES = (RECIPE, DATA_FILE, *WRITTEN)
+RECIPE_FILE, DATA_FILE = "recipe.json", "data.json"
+FILES = (RECIPE_FILE, DATA_FILE, *WRITTEN)
 """What a training writes to its folder."""
 
 
@@ -72,7 +72,7 @@ class Run:
         Raises:
             ValueError: a damaged file, with the line.
         """
-        file = self.path / "metrics.jsonl"
+        file = self.path / METRICS
         looks: list[Look] = []
         if not file.exists():
             return looks
@@ -86,13 +86,13 @@ class Run:
     def is_finished(self) -> bool:
         """Are all epochs done, or did the run stop for good where its gradients were masked?"""
         # Without state.ckpt, which is large and only to go on from, a run is as finished as its lines say.
-        metrics = self._saved() or read_lines(self.path / "metrics.jsonl")
+        metrics = self._saved() or read_lines(self.path / METRICS)
         stopped = any((line.get("masking") or {}).get("action") == "stop" for line in metrics)
         return stopped or len(metrics) >= self.epochs()
 
     def _saved(self) -> list[dict[str, Any]]:
         """A line for each epoch that `state.ckpt` goes on from."""
-        state = self.path / "state.ckpt"
+        state = self.path / STATE
         if not state.exists():
             return []
         about = load_metadata(state)
@@ -112,7 +112,7 @@ class Run:
         check_data(self.path, dataset)
         return dataset
 
-    def load_model(self, dataset: Dataset, weights: str = "model.safetensors") -> nn.Module:
+    def load_model(self, dataset: Dataset, weights: str = SELECTED) -> nn.Module:
         """The trained model in evaluation mode: the selected epoch's, or `last.safetensors`.
 
         Raises:
@@ -153,7 +153,7 @@ def load_run(path: str | Path) -> Run:
         ...     load_run(folder).epochs_done()
         1
     """
-    file = Path(path) / "recipe.json"
+    file = Path(path) / RECIPE_FILE
     if not file.exists():
         raise ValueError(f"{path} is not a run (it has no recipe.json); give a folder that `surefoot train` made.")
     try:
@@ -195,7 +195,7 @@ def check_data(path: Path, dataset: Dataset, *, instead: str = "give other image
     Raises:
         ValueError: with what to do.
     """
-    file = path / "data.json"
+    file = path / DATA_FILE
     if not file.exists():  # of an older version
         return
     try:
@@ -237,7 +237,7 @@ def start_from(place: str, model: nn.Module, recipe: Recipe, dataset: Dataset) -
         CheckpointError: they are damaged, or of another model.
     """
     file = initial_file(Path(place))
-    if (file.parent / RECIPE).exists():
+    if (file.parent / RECIPE_FILE).exists():
         source = load_run(file.parent)
         fields = ("validation_size",) if recipe.dataset in DATASETS else ("validation_size", "data_seed")
         ours, theirs = settings_of(recipe), settings_of(source.recipe)
@@ -343,8 +343,8 @@ def train(
             check_run(recipe, path, resume)  # another may have trained here since the first look
             for name in FILES:
                 remove_unfinished(path / name)
-            write_text(path / "recipe.json", json.dumps(recipe.to_json(), indent=2) + "\n")
-            write_text(path / "data.json", json.dumps(about_data(dataset)) + "\n")
+            write_text(path / RECIPE_FILE, json.dumps(recipe.to_json(), indent=2) + "\n")
+            write_text(path / DATA_FILE, json.dumps(about_data(dataset)) + "\n")
         return fit(
             model,
             dataset,
@@ -472,7 +472,7 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
     Raises:
         ValueError: with what to do.
     """
-    if not (path / "recipe.json").exists():
+    if not (path / RECIPE_FILE).exists():
         if resume:
             raise ValueError(f"{path} has no run to go on with; leave --resume out to start one.")
         check_place(path, resume)
@@ -480,12 +480,12 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
     run = load_run(path)
     done = run.epochs_done()
     there = [name for name in (SELECTED, LAST, STATE) if (path / name).exists()]
-    if not there and not (path / "metrics.jsonl").exists():
+    if not there and not (path / METRICS).exists():
         return  # it stopped before its first epoch was saved: nothing is lost where another begins
     if run.is_finished():
         raise ValueError(f"{path} holds a finished run, which is never overwritten; give another folder with --out.")
-    lost = "state.ckpt" not in there
-    if lost and (not resume or len(read_lines(path / "metrics.jsonl")) > 1):  # killed in its first epoch, it lacks one
+    lost = STATE not in there
+    if lost and (not resume or len(read_lines(path / METRICS)) > 1):  # killed in its first epoch, it lacks one
         raise ValueError(
             f"{path} holds {' and '.join(there) or 'the lines'} of a run, but no state.ckpt to go on from; give "
             "another folder with --out, or remove that one."
