@@ -29,6 +29,7 @@ from surefoot.evaluation.worker import predictions
 from surefoot.models import MODELS, build_model
 from surefoot.objectives import EnsembleAT, RFgsmAT
 from surefoot.recipes import RECIPES, Recipe, load_run
+from surefoot.recipes.run import is_run
 from surefoot.report.benchmarks import told
 from surefoot.training.trial import try_training
 
@@ -245,7 +246,7 @@ def open_network(name: str, images: int, options: Place, device: torch.device) -
     Raises:
         ValueError: it is neither, or cannot be used.
     """
-    if (Path(name) / "recipe.json").exists():
+    if is_run(Path(name)):
         for field in OF_A_NETWORK:
             if getattr(options, field) is not None:
                 raise ValueError(

@@ -20,6 +20,7 @@ from surefoot.core.limits import check_whole
 from surefoot.data import Batches
 from surefoot.evaluation import Record, append_records, evaluate
 from surefoot.recipes import RECIPES, Recipe, load_run, train
+from surefoot.recipes.run import is_run
 from surefoot.report import attack_label
 from surefoot.report.page import write_page
 from surefoot.report.tables import percent
@@ -147,7 +148,7 @@ def train_and_attack(recipe: Recipe, title: str, options: Options) -> list[Recor
     if not is_trained(recipe, path):
         say(f"{title}: training for {recipe.epochs} epochs")
         with TrainingProgress(title) as progress:
-            train(recipe, path, on_step=progress.on_step, on_note=say, resume=(path / "recipe.json").exists())
+            train(recipe, path, on_step=progress.on_step, on_note=say, resume=is_run(path))
     else:
         say(f"{title}: trained before, in {path}")
     trained = load_run(path)
@@ -172,7 +173,7 @@ def is_trained(recipe: Recipe, path: Path) -> bool:
     Raises:
         ValueError: there is a run of another.
     """
-    if not (path / "recipe.json").exists():
+    if not is_run(path):
         return False
     found = load_run(path)
     if found.recipe.to_json() != recipe.to_json():

@@ -12,7 +12,7 @@ from surefoot.cli.options import Common, parse, split_name, unknown
 from surefoot.cli.output import TrainingProgress, print_json, say, stdout
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import source_names
-from surefoot.recipes.run import build_recipe_model, check_folder, check_source, load_recipe_data, start_from
+from surefoot.recipes.run import build_recipe_model, check_folder, check_source, is_run, load_recipe_data, start_from
 from surefoot.training.machines import started_by_torchrun
 
 RUNS = Path("runs")
@@ -147,7 +147,7 @@ def check_sources(recipe: Recipe, sources: dict[str, Recipe], data_dir: Path | N
         start_from(recipe.initial_weights, build_recipe_model(recipe, dataset), recipe, dataset)
     for name, source in sources.items():
         folder = default_path(source)
-        if (folder / "recipe.json").exists():
+        if is_run(folder):
             check_source(recipe, name, load_run(folder))
         else:
             build_recipe_model(source, dataset)
@@ -157,7 +157,7 @@ def trained_source(source: Recipe, recipe: Recipe, options: Options, command: st
     """The run of a source that `recipe` crafts on; trained now where it is missing."""
     name = source.name
     folder = default_path(source)
-    started = (folder / "recipe.json").exists()
+    started = is_run(folder)
     if not started or not load_run(folder).is_finished():
         if started_by_torchrun():
             raise ValueError(
@@ -186,7 +186,7 @@ def train_with_progress(
                 on_epoch=(lambda line: print_json({"run": str(path), **line})) if options.json else progress.on_epoch,
             )
     except KeyboardInterrupt:
-        if not (path / "recipe.json").exists():
+        if not is_run(path):
             again = again.removesuffix(" --resume")
             raise KeyboardInterrupt(f"Nothing of {recipe.name} is saved yet; start again with: {again}") from None
         done = load_run(path).epochs_done()

@@ -27,7 +27,7 @@ from surefoot.evaluation.passes import weights_sha256
 from surefoot.evaluation.worker import fields_of
 from surefoot.paper.watch import STAGES, Watch, seen
 from surefoot.recipes import Recipe, load_run, train
-from surefoot.recipes.run import DATA_FILE, FILES, RECIPE_FILE, Run, check_data, load_recipe_data, settings_of
+from surefoot.recipes.run import DATA_FILE, FILES, RECIPE_FILE, Run, check_data, is_run, load_recipe_data, settings_of
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
 from surefoot.training.checkpoint import METRICS, SELECTED, STATE
@@ -226,7 +226,7 @@ class Training:
     def begun(self, place: Workplace) -> Run | None:
         """The run to go on from. A damaged state is put aside, and the training begins anew, also without weights."""
         folder = self.folder(place)
-        if not (folder / RECIPE_FILE).exists():
+        if not is_run(folder):
             return None
         try:
             run = load_run(folder)
@@ -246,7 +246,7 @@ class Training:
 
     def adoptable(self, place: Workplace) -> Path | None:
         """A finished run of the very same recipe and seed, in folders that the user named; None once this has begun."""
-        if self.sources or self.followed or (self.folder(place) / RECIPE_FILE).exists():
+        if self.sources or self.followed or is_run(self.folder(place)):
             return None  # a run does not tell which models it crafted on, and none was watched
         for file in (file for root in place.finished for file in sorted(root.rglob(RECIPE_FILE))):
             try:

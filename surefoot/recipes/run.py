@@ -136,6 +136,11 @@ def look_of(fields: dict[str, Any]) -> Look:
     return look
 
 
+def is_run(folder: Path) -> bool:
+    """Does the folder hold a run, finished or not?"""
+    return (folder / RECIPE_FILE).exists()
+
+
 def load_run(path: str | Path) -> Run:
     """Open a run's folder.
 
@@ -154,7 +159,7 @@ def load_run(path: str | Path) -> Run:
         1
     """
     file = Path(path) / RECIPE_FILE
-    if not file.exists():
+    if not is_run(Path(path)):
         raise ValueError(f"{path} is not a run (it has no recipe.json); give a folder that `surefoot train` made.")
     try:
         return Run(Path(path), Recipe.from_json(json.loads(file.read_text(encoding="utf-8"))))
@@ -237,7 +242,7 @@ def start_from(place: str, model: nn.Module, recipe: Recipe, dataset: Dataset) -
         CheckpointError: they are damaged, or of another model.
     """
     file = initial_file(Path(place))
-    if (file.parent / RECIPE_FILE).exists():
+    if is_run(file.parent):
         source = load_run(file.parent)
         fields = ("validation_size",) if recipe.dataset in DATASETS else ("validation_size", "data_seed")
         ours, theirs = settings_of(recipe), settings_of(source.recipe)
@@ -472,7 +477,7 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
     Raises:
         ValueError: with what to do.
     """
-    if not (path / RECIPE_FILE).exists():
+    if not is_run(path):
         if resume:
             raise ValueError(f"{path} has no run to go on with; leave --resume out to start one.")
         check_place(path, resume)
