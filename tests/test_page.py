@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from surefoot.audit import Audit, Check, Curve, Picture, Surface
-from surefoot.audit.record import Outcome, VerdictName
+from surefoot.audit.record import OutcomeName, VerdictName
 from surefoot.report import write_page
 from surefoot.report.page import LARGEST, page
 from surefoot.report.pictures import difference
@@ -48,7 +48,7 @@ def checks() -> list[Check]:
             samples=[0, 1, 2, 7],
             seconds=1.5,
         )
-        for outcome in get_args(Outcome)
+        for outcome in get_args(OutcomeName)
     ]
 
 

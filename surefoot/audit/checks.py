@@ -17,7 +17,7 @@ from surefoot.attacks import APGD, APGDT, FGSM, IFGSM, PGD, RFGSM
 from surefoot.audit.bench import Bench, OutOfTime
 from surefoot.audit.finding import Finding, by_share, mean, percent, unanswered
 from surefoot.audit.landscape import gradients, local_linearity_errors
-from surefoot.audit.record import Check, Outcome
+from surefoot.audit.record import Check, OutcomeName
 from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.audit.trials import (
     crossing_step,
@@ -57,7 +57,7 @@ def iterative_beats_single_step(bench: Bench) -> Finding:
     chance = sign_test(only_single, only_many)
     failed = chance <= CHECK_ERROR
     total = int(bench.right.sum())
-    outcome: Outcome = "failed" if failed else "passed" if only_single <= only_many else "unclear"
+    outcome: OutcomeName = "failed" if failed else "passed" if only_single <= only_many else "unclear"
     return Finding(
         outcome,
         f"FGSM leaves {percent(float(single.robust.float().mean()))} of the images, {many.name} "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from surefoot.audit.bench import Bench
-from surefoot.audit.record import Outcome
+from surefoot.audit.record import OutcomeName
 from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.evaluation.statistics import binomial_tail
 
@@ -19,7 +19,7 @@ FEW = 0.05
 class Finding:
     """What a check measured, before it becomes a `Check`."""
 
-    outcome: Outcome
+    outcome: OutcomeName
     measured: str
     threshold: str
     strength: float
@@ -33,7 +33,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
 
 
-def judge(bad: int, total: int, limit: float) -> tuple[Outcome, float]:
+def judge(bad: int, total: int, limit: float) -> tuple[OutcomeName, float]:
     """Is a share of images beyond its limit by more than chance, and how far between the limit and 1?"""
     if total == 0 or bad <= limit * total:
         return "passed", 0.0

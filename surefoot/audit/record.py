@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Outcome = Literal["passed", "failed", "unclear"]
+OutcomeName = Literal["passed", "failed", "unclear"]
 VerdictName = Literal["robust", "not robust", "masked", "inconclusive"]
 
 EXIT_CODES: dict[VerdictName, int] = {"robust": 0, "masked": 3, "inconclusive": 4, "not robust": 5}
@@ -26,7 +26,7 @@ class Check:
     """Short and stable: `iterative-beats-single-step`."""
     question: str
     """In plain words, ending in a question mark; passed means yes."""
-    outcome: Outcome
+    outcome: OutcomeName
     measured: str
     """One sentence with the numbers."""
     threshold: str
@@ -42,8 +42,8 @@ class Check:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.outcome not in get_args(Outcome):
-            raise ValueError(f"outcome is {self.outcome!r}; it is one of {', '.join(get_args(Outcome))}.")
+        if self.outcome not in get_args(OutcomeName):
+            raise ValueError(f"outcome is {self.outcome!r}; it is one of {', '.join(get_args(OutcomeName))}.")
 
 
 @dataclass(frozen=True, kw_only=True)
