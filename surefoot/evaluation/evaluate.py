@@ -381,7 +381,7 @@ def _evaluate(
                 costs = [cost + outcome.cost for cost, outcome in zip(costs, outcomes, strict=True)]
             if stage is not None and len(stages) > 1:
                 for each, column in zip(parts, zip(*state, strict=True), strict=True):
-                    each.append({**stage.about(), "robust_accuracy": survivors(column) / total})
+                    each.append({**stage.about(), "robust_accuracy": count_robust(column) / total})
         if attack is None:
             clean = state
         else:
@@ -450,7 +450,8 @@ def some_pixels(inputs: Tensor) -> Tensor:
     return flat[:, :: max(1, math.ceil(flat.shape[1] / 64))].clone()
 
 
-def survivors(outcomes: Sequence[Outcome]) -> int:
+def count_robust(outcomes: Sequence[Outcome]) -> int:
+    """How many samples nothing fooled so far."""
     return sum(int(outcome.robust.sum()) for outcome in outcomes)
 
 
@@ -464,14 +465,14 @@ def make_record(
     worker: Worker,
 ) -> Record:
     """The record of one attack on one model."""
-    total, left = about["num_examples"], survivors(outcomes)
+    total, left = about["num_examples"], count_robust(outcomes)
     lengths = torch.cat([outcome.l2 for outcome in outcomes])
     lengths = lengths[~lengths.isnan()]
     return Record(
         **about,
         attack=None if attack is None else name_of(attack),
         attack_fields={} if attack is None else fields_of(worker.prepared(attack)),
-        clean_accuracy=survivors(clean) / total,
+        clean_accuracy=count_robust(clean) / total,
         robust_accuracy=left / total,
         robust_interval=wilson_interval(left, total),
         mean_l2=float(in_float64(lengths).mean()) if len(lengths) else None,
@@ -498,7 +499,7 @@ def worst_case_record(
         **about,
         attack="WorstCase",
         attack_fields={"attacks": [{"name": record.attack, **record.attack_fields} for record in own]},
-        clean_accuracy=survivors(clean) / total,
+        clean_accuracy=count_robust(clean) / total,
         robust_accuracy=left / total,
         robust_interval=wilson_interval(left, total),
         mean_l2=float(in_float64(lengths).mean()) if len(lengths) else None,
