@@ -177,7 +177,7 @@ def white_box(each: Opened, attacks: list[Attack], options: Options) -> None:
             eight_bit=options.eight_bit,
             worst_case=not options.last_iterate,
             seed=options.seed,
-            about=described(each, options),
+            about=about_of(each, options),
             progress=progress,
             on_record=keeper(each, options),
             on_note=say,
@@ -212,7 +212,7 @@ def black_box(opened: list[Opened], source_name: str, options: Options) -> None:
             make_attacks(options.attacks or BLACK_BOX, first.settings, options),
             eight_bit=options.eight_bit,
             seed=options.seed,
-            about=[{**described(each, options), "source": source.about["recipe"]} for each in opened],
+            about=[{**about_of(each, options), "source": source.about["recipe"]} for each in opened],
             progress=progress,
             on_record=lambda record: next(keepers)(record),
             on_note=say,
@@ -222,7 +222,7 @@ def black_box(opened: list[Opened], source_name: str, options: Options) -> None:
         show(f"{each.name}, crafted on {source_name}", records, options)
 
 
-def described(each: Opened, options: Options) -> dict[str, Any]:
+def about_of(each: Opened, options: Options) -> dict[str, Any]:
     """What a record says of where it comes from."""
     return {**each.about, "split": options.split, "commit": commit()}
 

@@ -32,7 +32,7 @@ from surefoot.evaluation.worker import (
     predictions,
     radius_of,
 )
-from surefoot.models.wrappers import describe
+from surefoot.models.wrappers import shapes_of
 
 Progress = Callable[[str, int, int], None]
 """Told `(what is running, samples done, samples in all)`."""
@@ -67,7 +67,7 @@ def pairs(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         pair = isinstance(batch, tuple | list) and len(batch) == 2
         if not (pair and all(isinstance(part, Tensor) and part.dim() > 0 for part in batch)):
             raise TypeError(
-                f"batches gave {describe(batch)}; give pairs of inputs [batch, channels, height, width] and labels "
+                f"batches gave {shapes_of(batch)}; give pairs of inputs [batch, channels, height, width] and labels "
                 "[batch], as [(inputs, labels)] or a DataLoader does."
             )
         yield batch[0].detach(), batch[1]  # they may ask for gradients, and so would all made of them

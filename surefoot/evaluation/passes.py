@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from surefoot.models.wrappers import describe, inner_model
+from surefoot.models.wrappers import inner_model, shapes_of
 
 
 @contextmanager
@@ -102,6 +102,6 @@ def add_to(digest: "hashlib._Hash", name: str, value: Any) -> None:
             digest.update(f"{name} {type(value).__qualname__}".encode() + pickle.dumps(value, protocol=4))
         except Exception as error:
             raise ValueError(
-                f"the model's state_dict holds {name}, {describe(value)}, by which its weights cannot be told from "
+                f"the model's state_dict holds {name}, {shapes_of(value)}, by which its weights cannot be told from "
                 "others; let its get_extra_state return tensors, numbers and strings."
             ) from error

@@ -18,10 +18,10 @@ from surefoot.models.wrappers import (
     FromProbabilities,
     LogitsOnly,
     TwoLogits,
-    describe,
     is_single,
     is_wide,
     logits_entry,
+    shapes_of,
 )
 
 FALSE_ALARM = 1e-4
@@ -135,12 +135,12 @@ def with_logits(model: nn.Module, inputs: Tensor, labels: Tensor, said: list[str
         entry = logits_entry(output, batch)
         if isinstance(entry, int) and isinstance(output, tuple | list):
             check_entry(output, entry, labels)
-        said.append(f"The model returns {describe(output)}; its entry {entry!r} is attacked as the logits.")
+        said.append(f"The model returns {shapes_of(output)}; its entry {entry!r} is attacked as the logits.")
         model = LogitsOnly(model, entry)
         output = answer(model, inputs)
     if not (is_wide(output, batch) or is_single(output, batch)):
         raise ValueError(
-            f"the model returns {describe(output)} for {batch} images; make it return floating logits "
+            f"the model returns {shapes_of(output)} for {batch} images; make it return floating logits "
             f"[{batch}, classes]."
         )
     rows = output.reshape(batch, -1).float()
@@ -187,7 +187,7 @@ def check_entry(output: tuple[Any, ...] | list[Any], entry: int, labels: Tensor)
     better = [place for place in right if clearly_better(right[place], right[entry], tried=len(right) - 1)]
     if better:
         raise ValueError(
-            f"the model returns {describe(output)}; its entry {entry} is right on {percent(right[entry])} of the "
+            f"the model returns {shapes_of(output)}; its entry {entry} is right on {percent(right[entry])} of the "
             f"clean images and its entry {better[0]} on {percent(right[better[0]])}; say which are the logits with "
             f"LogitsOnly(model, entry={better[0]})."
         )
@@ -255,7 +255,7 @@ def check_neighbours(model: nn.Module, inputs: Tensor, *, random: bool) -> None:
         ) from error
     if not is_wide(alone, 1):
         raise ValueError(
-            f"the model returns {describe(alone)} for a batch of one image; make it keep the batch, with [1, classes]."
+            f"the model returns {shapes_of(alone)} for a batch of one image; make it keep the batch, with [1, classes]."
         )
     if half and not random and differ(whole, torch.cat([whole[:-1], alone]), rounding=0.05):
         refuse_neighbours(whole[-1:], alone, "when it is alone in its batch")

@@ -41,12 +41,12 @@ def is_single(value: object, batch: int) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.numel() == batch
 
 
-def describe(output: object) -> str:
+def shapes_of(output: object) -> str:
     """Name a model's output and the shapes of its parts.
 
-    >>> describe({"features": torch.rand(4, 8), "loss": 1.0})
+    >>> shapes_of({"features": torch.rand(4, 8), "loss": 1.0})
     "a dict of 'features' [4, 8] and 'loss' (float)"
-    >>> describe(torch.tensor([1, 2]))
+    >>> shapes_of(torch.tensor([1, 2]))
     'a tensor [2] of int64'
     """
 
@@ -97,12 +97,12 @@ def logits_entry(output: object, batch: int) -> Any:
     fitting = fitting or [entry for entry, value in parts if is_single(value, batch)]
     if not fitting:
         raise ValueError(
-            f"the model returns {describe(output)} for {batch} images, and nothing in it is floating logits "
+            f"the model returns {shapes_of(output)} for {batch} images, and nothing in it is floating logits "
             f"[{batch}, classes]; make it return its logits."
         )
     if isinstance(output, Mapping) and len(fitting) > 1:
         raise ValueError(
-            f"the model returns {describe(output)}, and {' and '.join(map(repr, fitting))} may each be the logits; "
+            f"the model returns {shapes_of(output)}, and {' and '.join(map(repr, fitting))} may each be the logits; "
             f"say which it is with LogitsOnly(model, entry={fitting[0]!r})."
         )
     return fitting[0]
@@ -141,11 +141,11 @@ class LogitsOnly(nn.Module):
         try:
             logits = output if entry is None else getattr(output, entry) if by_name else output[entry]
         except (AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"the model returns {describe(output)}, which has no entry {entry!r}.") from error
+            raise ValueError(f"the model returns {shapes_of(output)}, which has no entry {entry!r}.") from error
         if not (is_wide(logits, batch) or is_single(logits, batch)):
             where = "" if entry is None else f"in {entry!r} "
             raise ValueError(
-                f"the model returns {where}{describe(logits)} for {batch} images; floating logits [{batch}, classes] "
+                f"the model returns {where}{shapes_of(logits)} for {batch} images; floating logits [{batch}, classes] "
                 "are expected."
             )
         return logits  # type: ignore[no-any-return]
