@@ -26,7 +26,7 @@ from surefoot.data import load
 from surefoot.paper import estimate, runs, schedule
 from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
-from surefoot.paper.measurements import Around, Passes, count_passes
+from surefoot.paper.measurements import Around, PassCount, recipe_passes
 from surefoot.paper.profiles import PAPER, QUICK, SHORT, SMOKE
 from surefoot.paper.readings import Reading
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
@@ -685,7 +685,7 @@ def test_a_reading_holds_in_every_phase_and_at_every_scale() -> None:
     ],
 )
 def test_passes_are_counted(name: str, crafting: float, units: float) -> None:
-    counted = count_passes(RECIPES[name])
+    counted = recipe_passes(RECIPES[name])
     assert counted["crafting_backwards"] == pytest.approx(crafting)
     assert counted["units"] == pytest.approx(units)
 
@@ -706,7 +706,7 @@ def test_costs_come_from_finished_runs_or_from_what_is_timed_here(tmp_path: Path
     one, many = (costs(Evaluation(three, attack, 16)) for attack in (fgsm(recipe), SMOKE.auto_attack(0.3)))
     assert many.seconds > one.seconds > 0
     assert attack_units(fgsm(recipe)) == 3
-    tasks: list[Task] = [Around(three, "losses", 16, 3), Around(three, "surface", 16, 3), Passes(recipe)]
+    tasks: list[Task] = [Around(three, "losses", 16, 3), Around(three, "surface", 16, 3), PassCount(recipe)]
     assert all(costs(task).seconds > 0 for task in tasks)
 
 

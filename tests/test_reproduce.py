@@ -17,7 +17,7 @@ from surefoot.data import load
 from surefoot.objectives import SatR1
 from surefoot.paper import runs
 from surefoot.paper.matrix import Matrix
-from surefoot.paper.measurements import count_passes
+from surefoot.paper.measurements import recipe_passes
 from surefoot.paper.profiles import PAPER, PROFILES
 from surefoot.paper.runs import Workplace
 from surefoot.paper.tables import read_runs, reproduced
@@ -375,4 +375,4 @@ def test_the_document_is_drawn_from_the_committed_records() -> None:
     sat_r1 = RECIPES["mnist/sat-r1"]
     assert isinstance(sat_r1.objective, SatR1)
     forty = dataclasses.replace(sat_r1, objective=dataclasses.replace(sat_r1.objective, steps=40))
-    assert f"{count_passes(forty)['units']:.1f} forward units, still the fewest" in words
+    assert f"{recipe_passes(forty)['units']:.1f} forward units, still the fewest" in words

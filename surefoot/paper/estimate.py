@@ -23,7 +23,7 @@ from surefoot.evaluation.worker import fields_of
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining
 from surefoot.paper.curves import PGD_STEPS
-from surefoot.paper.measurements import Around, Passes, count_passes
+from surefoot.paper.measurements import Around, PassCount, recipe_passes
 from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
@@ -108,7 +108,7 @@ class Costs:
             crafting = attack_units(task.attack) * self.forward(recipe)
             scoring = sum(2 * self.forward(model.recipe) for model in task.models)
             return Estimate(task, (crafting + scoring) * count, "passes")
-        if isinstance(task, Passes):
+        if isinstance(task, PassCount):
             objective, size = task.recipe.objective, task.recipe.training.batch_size
             started = time.perf_counter()
             self.units(task.recipe, objective)
@@ -143,7 +143,7 @@ class Costs:
         """Forward units of a training step by sample, counted once."""
         key = json.dumps([objective_to_json(objective), recipe.training.batch_size])
         if key not in self.steps:
-            self.steps[key] = count_passes(dataclasses.replace(recipe, objective=objective, then=()))["units"]
+            self.steps[key] = recipe_passes(dataclasses.replace(recipe, objective=objective, then=()))["units"]
         return self.steps[key]
 
     def forward(self, recipe: Recipe) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from surefoot.benchmark import step_cost
+from surefoot.benchmark.step_cost import count_passes
 from surefoot.core.files import read_lines, write_text
 from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
@@ -84,7 +84,7 @@ class Around:
 
 
 @dataclass(frozen=True)
-class Passes:
+class PassCount:
     """What a training step of a recipe costs in passes, counted by hooks on a small network: Table 8.
 
     The network does not matter to the count, so all take the digits' own and random images.
@@ -120,10 +120,10 @@ class Passes:
         return lines if all(isinstance(line.get(name), int | float) for line in lines for name in names) else []
 
     def __call__(self, place: Workplace) -> None:
-        write_text(self.file(place), json.dumps({"recipe": self.recipe.name, **count_passes(self.recipe)}) + "\n")
+        write_text(self.file(place), json.dumps({"recipe": self.recipe.name, **recipe_passes(self.recipe)}) + "\n")
 
 
-def count_passes(recipe: Recipe) -> dict[str, float]:
+def recipe_passes(recipe: Recipe) -> dict[str, float]:
     """The passes of one step of the recipe's first objective, by the samples of a mini-batch.
 
     Returns:
@@ -133,7 +133,7 @@ def count_passes(recipe: Recipe) -> dict[str, float]:
 
     Example:
         >>> from surefoot.recipes import RECIPES
-        >>> count_passes(RECIPES["mnist/sat-r3"])["units"]
+        >>> recipe_passes(RECIPES["mnist/sat-r3"])["units"]
         8.0
     """
     size = recipe.training.batch_size
@@ -145,7 +145,7 @@ def count_passes(recipe: Recipe) -> dict[str, float]:
         }
         inputs, labels = torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
         objective = with_sources(recipe.phases()[0], sources).objective
-        counted = step_cost.count_passes(
+        counted = count_passes(
             lambda: objective(model, inputs, labels).loss.backward(),  # type: ignore[no-untyped-call]
             [model, *sources.values()],
         )

@@ -23,7 +23,7 @@ from surefoot.paper.matrix import (
     radius_columns,
     rows_of,
 )
-from surefoot.paper.measurements import Passes
+from surefoot.paper.measurements import PassCount
 from surefoot.paper.printed import Printed
 from surefoot.paper.runs import Task, Workplace
 from surefoot.report import attack_label
@@ -275,10 +275,10 @@ TABLE_8_ROWS = (
 )
 
 
-def passes_of(matrix: Matrix) -> list[tuple[str, str, Passes]]:
+def passes_of(matrix: Matrix) -> list[tuple[str, str, PassCount]]:
     """Table 8's rows: name on paper, recipe, and the count of its passes."""
     rows = rows_of(matrix.dataset, TABLE_8_ROWS)
-    return [(name, recipe, Passes(matrix.training(recipe).recipe)) for name, recipe in rows if matrix.wants(recipe)]
+    return [(name, recipe, PassCount(matrix.training(recipe).recipe)) for name, recipe in rows if matrix.wants(recipe)]
 
 
 def table_8(matrix: Matrix, place: Workplace) -> Table:
