@@ -277,7 +277,7 @@ class StepCostBenchmark:
         peak = None if product is None else bench.product_flops / product
         return StepLine(
             objective=name,
-            objective_fields=fields_of(objective),
+            objective_fields=objective_settings(objective),
             model=bench.subject.name,
             batch=batch,
             precision=bench.precision,
@@ -434,7 +434,7 @@ def _fail(note: str) -> None:
     raise RuntimeError(note)
 
 
-def fields_of(objective: Objective) -> dict[str, Any]:
+def objective_settings(objective: Objective) -> dict[str, Any]:
     """An objective's settings; a source is named by its class."""
     return {
         name: [type(each).__name__ for each in value] if name == "sources" else value

@@ -106,7 +106,7 @@ def run(args: list[str]) -> int:
     tasks = outstanding(asked, place)
     before = trained_before(tasks, place)
     if not options.draw:
-        check_data(asked, [] if options.dry_run else tasks, place)
+        check_task_data(asked, [] if options.dry_run else tasks, place)
         for training, (_, measurements) in before.items():
             what = "its weights or what a figure shows of it" if training.followed else "its weights"
             say(
@@ -252,7 +252,7 @@ def run_tasks(tasks: list[Task], place: Workplace, options: Options, args: list[
         executor.close()
 
 
-def check_data(asked: list[Task], tasks: list[Task], place: Workplace) -> None:
+def check_task_data(asked: list[Task], tasks: list[Task], place: Workplace) -> None:
     """Find and decode the data that `tasks` need, once and before the first begins.
 
     And refuse trainings behind what was asked for that are of other data, before any result of theirs is taken.
