@@ -36,10 +36,10 @@ from surefoot.audit.controls import (
     masks,
 )
 from surefoot.audit.effort import Effort
+from surefoot.audit.error_rate import AUDIT_ERROR, CHECK_ERROR, CHECKS
 from surefoot.audit.finding import by_share, judge, mean
 from surefoot.audit.label_search import LabelSearch
 from surefoot.audit.landscape import gradients, largest_error, local_linearity_errors
-from surefoot.audit.statistics import AUDIT_ERROR, CHECK_ERROR, CHECKS
 from surefoot.audit.substitute import train_substitute
 from surefoot.audit.trials import Watched, crossing_step, in_double, pgd
 from surefoot.audit.verdict import Looks, decide

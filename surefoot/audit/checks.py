@@ -15,10 +15,10 @@ from torch import Tensor
 
 from surefoot.attacks import APGD, APGDT, FGSM, IFGSM, PGD, RFGSM
 from surefoot.audit.bench import Bench, OutOfTime
+from surefoot.audit.error_rate import CHECK_ERROR
 from surefoot.audit.finding import Finding, by_share, mean, percent, unanswered
 from surefoot.audit.landscape import gradients, local_linearity_errors
 from surefoot.audit.record import Check, OutcomeName
-from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.audit.trials import (
     crossing_step,
     fgsm,

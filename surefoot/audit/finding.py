@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from surefoot.audit.bench import Bench
+from surefoot.audit.error_rate import CHECK_ERROR
 from surefoot.audit.record import OutcomeName
-from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.evaluation.statistics import binomial_tail
 
 FEW = 0.05

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from surefoot.audit.error_rate import CHECK_ERROR
 from surefoot.audit.record import Check, VerdictName
-from surefoot.audit.statistics import CHECK_ERROR
 from surefoot.evaluation.records import wilson_interval
 from surefoot.evaluation.statistics import binomial_tail
 
