@@ -64,8 +64,8 @@ def write_page(audits: Sequence[Audit], path: str | Path) -> None:
     write_text(Path(path), page(audits))
 
 
-def page(audits: Sequence[Audit], largest: int = LARGEST) -> str:
-    """The page of these audits as text, in UTF-8 at most `largest` bytes if what is not pictures leaves room."""
+def page(audits: Sequence[Audit]) -> str:
+    """The page of these audits as text, in UTF-8 at most `LARGEST` bytes if what is not pictures leaves room."""
     if not audits:
         raise ValueError("a page shows at least one audit; none was given.")
     names = short_names([audit.model for audit in audits])
@@ -74,7 +74,7 @@ def page(audits: Sequence[Audit], largest: int = LARGEST) -> str:
         for place, (audit, name) in enumerate(zip(audits, names, strict=True), 1)
     ]
     bare = render([replace(model, surfaces=[], pictures=[]) for model in models])
-    return render(fitting(models, largest - len(bare.encode(errors="backslashreplace"))))
+    return render(fitting(models, LARGEST - len(bare.encode(errors="backslashreplace"))))
 
 
 @dataclass(frozen=True, kw_only=True)
