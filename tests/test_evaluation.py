@@ -38,8 +38,9 @@ from surefoot.evaluation import (
     recognise,
     wilson_interval,
 )
+from surefoot.evaluation.attack_settings import fields_of
 from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
-from surefoot.evaluation.worker import Precision, fields_of, predictions
+from surefoot.evaluation.worker import Precision, predictions
 from surefoot.training import Monitor
 from tests.tables import (
     ATTACKS,

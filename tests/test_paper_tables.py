@@ -17,7 +17,7 @@ from torch import nn
 from surefoot.attacks import PGD
 from surefoot.audit import loss_surface
 from surefoot.evaluation import Record, evaluate
-from surefoot.evaluation.worker import screening_of, stopping_early
+from surefoot.evaluation.attack_settings import screening_of, stopping_early
 from surefoot.objectives import SatR1, SatR2, SatR3
 from surefoot.paper import figures
 from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells

@@ -23,17 +23,11 @@ from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, DeepFool, Mar
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import evaluate, evaluate_transfer
+from surefoot.evaluation.attack_settings import screening_of
 from surefoot.evaluation.identity import Nameless, settings_known_by
 from surefoot.evaluation.outcomes import Outcome, Store
 from surefoot.evaluation.precision import fast_in_half
-from surefoot.evaluation.worker import (
-    Precision,
-    Stage,
-    Worker,
-    eight_bit_pixels,
-    is_out_of_memory,
-    screening_of,
-)
+from surefoot.evaluation.worker import Precision, Stage, Worker, eight_bit_pixels, is_out_of_memory
 from surefoot.models import Averaged, LogitsOnly
 from tests.tables import EPS, Batches, Threshold, grey, random_net, trained, trained_batches, without_time
 

@@ -20,9 +20,10 @@ from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.limits import check_count
 from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.evaluation import evaluate
+from surefoot.evaluation.attack_settings import fields_of
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.precision import exact_float32
-from surefoot.evaluation.worker import fields_of, predictions
+from surefoot.evaluation.worker import predictions
 
 AttackName = Literal["pgd", "accuracy", "deepfool", "cw"]
 PrecisionName = Literal["fp32", "bf16"]

@@ -16,41 +16,13 @@ from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, 
 from surefoot.core.limits import check_whole
 from surefoot.core.losses import answered, check_logits
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
+from surefoot.evaluation.attack_settings import fields_of, name_of, radius_of, screening_of, stopping_early
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter, seeded
 from surefoot.evaluation.precision import Arithmetic, computed_in, exact_float32, fast_in_half, has_tf32
 from surefoot.models.wrappers import Averaged
 
 Precision = Literal["strict", "fast"]
-
-SCREENING_STEPS = 5
-"""Steps of the screening that comes before an attack of at least four times as many."""
-
-
-def fields_of(attack: Any) -> dict[str, Any]:
-    """An attack's settings as JSON values; a loss that is a function becomes its name, what JSON lacks its `repr`."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {"name": type(value).__name__, **fields_of(value)}
-        if callable(value):
-            return getattr(value, "__name__", repr(value))
-        if hasattr(value, "tolist"):  # NumPy's and torch's numbers
-            return value.tolist()
-        if isinstance(value, tuple | list):
-            return [plain(part) for part in value]
-        if isinstance(value, dict):
-            return {str(key): plain(part) for key, part in value.items()}
-        return value if value is None or isinstance(value, str | int | float) else repr(value)
-
-    if not dataclasses.is_dataclass(attack):
-        return {}
-    return {field.name: plain(getattr(attack, field.name)) for field in dataclasses.fields(attack)}
-
-
-def name_of(attack: object) -> str:
-    """An attack's class, or the name of the function that it is."""
-    return str(getattr(attack, "__name__", type(attack).__name__))
 
 
 def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
@@ -86,22 +58,6 @@ def check_crafted(attack: object, adv_inputs: object, inputs: Tensor) -> None:
         )
     if eps is not None and (moved := float(linf_distance(adv_inputs, inputs).max())) > eps + rounding:
         raise ValueError(f"{name} moved a pixel by {moved:.4g}, further than its eps, {eps:.4g}; let it project.")
-
-
-def radius_of(attack: object) -> float | None:
-    """An attack's own `eps`, where it has one that is a number: Python's, NumPy's or a tensor of one.
-
-    Of several in one the largest; None where one of them has none.
-    """
-    if isinstance(attack, CompoundAttack):
-        radii = [radius_of(part) for part in attack.attacks]
-        known = [each for each in radii if each is not None]
-        return max(known, default=None) if len(known) == len(radii) else None
-    eps: Any = getattr(attack, "eps", None)
-    try:
-        return float(eps.item() if hasattr(eps, "item") else eps)
-    except (TypeError, ValueError, RuntimeError):
-        return None
 
 
 def crafted(attack: Attack, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -414,34 +370,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Is this what a device says when its memory is full?"""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY)
-
-
-def stopping_early(attack: Attack) -> Attack:
-    """The same attack that lets go of a sample once it is fooled, where it can."""
-    settings: Any = attack
-    if dataclasses.is_dataclass(settings) and hasattr(settings, "stop_when_fooled"):
-        settings = dataclasses.replace(settings, stop_when_fooled=True)  # type: ignore[type-var]
-    return settings  # type: ignore[no-any-return]
-
-
-def screening_of(attack: Attack) -> Attack | None:
-    """The same attack in a few long steps, once; None where it has too few steps for that to pay, or no ball.
-
-    None too where the attack's own steps add up to less than the long ones: it is not to be taken for a stronger one.
-    """
-    settings: Any = attack
-    eps, steps = getattr(settings, "eps", 0), getattr(settings, "steps", 0)
-    if not (getattr(settings, "stop_when_fooled", False) and eps and steps >= 4 * SCREENING_STEPS):
-        return None
-    changes: dict[str, Any] = {"steps": SCREENING_STEPS}
-    if hasattr(settings, "step_size"):
-        changes["step_size"] = min(1.0, 2 * eps / SCREENING_STEPS)
-        if steps * settings.step_size < SCREENING_STEPS * changes["step_size"] - 1e-9:
-            return None
-    if hasattr(settings, "restarts"):
-        changes["restarts"] = 1
-    screening: Any = dataclasses.replace(settings, **changes)
-    return screening  # type: ignore[no-any-return]
 
 
 def eight_bit_pixels(adv_inputs: Tensor, inputs: Tensor, eps: float | None) -> Tensor:

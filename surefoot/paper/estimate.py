@@ -18,8 +18,8 @@ from surefoot.core.devices import image_format
 from surefoot.core.files import read_lines
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
+from surefoot.evaluation.attack_settings import fields_of
 from surefoot.evaluation.passes import seeded
-from surefoot.evaluation.worker import fields_of
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining
 from surefoot.paper.curves import PGD_STEPS

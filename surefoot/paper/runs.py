@@ -23,8 +23,8 @@ from surefoot.core.files import load_tensors, read_lines, write_text
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
+from surefoot.evaluation.attack_settings import fields_of
 from surefoot.evaluation.passes import weights_sha256
-from surefoot.evaluation.worker import fields_of
 from surefoot.paper.watch import STAGES, Watch, seen
 from surefoot.recipes import Recipe, load_run, train
 from surefoot.recipes.run import DATA_FILE, FILES, RECIPE_FILE, Run, check_data, is_run, load_recipe_data, settings_of

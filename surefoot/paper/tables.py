@@ -15,7 +15,7 @@ from pathlib import Path
 from surefoot.core.programs import exit_code
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, read_records
-from surefoot.evaluation.worker import fields_of, stopping_early
+from surefoot.evaluation.attack_settings import fields_of, stopping_early
 from surefoot.paper import targets
 from surefoot.paper.beside import Table
 from surefoot.paper.matrix import METHODS, Column, Grid, Matrix, accuracies, pgd
