@@ -16,7 +16,7 @@ import torch
 from surefoot.attacks import AutoAttack
 from surefoot.data import Batches, Split
 from surefoot.evaluation import evaluate
-from surefoot.evaluation.passes import weights_sha256
+from surefoot.evaluation.identity import weights_sha256
 from surefoot.recipes import load_run
 
 BATCH = 250

@@ -32,7 +32,7 @@ from surefoot.cli.evaluate import AttackName, step_at
 from surefoot.cli.options import number, parse
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
-from surefoot.evaluation.passes import weights_sha256
+from surefoot.evaluation.identity import weights_sha256
 from surefoot.objectives import OBJECTIVES, EnsembleAT
 from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import only_training

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from surefoot import data
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM, MarginLoss
 from surefoot.core.files import load_metadata, lock_of, locked
+from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack
 from surefoot.evaluation import (
     Record,
@@ -39,7 +40,8 @@ from surefoot.evaluation import (
     wilson_interval,
 )
 from surefoot.evaluation.attack_settings import fields_of
-from surefoot.evaluation.passes import PassCounter, seeded, weights_sha256
+from surefoot.evaluation.identity import weights_sha256
+from surefoot.evaluation.passes import PassCounter
 from surefoot.evaluation.worker import Precision, predictions
 from surefoot.training import Monitor
 from tests.tables import (

@@ -23,10 +23,10 @@ from surefoot.cli.models import TRAINING_PLOTS, training_curves
 from surefoot.core.files import load_tensors
 from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting
+from surefoot.core.seeding import seeded
 from surefoot.core.types import LossTerms, Objective
 from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import accuracy, read_records
-from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
 from surefoot.evaluation.statistics import binomial_tail
 from surefoot.evaluation.worker import predictions

@@ -22,7 +22,7 @@ from surefoot.core.losses import cross_entropy
 from surefoot.core.types import Attack
 from surefoot.data import load
 from surefoot.evaluation import accuracy, evaluate, recognise
-from surefoot.evaluation.passes import weights_sha256
+from surefoot.evaluation.identity import weights_sha256
 from surefoot.evaluation.recognise import ANY_RANGE, CHANNEL_RANGES, check_repeats, clearly_better, differ
 from surefoot.models import Averaged, FromProbabilities, LogitsOnly, Normalize, TwoLogits, build_model, inner_model
 from tests.tables import random_net

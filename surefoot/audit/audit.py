@@ -21,8 +21,9 @@ from surefoot.core.geometry import check_batch, check_labels, check_radius, l2_d
 from surefoot.core.gradients import crafting
 from surefoot.core.limits import check_count, check_number, check_whole
 from surefoot.core.losses import check_logits, check_logits_shape
+from surefoot.core.seeding import seeded
 from surefoot.evaluation.evaluate import device_name, versions
-from surefoot.evaluation.passes import seeded, weights_sha256
+from surefoot.evaluation.identity import weights_sha256
 from surefoot.evaluation.recognise import check_repeats
 from surefoot.evaluation.records import wilson_interval
 from surefoot.models.wrappers import Averaged

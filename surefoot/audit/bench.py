@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from surefoot.audit.effort import Effort
 from surefoot.core.gradients import NO_GRADIENT
+from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack
-from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.records import wilson_interval
 from surefoot.evaluation.worker import Meter, predictions

@@ -33,7 +33,7 @@ from surefoot.audit.trials import (
     white_box,
 )
 from surefoot.core.devices import cosines
-from surefoot.evaluation.passes import seeded
+from surefoot.core.seeding import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
 from surefoot.evaluation.statistics import sign_test
 

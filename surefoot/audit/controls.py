@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surefoot.evaluation.passes import seeded
+from surefoot.core.seeding import seeded
 
 
 class Scaled(nn.Module):

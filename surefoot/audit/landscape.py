@@ -9,8 +9,8 @@ from surefoot.attacks.gradient_sign import random_signs
 from surefoot.audit.record import Surface
 from surefoot.core.gradients import NO_GRADIENT, crafting, input_gradient
 from surefoot.core.losses import cross_entropy, full_precision, margin
+from surefoot.core.seeding import seeded
 from surefoot.core.types import PerSampleLoss
-from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.probes import sample_losses
 
 

@@ -10,7 +10,7 @@ from surefoot.attacks import PGD
 from surefoot.core.failures import type_name
 from surefoot.core.geometry import check_tensor
 from surefoot.core.gradients import crafting
-from surefoot.evaluation.passes import seeded
+from surefoot.core.seeding import seeded
 
 
 def small_network(inputs: Tensor, classes: int) -> nn.Module:

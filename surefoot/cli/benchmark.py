@@ -21,9 +21,9 @@ from surefoot.cli.output import EvaluationProgress, commit, print_json, say, std
 from surefoot.core.files import append_lines, check_can_write
 from surefoot.core.geometry import check_radius
 from surefoot.core.limits import check_count
+from surefoot.core.seeding import seeded
 from surefoot.core.types import Objective
 from surefoot.data import Batches, Split
-from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.worker import predictions
 from surefoot.models import MODELS, build_model

@@ -15,11 +15,11 @@ from surefoot.core.devices import in_float64
 from surefoot.core.files import check_can_fill, save_tensors
 from surefoot.core.geometry import check_batch, l2_distance, linf_distance
 from surefoot.core.limits import check_whole
+from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, check_attacks
 from surefoot.evaluation.attack_settings import fields_of, name_of, radius_of
-from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by
+from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by, weights_sha256
 from surefoot.evaluation.outcomes import Cost, Outcome, Store
-from surefoot.evaluation.passes import seeded, weights_sha256
 from surefoot.evaluation.records import Record, wilson_interval
 from surefoot.evaluation.worker import Precision, Settings, Stage, Worker, check_crafted, crafted, predictions
 from surefoot.models.wrappers import shapes_of

@@ -1,9 +1,11 @@
-"""Identifies an evaluation across processes, so that it goes on from its own finished batches alone."""
+"""Identifies a model and an evaluation across processes, so that it goes on from its own finished batches alone."""
 
 import dataclasses
+import hashlib
+import pickle
 import re
 import sys
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 
 from surefoot.core.gradients import crafting, input_gradient, plain_module
 from surefoot.core.losses import full_precision
-from surefoot.evaluation.passes import seeded
+from surefoot.core.seeding import seeded
 from surefoot.evaluation.precision import exact_float32
+from surefoot.models.wrappers import inner_model, shapes_of
 
 LOOKED_AT = 8
 """Images by whose answers a model is told from others."""
@@ -52,7 +55,7 @@ def name_and_code(value: Any) -> Any:
     file = getattr(module, "__file__", None)
     if file is None or module.__name__.partition(".")[0] in ("surefoot", "torch"):
         return name
-    return [name, sha256(Path(file).read_bytes()).hexdigest()[:16]]
+    return [name, hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]]
 
 
 def importable_name(value: Any) -> str:
@@ -118,3 +121,47 @@ def numbers(model: nn.Module, inputs: Tensor) -> list[str]:
             along = logits.new_zeros(0)
         with torch.no_grad():
             return [f"{value:.2e}" for value in torch.cat([product(logits), along]).tolist()]
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The SHA-256 of a model's names, types, shapes and values, whatever file they came from and it is wrapped in.
+
+    What a state_dict holds beside tensors counts too: packed quantised weights, a module's extra state; of frozen
+    TorchScript, which has no state_dict any more, the constants that its weights became.
+
+    Raises:
+        ValueError: the state_dict holds something that cannot be pickled.
+    """
+    digest = hashlib.sha256()
+    model = inner_model(model)
+    for name, value in sorted(model.state_dict().items()):
+        add_to(digest, name, value)
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and not hasattr(part, "training"):  # frozen
+            graph: Any = part.graph
+            for number, node in enumerate(graph.findAllNodes("prim::Constant")):
+                if isinstance(value := node.output().toIValue(), Tensor):
+                    add_to(digest, f"{name} constant {number}", value)
+    return digest.hexdigest()
+
+
+def add_to(digest: "hashlib._Hash", name: str, value: Any) -> None:
+    """Hash an entry of a state_dict."""
+    if isinstance(value, Tensor) and value.is_quantized:
+        add_to(digest, name, (value.int_repr(), value.dequantize()))  # the second has its scale
+    elif isinstance(value, Tensor):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        if not value.is_meta:  # the plan of an ensemble by torch.func: its weights lie elsewhere
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping | tuple | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in items:
+            add_to(digest, f"{name} {key!r}", part)
+    else:
+        try:
+            digest.update(f"{name} {type(value).__qualname__}".encode() + pickle.dumps(value, protocol=4))
+        except Exception as error:
+            raise ValueError(
+                f"the model's state_dict holds {name}, {shapes_of(value)}, by which its weights cannot be told from "
+                "others; let its get_extra_state return tensors, numbers and strings."
+            ) from error

@@ -11,7 +11,7 @@ from surefoot.core.failures import types_apart
 from surefoot.core.geometry import check_batch
 from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, plain_module
 from surefoot.core.losses import full_precision
-from surefoot.evaluation.passes import seeded
+from surefoot.core.seeding import seeded
 from surefoot.evaluation.precision import exact_float32
 from surefoot.models.wrappers import (
     Averaged,

@@ -15,10 +15,11 @@ from surefoot.core.geometry import ONE_NUMBER, check_labels, l2_distance, linf_d
 from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, plain_module, without_gradients
 from surefoot.core.limits import check_whole
 from surefoot.core.losses import answered, check_logits
+from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
 from surefoot.evaluation.attack_settings import fields_of, name_of, radius_of, screening_of, stopping_early
 from surefoot.evaluation.outcomes import Cost, Outcome
-from surefoot.evaluation.passes import PassCounter, seeded
+from surefoot.evaluation.passes import PassCounter
 from surefoot.evaluation.precision import Arithmetic, computed_in, exact_float32, fast_in_half, has_tf32
 from surefoot.models.wrappers import Averaged
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM
 from surefoot.audit.landscape import gradients, loss_surface
-from surefoot.evaluation.passes import seeded
+from surefoot.core.seeding import seeded
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
 
 PGD_STEPS = 20

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
 from surefoot.core.devices import image_format
 from surefoot.core.files import read_lines
+from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
 from surefoot.evaluation.attack_settings import fields_of
-from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining
 from surefoot.paper.curves import PGD_STEPS

@@ -10,7 +10,7 @@ import torch
 
 from surefoot.benchmark.step_cost import count_passes
 from surefoot.core.files import read_lines, write_text
-from surefoot.evaluation.passes import seeded
+from surefoot.core.seeding import seeded
 from surefoot.models import build_model
 from surefoot.paper.curves import is_curve, is_surface, loss_curves, spaced, surface_line
 from surefoot.paper.runs import Training, Workplace, digest, some_batches

@@ -24,7 +24,7 @@ from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
 from surefoot.evaluation.attack_settings import fields_of
-from surefoot.evaluation.passes import weights_sha256
+from surefoot.evaluation.identity import weights_sha256
 from surefoot.paper.watch import STAGES, Watch, seen
 from surefoot.recipes import Recipe, load_run, train
 from surefoot.recipes.run import DATA_FILE, FILES, RECIPE_FILE, Run, check_data, is_run, load_recipe_data, settings_of

@@ -21,10 +21,10 @@ from surefoot.core.files import (
     remove_unfinished,
     write_text,
 )
+from surefoot.core.seeding import seeded
 from surefoot.data import DATASETS, Dataset
 from surefoot.data import load as load_dataset
 from surefoot.data.load import whole_name
-from surefoot.evaluation.passes import seeded
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining, SatR1
 from surefoot.recipes.cifar10 import CIFAR10

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from surefoot.core.devices import image_format
 from surefoot.core.files import write_text
 from surefoot.core.gradients import plain_module
+from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, Objective, check_attacks, check_objective
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
-from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.statistics import binomial_tail
 from surefoot.evaluation.worker import predictions
 from surefoot.training.averaging import MovingAverage

@@ -17,8 +17,8 @@ from surefoot.core.geometry import check_batch, check_radius, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
 from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import answered, cross_entropy, squared_distance
+from surefoot.core.seeding import seeded
 from surefoot.core.types import Objective
-from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.statistics import binomial_tail
 from surefoot.training.captured import can_capture, capture
 

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from surefoot.core.failures import in_one_line, type_name
 from surefoot.core.gradients import buffers_put_back
+from surefoot.core.seeding import seeded
 from surefoot.data import Split
-from surefoot.evaluation.passes import seeded
 from surefoot.evaluation.recognise import is_distribution, recognise
 
 TRIED = 4  # images: batch-norm needs two
