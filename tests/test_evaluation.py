@@ -42,7 +42,7 @@ from surefoot.evaluation import (
 from surefoot.evaluation.attack_settings import fields_of
 from surefoot.evaluation.identity import weights_sha256
 from surefoot.evaluation.passes import PassCounter
-from surefoot.evaluation.worker import Precision, predictions
+from surefoot.evaluation.stages import Precision, predictions
 from surefoot.training import Monitor
 from tests.tables import (
     ATTACKS,

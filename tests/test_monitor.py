@@ -28,8 +28,8 @@ from surefoot.core.types import LossTerms, Objective
 from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import accuracy, read_records
 from surefoot.evaluation.probes import logit_distances, losses_along, sample_losses
+from surefoot.evaluation.stages import predictions
 from surefoot.evaluation.statistics import binomial_tail
-from surefoot.evaluation.worker import predictions
 from surefoot.models import build_model
 from surefoot.objectives import SatR1
 from surefoot.recipes import RECIPES, load_run, train

@@ -27,7 +27,7 @@ from surefoot.evaluation.attack_settings import screening_of
 from surefoot.evaluation.identity import Nameless, settings_known_by
 from surefoot.evaluation.outcomes import Outcome, Store
 from surefoot.evaluation.precision import fast_in_half
-from surefoot.evaluation.worker import Precision, Stage, Worker, eight_bit_pixels, is_out_of_memory
+from surefoot.evaluation.stages import Precision, Stage, StageRunner, eight_bit_pixels, is_out_of_memory
 from surefoot.models import Averaged, LogitsOnly
 from tests.tables import EPS, Batches, Threshold, grey, random_net, trained, trained_batches, without_time
 
@@ -144,7 +144,7 @@ class WrongInHalf(nn.Module):
 
 @pytest.mark.parametrize("precision", ["strict", "fast"])
 def test_what_only_half_precision_takes_for_fooled_is_not(precision: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("surefoot.evaluation.worker.fast_in_half", lambda model: True)
+    monkeypatch.setattr("surefoot.evaluation.stages.fast_in_half", lambda model: True)
     batches = [(grey(0.2, 0.7), torch.tensor([0, 0]))]
     assert evaluate(WrongInHalf(), batches, [IFGSM(0.3, 20)], precision=precision)[1].robust_accuracy == 1
 
@@ -252,8 +252,8 @@ def test_tf32_is_what_float32_only_attacks_are_crafted_in_under_fast_and_float32
         net.tf32 = False
 
     net = LooksFooledInTF32()
-    monkeypatch.setattr("surefoot.evaluation.worker.computed_in", computed_in)
-    monkeypatch.setattr("surefoot.evaluation.worker.has_tf32", lambda model: True)
+    monkeypatch.setattr("surefoot.evaluation.stages.computed_in", computed_in)
+    monkeypatch.setattr("surefoot.evaluation.stages.has_tf32", lambda model: True)
     batches = [(grey(0.3, 0.05, 0.15), torch.tensor([0, 0, 0]))]
     strict, fast = (
         evaluate(net, batches, [AutoAttack(0.3, steps=5, queries=3)], precision=name)[1] for name in get_args(Precision)
@@ -747,13 +747,13 @@ TWINS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
 def batches_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by a name for each batch that is run and not taken from what was kept."""
     run: list[str] = []
-    real = Worker.run
+    real = StageRunner.run
 
-    def counted(self: Worker, stage: Stage | None, *others: Any) -> list[Outcome]:
+    def counted(self: StageRunner, stage: Stage | None, *others: Any) -> list[Outcome]:
         run.append("clean" if stage is None else stage.name)
         return real(self, stage, *others)
 
-    monkeypatch.setattr(Worker, "run", counted)
+    monkeypatch.setattr(StageRunner, "run", counted)
     return run
 
 

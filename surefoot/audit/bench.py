@@ -15,7 +15,7 @@ from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack
 from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.records import wilson_interval
-from surefoot.evaluation.worker import Meter, predictions
+from surefoot.evaluation.stages import Meter, predictions
 
 Kind = Literal["single step", "gradient", "transfer", "gradient-free", "noise"]
 

@@ -23,7 +23,7 @@ from surefoot.evaluation import evaluate
 from surefoot.evaluation.attack_settings import fields_of
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.precision import exact_float32
-from surefoot.evaluation.worker import predictions
+from surefoot.evaluation.stages import predictions
 
 AttackName = Literal["pgd", "accuracy", "deepfool", "cw"]
 PrecisionName = Literal["fp32", "bf16"]

@@ -25,7 +25,7 @@ from surefoot.core.seeding import seeded
 from surefoot.core.types import Objective
 from surefoot.data import Batches, Split
 from surefoot.evaluation.precision import exact_float32
-from surefoot.evaluation.worker import predictions
+from surefoot.evaluation.stages import predictions
 from surefoot.models import MODELS, build_model
 from surefoot.objectives import EnsembleAT, RFgsmAT
 from surefoot.recipes import RECIPES, Recipe, load_run

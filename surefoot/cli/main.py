@@ -109,7 +109,7 @@ def sentence(error: Exception) -> str:
 def told_of_memory(error: MemoryError | RuntimeError) -> bool:
     """Say so where the memory was not enough; False where it is another error."""
     from surefoot.core.failures import in_one_line
-    from surefoot.evaluation.worker import is_out_of_memory
+    from surefoot.evaluation.stages import is_out_of_memory
 
     if isinstance(error, RuntimeError) and not is_out_of_memory(error):
         return False

@@ -18,7 +18,7 @@ from surefoot.core.limits import check_count, check_whole
 from surefoot.data import Batches, Dataset, Split, images_at_once, load
 from surefoot.data.load import whole_name
 from surefoot.evaluation import recognise
-from surefoot.evaluation.worker import is_out_of_memory
+from surefoot.evaluation.stages import is_out_of_memory
 from surefoot.models import build_model
 from surefoot.recipes import load_run
 from surefoot.training import Look, load_weights, monitor_curves

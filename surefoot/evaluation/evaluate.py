@@ -21,7 +21,7 @@ from surefoot.evaluation.attack_settings import fields_of, name_of, radius_of
 from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by, weights_sha256
 from surefoot.evaluation.outcomes import Cost, Outcome, Store
 from surefoot.evaluation.records import Record, wilson_interval
-from surefoot.evaluation.worker import Precision, Settings, Stage, Worker, check_crafted, crafted, predictions
+from surefoot.evaluation.stages import Precision, Settings, Stage, StageRunner, check_crafted, crafted, predictions
 from surefoot.models.wrappers import shapes_of
 
 Progress = Callable[[str, int, int], None]
@@ -327,7 +327,7 @@ def _evaluate(
     store = Store(None if unfinished is None else Path(unfinished), tell.on_note)
     hashes = [each["weights_sha256"] for each in known]
     identity = {} if unfinished is None else known_by(models, hashes, source, some, settings, samples is not None)
-    worker = Worker(models, source, settings, samples is not None, tell.on_note)
+    runner = StageRunner(models, source, settings, samples is not None, tell.on_note)
     reread = Reread(batches, total)
     clean: list[list[Outcome]] = []  # [batch][model]
     finals: list[list[list[Outcome]]] = []  # [attack][batch][model]
@@ -347,7 +347,7 @@ def _evaluate(
                 file = None if what is None else store.file(what, number, inputs, labels)
                 kept = store.load(file, labels.device)
                 if kept is None:
-                    kept = worker.run(stage, number, inputs, labels, state[number] if stage else None, clean)
+                    kept = runner.run(stage, number, inputs, labels, state[number] if stage else None, clean)
                     store.save(file, kept)
                 after.append(kept)
                 done += len(labels)
@@ -356,8 +356,8 @@ def _evaluate(
         return after
 
     for attack in [None, *attacks]:
-        stages: Sequence[Stage | None] = [None] if attack is None else worker.stages(attack)
-        state: list[list[Outcome]] = [] if attack is None else [worker.start(outcomes) for outcomes in clean]
+        stages: Sequence[Stage | None] = [None] if attack is None else runner.stages(attack)
+        state: list[list[Outcome]] = [] if attack is None else [runner.start(outcomes) for outcomes in clean]
         try:
             attack_known_by, storable = settings_known_by(attack), True
         except Nameless:  # nothing is kept of an attack that cannot be told from others
@@ -379,12 +379,12 @@ def _evaluate(
             if samples is not None:
                 with seeded(settings.seed):
                     file = Path(samples) / f"{len(finals)}-{name_of(attack)}.safetensors"
-                    told = {"attack": name_of(attack), "attack_fields": fields_of(worker.prepared(attack))}
+                    told = {"attack": name_of(attack), "attack_fields": fields_of(runner.prepared(attack))}
                     save_samples(file, batches, clean, state, told)
         for about, list_of, own_parts, cost, column, clean_column in zip(
             known, records, parts, costs, zip(*state, strict=True), zip(*clean, strict=True), strict=True
         ):
-            emit(list_of, make_record(about, attack, column, clean_column, cost, own_parts, worker))
+            emit(list_of, make_record(about, attack, column, clean_column, cost, own_parts, runner))
     radii = [radius_of(attack) for attack in attacks]
     radii = [None if each is None else float(f"{each:.7g}") for each in radii]  # 3 * 0.1 is 0.3, in float32 too
     for eps in dict.fromkeys(each for each in radii if each is not None) or [None]:
@@ -452,7 +452,7 @@ def make_record(
     clean: Sequence[Outcome],
     cost: Cost,
     parts: list[dict[str, Any]],
-    worker: Worker,
+    runner: StageRunner,
 ) -> Record:
     """The record of one attack on one model."""
     total, left = about["num_examples"], count_robust(outcomes)
@@ -461,7 +461,7 @@ def make_record(
     return Record(
         **about,
         attack=None if attack is None else name_of(attack),
-        attack_fields={} if attack is None else fields_of(worker.prepared(attack)),
+        attack_fields={} if attack is None else fields_of(runner.prepared(attack)),
         clean_accuracy=count_robust(clean) / total,
         robust_accuracy=left / total,
         robust_interval=wilson_interval(left, total),
@@ -470,8 +470,8 @@ def make_record(
         forwards=cost.forwards,
         backwards=cost.backwards,
         device=device_name(outcomes[0].robust.device),
-        precision="fast" if attack is not None and worker.arithmetic(attack) != "fp32" else "strict",
-        attack_seed=None if attack is None else worker.settings.seed,
+        precision="fast" if attack is not None and runner.arithmetic(attack) != "fp32" else "strict",
+        attack_seed=None if attack is None else runner.settings.seed,
         parts=parts,
     )
 

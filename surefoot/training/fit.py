@@ -22,8 +22,8 @@ from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, Objective, check_attacks, check_objective
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
+from surefoot.evaluation.stages import predictions
 from surefoot.evaluation.statistics import binomial_tail
-from surefoot.evaluation.worker import predictions
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep, can_capture
 from surefoot.training.checkpoint import LAST, METRICS, SELECTED, STATE, load_weights, save_weights

@@ -131,7 +131,7 @@ class Stage:
         }
 
 
-class Worker:
+class StageRunner:
     """Runs stages on batches: crafts, confirms, halves where memory is short, counts."""
 
     def __init__(
