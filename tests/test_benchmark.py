@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import PGD, CarliniWagnerL2, DeepFool
-from surefoot.benchmark import PEERS, AttackBenchmark, Line, Subject
+from surefoot.benchmark import PEERS, AttackBenchmark, AttackLine, Subject
 from surefoot.benchmark.peers import Craft, PeerSpec
 from surefoot.benchmark.timing import Timing, race
 from surefoot.cli import main
@@ -157,7 +157,7 @@ def subject_of(model: nn.Module, images: int = 8) -> Subject:
     return Subject("small", model, inputs[rows], labels[rows], eps=EPS, step_size=STEP_SIZE)
 
 
-def measured(benchmark: AttackBenchmark, images: int = 8) -> dict[tuple[str, str], Line]:
+def measured(benchmark: AttackBenchmark, images: int = 8) -> dict[tuple[str, str], AttackLine]:
     clock = FakeClock()
     lines = benchmark(subject_of(Slow(clock), images), clock=clock)
     return {(line.library, line.precision): line for line in lines}

@@ -52,7 +52,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class AttackLine:
     """What one library took for one attack on one network.
 
     `seconds` is the median of `all_seconds`, one a round; both of the whole of `images`, in batches of
@@ -86,7 +86,7 @@ class Line:
 
 
 class Score(NamedTuple):
-    """What an attack came to; see `Line`."""
+    """What an attack came to; see `AttackLine`."""
 
     robust_accuracy: float | None
     mean_l2: float | None
@@ -122,7 +122,7 @@ class AttackBenchmark:
     """Time our attacks, other libraries' and the limit in turns, in one process, on the same network and images.
 
     The limit is a forward pass and an input gradient a step, and nothing else. Called with a `Subject` it yields
-    a `Line` for each library as soon as an attack's rounds are over. The network is copied, to `channels_last`
+    an `AttackLine` for each library as soon as an attack's rounds are over. The network is copied, to `channels_last`
     for everybody, and left as it was. No attack starts at random, so that all of them start from the same point.
 
     - `pgd`: the limit, and PGD of `steps` steps to the last one, on one batch.
@@ -191,7 +191,7 @@ class AttackBenchmark:
         *,
         clock: Clock | None = None,
         on_turn: Callable[[str, int, int], None] = lambda contestant, done, total: None,
-    ) -> Iterator[Line]:
+    ) -> Iterator[AttackLine]:
         if clock is None:
             clock = time.process_time if self.cpu_seconds else time.perf_counter
         model = copy.deepcopy(subject.model).eval().requires_grad_(not self.freeze_weights)
@@ -298,7 +298,7 @@ class AttackBenchmark:
         precision: str,
         subject: Subject,
         timings: dict[tuple[str, str], Timing[Turn]],
-    ) -> Line:
+    ) -> AttackLine:
         """A contestant's line."""
         timing, limit = timings[library, precision], timings.get(("limit", precision))
         turn, attack = timing.result, self.attack(name, subject)
@@ -309,7 +309,7 @@ class AttackBenchmark:
         if timing.error is None and turn is not None and library != "limit":
             score = turn.result if isinstance(turn.result, Score) else self.score(subject, turn.result)
         peer = PEERS.get(library)
-        return Line(
+        return AttackLine(
             library=library,
             attack=name,
             model=subject.name,

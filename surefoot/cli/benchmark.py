@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from surefoot.benchmark import PEERS, AttackBenchmark, Line, StepCostBenchmark, StepLine, StepSubject, Subject
+from surefoot.benchmark import PEERS, AttackBenchmark, AttackLine, StepCostBenchmark, StepLine, StepSubject, Subject
 from surefoot.cli.models import is_factory, pick_device
 from surefoot.cli.options import Common, parse, split_name, split_names, unknown
 from surefoot.cli.output import EvaluationProgress, commit, print_json, say, stdout
@@ -223,7 +223,7 @@ def objective_of(name: ObjectiveName, network: Network) -> Objective:
     return RECIPES[f"{family}/{name}"].objective
 
 
-def keep(line: Line | StepLine, options: AttackOptions | StepOptions, own_commit: str | None) -> None:
+def keep(line: AttackLine | StepLine, options: AttackOptions | StepOptions, own_commit: str | None) -> None:
     """Print and write a line, as far as that was asked for."""
     fields = {**dataclasses.asdict(line), "commit": own_commit}
     if options.json:
@@ -303,12 +303,12 @@ def open_subject(name: str, options: AttackOptions, device: torch.device) -> Sub
     )
 
 
-def race_of(line: Line) -> tuple[str, str | None]:
+def race_of(line: AttackLine) -> tuple[str, str | None]:
     """What tells a line's race from the ones before and after it."""
     return line.attack, None if line.attack == "accuracy" else line.precision
 
 
-def line_table(lines: Sequence[Line]) -> Table:
+def line_table(lines: Sequence[AttackLine]) -> Table:
     """One race as a table, a row a contestant; times over the limit's and over the fastest other library's."""
     first = lines[0]
     what = {"pgd": f"PGD-{first.steps}", "accuracy": f"accuracy under PGD-{first.steps}", "deepfool": "DeepFool"}
