@@ -11,6 +11,7 @@ import pytest
 from surefoot.attacks import MIFGSM, PGD, DeepFool, MarginLoss
 from surefoot.cli import main
 from surefoot.cli import train as cli_train
+from surefoot.core.files import checked_lines
 from surefoot.evaluation import read_records, wilson_interval
 from surefoot.paper.beside import Cell
 from surefoot.paper.curves import IFGSM_STEPS, PGD_STEPS
@@ -20,7 +21,6 @@ from surefoot.paper.profiles import PROFILES
 from surefoot.paper.runs import Workplace
 from surefoot.paper.targets import TABLES
 from surefoot.recipes import RECIPES, Recipe
-from surefoot.report.benchmarks import read_lines
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -180,7 +180,7 @@ def test_what_questions_md_says_of_anothers_network_is_what_was_trained() -> Non
     run = ROOT / "results" / "own-networks" / "shufflenet"
     recipe, (*_, last) = (
         json.loads((run / "recipe.json").read_text(encoding="utf-8")),
-        read_lines(run / "metrics.jsonl"),
+        checked_lines(run / "metrics.jsonl"),
     )
     clean, robust = (100 * last[f"validation_{kind}_accuracy"] for kind in ("clean", "robust"))
     text = words("docs/questions.md")
@@ -237,12 +237,12 @@ def test_what_the_readme_says_of_its_table_is_what_was_measured() -> None:
 
 def test_what_mnist_md_says_of_sat_r3_under_auto_attack_is_of_the_very_same_weights() -> None:
     tables = ROOT / "results" / "mnist" / "sat-r3" / "0" / "records.jsonl"
-    weights = read_lines(tables)[0]["weights_sha256"]
+    weights = checked_lines(tables)[0]["weights_sha256"]
     runs = (ROOT / "results" / "reproduction" / "runs" / "mnist" / "sat-r3").glob("*/evaluations/*.jsonl")
     attacked = {
         line["weights_sha256"]: 100 * line["robust_accuracy"]
         for file in runs
-        for line in read_lines(file)
+        for line in checked_lines(file)
         if (line["attack"], line["num_examples"]) == ("AutoAttack", 1000)  # the quick runs have 100
     }
     text = words("docs/mnist.md")
@@ -253,7 +253,7 @@ def test_what_mnist_md_says_of_sat_r3_under_auto_attack_is_of_the_very_same_weig
 def test_what_audit_md_says_of_its_calibration_is_what_was_measured() -> None:
     text, folder = words("docs/audit.md"), ROOT / "results" / "audit"
     names = ("digits", "mnist", "mnist-lenet-plus-paper", "cifar10")
-    files = {name: read_lines(folder / f"{name}.jsonl") for name in names}
+    files = {name: checked_lines(folder / f"{name}.jsonl") for name in names}
     models = [line for lines in files.values() for line in lines if "truth" in line]
     assert f"Of {len(models)} models whose truth is known" in text
     colour = [line for line in files["cifar10"] if "truth" in line]
@@ -290,7 +290,7 @@ def test_what_audit_md_says_of_its_calibration_is_what_was_measured() -> None:
 def test_the_order_of_the_methods_in_seconds_is_what_was_measured() -> None:
     found: dict[tuple[object, ...], dict[str, float]] = {}
     for file in (ROOT / "results" / "benchmark").glob("step-cost-*.jsonl"):
-        for line in read_lines(file):
+        for line in checked_lines(file):
             setup = (file.name, line["model"], line["precision"], line["mode"])
             found.setdefault(setup, {})[line["objective"]] = line["seconds_per_step"]
     small = [times for setup, times in found.items() if setup[1] == "lenet-plus"]
@@ -307,7 +307,7 @@ def test_the_order_of_the_methods_in_seconds_is_what_was_measured() -> None:
 
 def test_what_monitor_md_says_of_the_digits_and_of_the_cost_is_what_was_measured() -> None:
     text, folder = words("docs/monitor.md"), ROOT / "results"
-    runs = read_lines(folder / "monitor" / "digits.jsonl")
+    runs = checked_lines(folder / "monitor" / "digits.jsonl")
     for recipe in ("digits/fgsm-at", "digits/sat-r2", "digits/pgd-at"):
         mine = [run for run in runs if run["recipe"] == recipe]
         alarms = sorted(run["alarm_step"] for run in mine if run["alarm_step"] is not None)
@@ -316,6 +316,6 @@ def test_what_monitor_md_says_of_the_digits_and_of_the_cost_is_what_was_measured
         cells += [f"{100 * min(each):.0f} - {100 * max(each):.0f} %" for each in shares]
         assert " ".join(f"| {recipe} | {' | '.join(cells)} |".split()) in text
     for place in ("monitor/mnist-warn", "mnist/sat-r2/0"):
-        epochs = read_lines(folder / place / "metrics.jsonl")
+        epochs = checked_lines(folder / place / "metrics.jsonl")
         looks = sum(look["seconds"] for epoch in epochs for look in epoch["monitor"])
         assert f"{100 * looks / sum(epoch['seconds'] for epoch in epochs):.1f} % " in text

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from surefoot.cli.train import recipe_named
+from surefoot.core.files import checked_lines
 from surefoot.evaluation import Record, read_records
 from surefoot.paper.beside import Cell, Table, printed
 from surefoot.paper.matrix import Matrix
@@ -23,7 +24,7 @@ from surefoot.paper.tables import auto_attack, main, read_runs, reproduced
 from surefoot.paper.targets import TABLES
 from surefoot.recipes import RECIPES, Recipe
 from surefoot.report import attack_label
-from surefoot.report.benchmarks import attack_row, attacks_table, captured_table, read_lines, step_cost_table
+from surefoot.report.benchmarks import attack_row, attacks_table, captured_table, step_cost_table
 from surefoot.report.calibration import confusion_table, models_table
 
 ROOT = Path(__file__).parents[1]
@@ -226,8 +227,10 @@ def test_table_3_is_the_papers() -> None:
 def test_what_things_cost_is_what_was_measured() -> None:
     folder = ROOT / "results" / "benchmark"
     for name in ("attacks-cpu", "attacks-cpu-frozen", "attacks-xeon"):
-        assert attacks_table(read_lines(folder / f"{name}.jsonl")) in (ROOT / "docs" / "benchmarks.md").read_text()
-    assert step_cost_table(read_lines(folder / "step-cost-cpu.jsonl")) in (ROOT / "docs" / "performance.md").read_text()
+        assert attacks_table(checked_lines(folder / f"{name}.jsonl")) in (ROOT / "docs" / "benchmarks.md").read_text()
+    assert (
+        step_cost_table(checked_lines(folder / "step-cost-cpu.jsonl")) in (ROOT / "docs" / "performance.md").read_text()
+    )
 
 
 def times_faster(lines: list[dict[str, Any]], model: str, what: str, precision: str) -> str:
@@ -248,7 +251,7 @@ def times_faster(lines: list[dict[str, Any]], model: str, what: str, precision: 
 def test_how_much_faster_attacks_are_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     races = [
-        read_lines(ROOT / "results" / "benchmark" / f"{name}.jsonl")
+        checked_lines(ROOT / "results" / "benchmark" / f"{name}.jsonl")
         for name in ("attacks-cpu", "attacks-cpu-frozen", "attacks-xeon")
     ]
     rows = text[text.index("<!-- ahead -->") : text.index("<!-- end of ahead -->")].splitlines()[3:]
@@ -266,7 +269,7 @@ def test_how_much_faster_attacks_are_is_what_was_measured() -> None:
 
 @pytest.mark.parametrize("dataset", ["digits", "mnist", "mnist-lenet-plus-paper", "cifar10"])
 def test_the_calibration_is_what_was_measured(dataset: str) -> None:
-    *lines, last = read_lines(ROOT / "results" / "audit" / f"{dataset}.jsonl")
+    *lines, last = checked_lines(ROOT / "results" / "audit" / f"{dataset}.jsonl")
     text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     assert f"{confusion_table(lines)}\n\n{models_table(lines)}\n" in text
     assert last["faults"] == []
@@ -284,7 +287,7 @@ def test_what_bf16_gains_is_what_was_measured() -> None:
     gains: dict[str, list[str]] = {}
     spans: dict[str, list[str]] = {"fp32": [], "bf16": []}
     for name in ("cpu", "two-cores", "xeon", "xeon-two-cores"):
-        lines = read_lines(ROOT / "results" / "benchmark" / f"step-cost-{name}.jsonl")
+        lines = checked_lines(ROOT / "results" / "benchmark" / f"step-cost-{name}.jsonl")
         for precision, cells in spans.items():
             ratios = sorted(
                 line["ratio_to_floor"]
@@ -327,7 +330,7 @@ def test_the_fast_recipe_is_what_was_measured() -> None:
         clean, fgsm, pgd = (records[name] for name in (None, "FGSM", "PGD"))
         assert pgd.num_examples == 10_000
         assert (pgd.precision, pgd.attack_fields["steps"], pgd.attack_fields["eps"]) == ("strict", 100, 0.3)
-        seconds = sum(line["seconds"] for line in read_lines(folder / "metrics.jsonl"))
+        seconds = sum(line["seconds"] for line in checked_lines(folder / "metrics.jsonl"))
         accuracies = [f"{100 * each.robust_accuracy:.2f}" for each in (clean, fgsm, pgd)]
         assert f"| {seed} | {seconds:.1f} | {' | '.join(accuracies)} |" in text
         recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
@@ -338,7 +341,7 @@ def test_the_fast_recipe_is_what_was_measured() -> None:
 def test_what_a_gpu_does_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     told = " ".join(text.split())
-    lines = read_lines(ROOT / "results" / "benchmark" / "step-cost-gpu.jsonl")
+    lines = checked_lines(ROOT / "results" / "benchmark" / "step-cost-gpu.jsonl")
     assert {line["device"] for line in lines} == {"NVIDIA H200"}
     assert f"<!-- captured -->\n{captured_table(lines)}\n<!-- end of captured -->" in text
     steps = {(line["objective"], line["precision"], line["mode"]): line for line in lines if line["batch"] == 32}
@@ -353,7 +356,7 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
     for name in ("short-sat-r1", "short-sat-r3", "fastat-sat-r1"):
         folder = ROOT / "results" / "gpu" / "cifar10" / name
         records = by_attack(folder)
-        epochs = read_lines(folder / "metrics.jsonl")
+        epochs = checked_lines(folder / "metrics.jsonl")
         assert (records["PGD"].num_examples, records["PGD"].attack_fields["steps"]) == (10_000, 50)
         cells = [f"{100 * each:.2f}" for each in (records["PGD"].clean_accuracy, records["PGD"].robust_accuracy)]
         auto = f"{100 * records['AutoAttack'].robust_accuracy:.1f} " if "AutoAttack" in records else ""
@@ -370,7 +373,7 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
 
 def test_sat_r3_in_the_papers_batches_is_what_was_measured() -> None:
     folder = ROOT / "results" / "mnist-sat-r3-bf16"
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = checked_lines(folder / "metrics.jsonl")
     recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     assert (len(lines), recipe["training"]["batch_size"], recipe["training"]["precision"]) == (20, 32, "bf16")
     minutes = sum(line["seconds"] for line in lines) / 60
@@ -381,7 +384,7 @@ def test_sat_r3_in_the_papers_batches_is_what_was_measured() -> None:
 
 
 def test_auto_attack_beside_the_official_code_is_what_was_measured() -> None:
-    (line,) = read_lines(ROOT / "results" / "benchmark" / "auto-attack.jsonl")
+    (line,) = checked_lines(ROOT / "results" / "benchmark" / "auto-attack.jsonl")
     text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     for name, left, seconds in (
         ("surefoot", line["ours"], line["our_cpu_seconds"]),
@@ -503,7 +506,7 @@ def test_fgsm_ats_seeds_are_what_was_measured() -> None:
         records = white_box(folder)
         ours = [records[name] for name in ("FGSM cross_entropy", "IFGSM cross_entropy", "PGD cross_entropy")]
         assert {(each.recipe, str(each.seed), each.num_examples) for each in ours} == {("mnist/fgsm-at", seed, 10_000)}
-        last = read_lines(folder / "metrics.jsonl")[-1]
+        last = checked_lines(folder / "metrics.jsonl")[-1]
         assert last["epoch"] == 20
         assert cells == [
             f"{100 * ours[0].clean_accuracy:.2f}",
@@ -576,8 +579,8 @@ def test_what_the_regularizers_add_is_what_was_measured() -> None:
         runs = (ROOT / "results" / "reproduction-xeon" / "runs" / recipe).iterdir()
         (run,) = (each for each in runs if '"lenet-plus"' in about(each))
         if any(row[0] == name for row in masked):
-            assert read_lines(run / "metrics.jsonl")[0]["masking"]["action"] == "warn"  # in the first epoch
-        epochs = read_lines(run / "metrics.jsonl")
+            assert checked_lines(run / "metrics.jsonl")[0]["masking"]["action"] == "warn"  # in the first epoch
+        epochs = checked_lines(run / "metrics.jsonl")
         records = white_box(run)
         best = max(epochs, key=lambda line: line["validation_robust_accuracy"])
         assert (selected, len(epochs)) == (str(best["epoch"]), 20)
@@ -611,7 +614,7 @@ XEON = "../reproduction-xeon/quick"
 
 def lines_of(figure: str) -> list[list[dict[str, Any]]]:
     """The lines of each panel of a committed figure."""
-    _, *panels = read_lines(ROOT / "results" / "reproduction" / f"{figure}.jsonl")
+    _, *panels = checked_lines(ROOT / "results" / "reproduction" / f"{figure}.jsonl")
     return [panel["series"] for panel in panels]
 
 
@@ -767,7 +770,7 @@ def check_sequences(drawn: Table, text: str) -> None:
     assert f"that follow them leave {100 * by_gradients['robust_accuracy']:.1f} %" in words
     assert f"Square, which does not, {100 * square['robust_accuracy']:.1f}" in words
     (folder,) = (runs / "sat-r3-r2").iterdir()
-    kept = [line["validation_robust_accuracy"] for line in read_lines(folder / "metrics.jsonl")]
+    kept = [line["validation_robust_accuracy"] for line in checked_lines(folder / "metrics.jsonl")]
     assert kept.index(max(kept)) == 15
     assert round(100 * (kept[15] - min(kept[16:]))) == 4
 
@@ -780,7 +783,7 @@ def test_what_was_looked_into_of_trades_is_what_was_measured() -> None:
     assert {(record.recipe, record.num_examples) for record in records} == {("mnist/trades", 1000)}
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     assert f"PGD-100 leaves {left[True]:.1f} % of the selected one, the eleventh, and {left[False]:.1f} of the" in text
-    assert [line["epoch"] for line in read_lines(run / "metrics.jsonl") if line["selected"]][-1] == 11
+    assert [line["epoch"] for line in checked_lines(run / "metrics.jsonl") if line["selected"]][-1] == 11
 
 
 def test_the_set_of_one_machine_is_what_was_measured() -> None:
@@ -839,7 +842,7 @@ def test_what_the_readings_differ_by_is_what_was_measured() -> None:
         folder = ROOT / "results" / run
         objective = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["objective"]
         assert objective["random_step"] == (0.01 if run.endswith("code") else 0.0)
-        lines = read_lines(folder / "metrics.jsonl")
+        lines = checked_lines(folder / "metrics.jsonl")
         best = max(lines, key=lambda line: line["validation_robust_accuracy"])
         assert (len(lines), str(best["epoch"])) == (20, selected)
         records = white_box(folder)
@@ -903,7 +906,7 @@ def test_what_the_last_epochs_leave_is_what_was_measured() -> None:
         ]
         runs = (ROOT / "results" / "reproduction-xeon" / "runs" / recipe).iterdir()
         (run,) = (each for each in runs if '"lenet-plus"' in about(each))
-        epochs = read_lines(run / "metrics.jsonl")
+        epochs = checked_lines(run / "metrics.jsonl")
         best = max(epochs, key=lambda line: line["validation_robust_accuracy"])
         assert (selected, len(epochs)) == (str(best["epoch"]), 20)
         finished = json.loads((run / "finished.json").read_text(encoding="utf-8"))

@@ -146,15 +146,33 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def checked_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line that is not a JSON object, with its number.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is not JSON ({error}); remove it.") from error
+        if not isinstance(line, dict):
+            raise ValueError(f"line {number} of {path} is not a JSON object; remove it.")
+        lines.append(line)
+    return lines
+
+
 def read_lines(file: Path | None) -> list[dict[str, Any]]:
     """The JSON lines of a file; none where there is none, or a damaged one, so that it is made anew."""
     if file is None or not file.exists():
         return []
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return checked_lines(file)
     except ValueError:
         return []
-    return lines if all(isinstance(line, dict) for line in lines) else []
 
 
 def append_lines(path: Path, lines: Iterable[str], is_ours: Callable[[bytes], bool], what: str, begins: bytes) -> None:

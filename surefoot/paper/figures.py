@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from surefoot.core.files import atomic_path
+from surefoot.core.files import atomic_path, checked_lines
 from surefoot.core.programs import exit_code
 from surefoot.paper.scales import Ends, apart, scales
-from surefoot.report.benchmarks import read_lines
 
 MARKS = ("o", "s", "^", "D", "v")
 ROOM = 0.05
@@ -111,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
 
     def work() -> None:
         for name in argv:
-            draw(read_lines(Path(name)), Path(name).with_suffix(".png"))
+            draw(checked_lines(Path(name)), Path(name).with_suffix(".png"))
 
     return exit_code(work)
 

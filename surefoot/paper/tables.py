@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from surefoot.core.files import checked_lines
 from surefoot.core.programs import exit_code
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, read_records
@@ -25,7 +26,6 @@ from surefoot.paper.targets import SOURCES, grid_table
 from surefoot.recipes import RECIPES
 from surefoot.recipes.run import RECIPE_FILE
 from surefoot.report import attack_label, markdown_table
-from surefoot.report.benchmarks import read_lines
 from surefoot.report.tables import percent
 from surefoot.training.checkpoint import METRICS
 
@@ -156,7 +156,7 @@ def read_runs(root: Path) -> tuple[list[Record], dict[str, float]]:
     minutes: dict[str, float] = {}
     for file in sorted(root.rglob(METRICS)):
         recipe = json.loads((file.parent / RECIPE_FILE).read_text(encoding="utf-8"))["name"]
-        minutes.setdefault(recipe, sum(line["seconds"] for line in read_lines(file)) / 60)
+        minutes.setdefault(recipe, sum(line["seconds"] for line in checked_lines(file)) / 60)
     return records, minutes
 
 

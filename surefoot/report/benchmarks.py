@@ -1,34 +1,15 @@
 """The lines of `surefoot benchmark`, as Markdown tables: `python -m surefoot.report.benchmarks FILE`."""
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from surefoot.core.files import checked_lines
 from surefoot.core.programs import exit_code
 from surefoot.report.tables import markdown_table
 
 Line = Mapping[str, Any]
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line that is not a JSON object, with its number.
-    """
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"line {number} of {path} is not JSON ({error}); remove it.") from error
-        if not isinstance(line, dict):
-            raise ValueError(f"line {number} of {path} is not a JSON object; remove it.")
-        lines.append(line)
-    return lines
 
 
 def attacks_table(lines: Iterable[Line]) -> str:
@@ -124,7 +105,7 @@ def told(value: float | None, scale: float, decimals: int) -> str:
 
 def show(file: Path) -> None:
     """Print the table of a file."""
-    lines = read_lines(file)
+    lines = checked_lines(file)
     if lines and "objective" in lines[0]:
         captured = any(line["mode"] == "captured" for line in lines)
         print(captured_table(lines) if captured else step_cost_table(lines))

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from surefoot.core.files import checked_lines
 from surefoot.core.programs import exit_code
-from surefoot.report.benchmarks import Line, read_lines
+from surefoot.report.benchmarks import Line
 from surefoot.report.tables import markdown_table
 
 TRUTHS = ("robust", "not robust", "masked")
@@ -48,7 +49,7 @@ def main(args: Sequence[str]) -> int:
         return 2
 
     def work() -> None:
-        lines = read_lines(Path(args[0]))
+        lines = checked_lines(Path(args[0]))
         if not any("truth" in line for line in lines):
             raise ValueError(f"{args[0]} is not a calibration; give what `surefoot audit --calibrate --json` printed.")
         print(confusion_table(lines), models_table(lines), sep="\n\n")
