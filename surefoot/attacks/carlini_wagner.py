@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, per_sample
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_above_zero, check_count, check_flag, check_number
+from surefoot.core.limits import check_above_zero, check_count, check_flag, check_not_negative, check_number
 from surefoot.core.losses import check_logits, check_logits_shape, full_precision, margin
 
 EDGE = 1e-3
@@ -73,10 +73,8 @@ class CarliniWagnerL2:
     targeted: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("confidence", "initial_c"):
-            check_number(name, getattr(self, name), example=f"{getattr(type(self), name)}")
-        if not 0 <= self.confidence < math.inf:
-            raise ValueError(f"confidence is {self.confidence}; it must be a finite number of at least 0.")
+        check_not_negative("confidence", self.confidence, example=f"{type(self).confidence}")
+        check_number("initial_c", self.initial_c, example=f"{type(self).initial_c}")
         check_above_zero("learning_rate", self.learning_rate, example=f"{type(self).learning_rate}")
         check_count("steps", self.steps)
         check_count("search_steps", self.search_steps)

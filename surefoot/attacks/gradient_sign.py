@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_radius, per_sample, project
 from surefoot.core.gradients import crafting, input_gradient, without_gradients
-from surefoot.core.limits import check_count, check_flag, check_number
+from surefoot.core.limits import check_count, check_flag, check_not_negative
 from surefoot.core.losses import answered, cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss, check_loss
 
@@ -292,9 +292,7 @@ class MIFGSM:
         check_radius("eps", self.eps)
         check_count("steps", self.steps)
         check_flag("stop_when_fooled", self.stop_when_fooled)
-        check_number("decay", self.decay, example="1.0")
-        if not 0 <= self.decay < float("inf"):
-            raise ValueError(f"decay is {self.decay}; it must be a finite number of at least 0.")
+        check_not_negative("decay", self.decay)
 
     go_on = go_on
 

@@ -73,6 +73,18 @@ def check_above_zero(name: str, value: Any, *, example: str, otherwise: str = ""
         raise ValueError(f"{name} is {value}; it must be a finite number above 0{otherwise}.")
 
 
+def check_not_negative(name: str, value: Any, *, example: str = "1.0") -> None:
+    """Refuse what is not a finite number of at least 0.
+
+    Raises:
+        TypeError: no number.
+        ValueError: one out of range.
+    """
+    check_number(name, value, example=example)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
+
+
 def check_count(name: str, value: Any, *, least: int = 1) -> None:
     """Refuse what is not a whole number of at least `least`.
 

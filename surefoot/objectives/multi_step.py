@@ -10,12 +10,12 @@ from surefoot.attacks import PGD
 from surefoot.attacks.gradient_sign import ascend
 from surefoot.core.geometry import project
 from surefoot.core.gradients import crafting
+from surefoot.core.limits import check_not_negative
 from surefoot.core.losses import check_logits, kl_divergence
 from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import (
     check_label_smoothing,
     check_mini_batch,
-    check_weight,
     logits_of,
     mean_cross_entropy,
     only_classification,
@@ -94,7 +94,7 @@ class Trades:
 
     def __post_init__(self) -> None:
         PGD(self.eps, self.steps, self.step_size)
-        check_weight("beta", self.beta)
+        check_not_negative("beta", self.beta)
         check_label_smoothing(self.label_smoothing)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:

@@ -11,13 +11,12 @@ from surefoot.attacks import FGSM, IFGSM, RFGSM
 from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.geometry import check_radius, project
 from surefoot.core.gradients import crafting, input_gradient
-from surefoot.core.limits import check_count, check_number
+from surefoot.core.limits import check_count, check_not_negative, check_number
 from surefoot.core.losses import cross_entropy, squared_distance
 from surefoot.core.types import LossTerms
 from surefoot.objectives.standard import (
     check_label_smoothing,
     check_mini_batch,
-    check_weight,
     logits_of,
     mean_cross_entropy,
 )
@@ -71,7 +70,7 @@ class SatR1:
 
     def __post_init__(self) -> None:
         IFGSM(self.eps, self.steps)
-        check_weight("lam", self.lam)
+        check_not_negative("lam", self.lam)
         check_count("k", self.k)
         if self.pair not in ("first", "last"):
             raise ValueError(f"pair is {self.pair!r}; it is 'first' or 'last'.")
@@ -142,7 +141,7 @@ class SatR2:
 
     def __post_init__(self) -> None:
         RFGSM(self.eps, self.random_step)
-        check_weight("lam", self.lam)
+        check_not_negative("lam", self.lam)
         if self.rfgsm_step not in ("remaining", "full"):
             raise ValueError(f"rfgsm_step is {self.rfgsm_step!r}; it is 'remaining' or 'full'.")
         check_label_smoothing(self.label_smoothing)
@@ -211,7 +210,7 @@ class SatR3:
         check_radius("eps_low", self.eps_low)
         if not self.eps_low < self.eps:
             raise ValueError(f"eps_low is {self.eps_low:.4g}; it must be below eps, {self.eps:.4g}.")
-        check_weight("lam", self.lam)
+        check_not_negative("lam", self.lam)
         check_number("tau", self.tau)
         if not 0 < self.tau < 1:
             raise ValueError(f"tau is {self.tau}; it must be in (0, 1).")

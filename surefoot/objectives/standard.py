@@ -27,13 +27,6 @@ def check_label_smoothing(value: float) -> None:
         raise ValueError(f"label_smoothing is {value}; it must be in [0, 1).")
 
 
-def check_weight(name: str, value: float) -> None:
-    """Refuse a regularizer's weight that is negative or not finite."""
-    check_number(name, value, example="1.0")
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} is {value}; it must be a finite number of at least 0.")
-
-
 def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
     """The one forward in training mode that an objective takes.
 

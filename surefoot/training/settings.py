@@ -1,11 +1,10 @@
 """What a training minimises, for how long, and how: its phases and its settings."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_origin
 
-from surefoot.core.limits import check_above_zero, check_count, check_number, check_whole
+from surefoot.core.limits import check_above_zero, check_count, check_not_negative, check_number, check_whole
 from surefoot.core.types import Objective, check_objective
 from surefoot.training.monitor import OnMasking
 
@@ -98,13 +97,11 @@ class FitConfig:
         check_above_zero("learning_rate", self.learning_rate, example="0.01")
         if self.max_grad_norm is not None:
             check_above_zero("max_grad_norm", self.max_grad_norm, example="1.0", otherwise=", or None for no bound")
-        for name in ("momentum", "ema_decay", "weight_decay"):
-            check_number(name, getattr(self, name), example="0.9")
+        check_not_negative("weight_decay", self.weight_decay, example="0.9")
         for name in ("momentum", "ema_decay"):
+            check_number(name, getattr(self, name), example="0.9")
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1).")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of at least 0.")
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
