@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from surefoot.attacks import FGSM, IFGSM, Square
+from surefoot.attacks import FGSM, IFGSM, PGD, Square
 from surefoot.audit import Audit, Check, audit, loss_surface
-from surefoot.audit.audit import pictures
+from surefoot.audit.audit import cheap, pictures
 from surefoot.audit.bench import Bench, OutOfTime, Trial
 from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.controls import (
@@ -41,7 +41,7 @@ from surefoot.audit.finding import by_share, judge, mean
 from surefoot.audit.label_search import LabelSearch
 from surefoot.audit.landscape import gradients, largest_error, local_linearity_errors
 from surefoot.audit.substitute import train_substitute
-from surefoot.audit.trials import Watched, crossing_step, in_double, pgd
+from surefoot.audit.trials import Watched, crossing_step, fgsm, in_double, pgd, plain_name
 from surefoot.audit.verdict import Looks, decide
 from surefoot.cli import main
 from surefoot.cli.calibration import Confusion, Facts, look_at
@@ -403,6 +403,18 @@ def test_a_rise_counts_where_it_is_clear_among_all_pairs_of_images_that_were_rig
     assert QUESTIONS["accuracy-never-rises"](table).outcome == outcome
 
 
+def test_a_clear_rise_is_not_hidden_by_a_clearer_one_that_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second radius to the third 48 of 1,000 come back; from the fourth on 160 come back and 90 go."""
+    place = torch.arange(1000)
+    course = [place >= 0, place >= 48, place >= 0, (place < 48) | (place >= 208), (place < 208) | (place >= 298)]
+    inputs, labels = images(1000)
+    table = Bench(Matching(), Matching(), inputs, labels, 0.01, classes=3, effort=QUICK)
+    monkeypatch.setattr("surefoot.audit.checks.right_along", lambda *_: [*course, *8 * course[-1:]])
+    check = QUESTIONS["accuracy-never-rises"](table)
+    assert check.outcome == "failed"
+    assert "it rises most from 84 % at 0.00375 to 91 % at 0.005" in check.measured
+
+
 def test_accuracies_along_radii_are_told_from_small_to_large() -> None:
     values = QUESTIONS["accuracy-never-rises"](bench(Matching())).values
     assert values["pgd_radii"] == [0.0, EPS / 4, EPS / 2, EPS]
@@ -592,6 +604,23 @@ def test_a_picture_is_of_an_attack_that_was_tried_on_it() -> None:
     table.attack("nothing", lambda model, inputs, labels: inputs, "gradient", rows=torch.arange(96) >= 48)
     assert table.attack("FGSM", FGSM(0.3), "single step").fooled[:3].all()
     assert [each.attack for each in pictures(table, ["0", "1", "2"])] == ["FGSM"] * 3
+
+
+def test_a_picture_is_of_no_larger_radius_and_tells_an_answer_that_is_none() -> None:
+    table = bench(Matching(), eps=0.01)
+    table.attack("PGD at ε = 1", PGD(1.0, 2, 0.5), "gradient", eps=1.0)
+    assert pictures(table, ["0", "1", "2"]) == []
+    table.attack("FGSM", FGSM(0.01), "single step")
+    assert {each.attack for each in pictures(table, ["0", "1", "2"])} == {"FGSM"}
+
+    class Mute(Matching):
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits = super().forward(inputs)
+            return torch.where(inputs.flatten(1).mean(dim=1, keepdim=True) > 0.52, torch.nan, logits)
+
+    table = bench(Mute(), eps=0.03)
+    table.attack("brighter", lambda model, inputs, labels: inputs + 0.03, "single step")
+    assert {each.adversarial_prediction for each in pictures(table, ["0", "1", "2"])} == {"no answer (NaN)"}
 
 
 def test_label_search_needs_the_class_alone_and_finds_the_corner() -> None:
@@ -1060,7 +1089,7 @@ def test_a_model_that_cannot_be_audited_is_refused_in_a_sentence() -> None:
         audit(nn.Linear(3, 2), inputs, labels, EPS)
     with pytest.raises(TypeError, match="sources is an object of type Linear; give models by name, as"):
         audit(nn.Linear(3, 3), inputs, labels, EPS, sources=nn.Linear(3, 3))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="budget_minutes is -1; it must be at least 0"):
+    with pytest.raises(ValueError, match="budget_minutes is -1; it must be a finite number of at least 0"):
         audit(nn.Linear(3, 3), inputs, labels, EPS, budget_minutes=-1)
     with pytest.raises(ValueError, match=r"logits have shape \[2\]; give \[batch, classes\]"):
         audit(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)), inputs, labels, EPS)
@@ -1155,7 +1184,7 @@ def test_a_blurred_gradient_is_seen_though_it_points_uphill() -> None:
     outcomes = {}
     for blurred in (False, True):
         model = Textured(blurred=blurred)
-        found = audit(model, *model.images(), 0.1)
+        found = audit(model, *model.images(), 0.1, sources={"a twin": Textured(blurred=False)})
         outcomes[blurred] = {each.key: each.outcome for each in found.checks}["no-sharp-curvature"]
         assert found.verdict == ("inconclusive" if blurred else "robust"), found.sentence
     assert outcomes == {False: "passed", True: "failed"}
@@ -1234,6 +1263,36 @@ def test_an_audit_of_random_answers_draws_from_its_own_seed_alone(monkeypatch: p
         found.append([(each.measured, each.values) for each in audited.checks])
         found.append([audited.curves, audited.surfaces])
     assert found[:2] == found[2:]
+
+
+def test_without_another_network_the_black_box_check_is_not_made() -> None:
+    found = [examined(Matching(), 0.03)]
+    found.append(examined(Matching(), 0.03, sources={"mute": Detached(Matching())}))
+    for each, why in zip(found, ("No other network was given", "the model gives no gradient"), strict=True):
+        (check,) = [check for check in each.checks if check.key == "white-box-beats-black-box"]
+        assert check.outcome == "unclear"
+        assert why in check.measured
+        assert each.verdict == "inconclusive"
+        assert "1 of 12 checks were not made" in each.sentence
+
+
+def test_an_attack_that_the_budget_cut_short_judges_nothing() -> None:
+    """Images that it did not come to are no images that withstood it."""
+    table = bench(Matching(), batch_size=16)
+    fgsm(table)
+    plain = PGD(EPS, 5, 0.1)
+
+    def late(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        table.deadline = 0.0
+        adv_inputs: Tensor = plain(model, inputs, labels)
+        return adv_inputs
+
+    with pytest.raises(OutOfTime):
+        table.attack(plain_name(table), late, "gradient")
+    cut = table.trials[plain_name(table)].as_json()
+    assert (cut["name"], cut["num_examples"]) == (f"{plain_name(table)}, cut short", 16)
+    assert cut["robust_accuracy"] < 1
+    assert [trial.name for trial in cheap(table)] == ["FGSM"]
 
 
 def test_square_goes_through_all_sizes_of_its_windows_within_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1345,6 +1404,32 @@ def test_the_exit_code_is_the_verdict(
     assert Audit.from_json(Path(run_folder, "audit.json").read_text()).verdict == verdict
     assert main(["audit", run_folder, "--json"]) == code
     assert json.loads(capsys.readouterr().out)["verdict"] == verdict
+
+
+def test_a_radius_that_is_not_known_is_told_before_the_first_audit(
+    run_folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("unknown_radius.py").write_text(
+        "from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.setattr("surefoot.cli.audit.examine", lambda *_, **__: pytest.fail("an audit has begun"))
+    assert main(["audit", run_folder, "unknown_radius:make", "--dataset", "digits"]) == 2
+    assert "unknown_radius:make needs --eps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"verdict": "fine"}, "verdict is 'fine'; it is one of robust"),
+        ({"clean_accuracy": math.nan}, "clean_accuracy is nan; it is a finite number"),
+        ({"eps": "0.1"}, "eps is '0.1'; it must be a number"),
+        ({"worst_case_interval": [0.5]}, "a lower and an upper end"),
+        ({"classes": None}, "classes is None; it is a list of names"),
+    ],
+)
+def test_what_is_no_audit_is_not_read_as_one(found: Audit, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"this is not an audit .*{words}"):
+        Audit.from_json(json.dumps({**json.loads(found.to_json()), **changed}))
 
 
 def test_of_several_models_the_worst_counts(found: Audit, run_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from surefoot.audit.verdict import Looks, decide
 from surefoot.core.geometry import check_batch, check_labels, check_radius, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
 from surefoot.core.limits import check_count, check_number, check_whole
-from surefoot.core.losses import check_logits, check_logits_shape
+from surefoot.core.losses import answered, check_logits, check_logits_shape
 from surefoot.core.seeding import seeded
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.identity import weights_sha256
@@ -68,6 +68,7 @@ def audit(
         required: the worst-case accuracy that counts as robust; None is 10 %, or 1 / classes, what guessing gives,
             where that is more.
         others: further images, of the training set, that substitutes learn the model's answers on; None trains none.
+            With neither these nor `sources` a check is missing, and the verdict is never "robust".
         sources: models to craft on instead, by name.
         notes: what a reader must know beforehand, as `recognise` says it; among the warnings.
         classes: the names of the model's classes; None numbers them.
@@ -103,8 +104,8 @@ def audit(
             raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     if budget_minutes is not None:
         check_number("budget_minutes", budget_minutes, example="10")
-        if not budget_minutes >= 0:
-            raise ValueError(f"budget_minutes is {budget_minutes}; it must be at least 0.")
+        if not 0 <= budget_minutes < math.inf:
+            raise ValueError(f"budget_minutes is {budget_minutes}; it must be a finite number of at least 0.")
     check_count("batch_size", batch_size)
     check_whole("seed", seed, least=0)
     if sources is not None and not isinstance(sources, Mapping):
@@ -248,7 +249,8 @@ def substitutes(bench: Bench, others: Tensor, seconds: float) -> dict[str, nn.Mo
 
 def cheap(bench: Bench) -> list[Trial]:
     """The attacks that somebody may have judged the model by: one step, and plain PGD."""
-    return [bench.trials[name] for name in ("FGSM", plain_name(bench)) if name in bench.trials]
+    made = (bench.trials.get(name) for name in ("FGSM", plain_name(bench)))
+    return [trial for trial in made if trial is not None and not trial.cut]
 
 
 def looks(trial: Trial, bench: Bench, standing: Tensor) -> Looks:
@@ -304,15 +306,16 @@ def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:
     found, seen = [], set()
     for i in bench.right.nonzero().squeeze(1).tolist():
         label = int(bench.labels[i])
-        trial = next((t for t in bench.trials.values() if t.eps <= bench.eps and t.fooled[i]), None)
-        if label in seen or (trial is None and not bench.trials):
+        met = [t for t in bench.trials.values() if t.eps <= bench.eps and t.tried[i] and not t.refused]
+        if label in seen or not met:
             continue
         seen.add(label)
-        trial = trial or list(bench.trials.values())[-1]
+        trial = next((t for t in met if t.fooled[i]), met[-1])
         clean, changed = bench.inputs[i], trial.adv_inputs[i]
         with crafting(bench.model) as frozen, torch.no_grad(), seeded(bench.seed):
-            shares = frozen(torch.stack([clean, changed])).float().softmax(dim=1).nan_to_num(0)
-        after, before = (int(row.argmax()) for row in (shares[1], shares[0]))
+            logits = frozen(torch.stack([clean, changed])).float()
+        shares = logits.softmax(dim=1).nan_to_num(0)
+        before, after = answered(logits).tolist()
         found.append(
             Picture(
                 sample=i,
@@ -320,7 +323,7 @@ def pictures(bench: Bench, names: Sequence[str]) -> list[Picture]:
                 clean=pixels(clean),
                 adversarial=pixels(changed),
                 clean_prediction=names[before],
-                adversarial_prediction=names[after],
+                adversarial_prediction="no answer (NaN)" if after < 0 else names[after],
                 clean_confidence=float(shares[0, before]),
                 adversarial_confidence=float(shares[1, after]),
                 attack=trial.name,

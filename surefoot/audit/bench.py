@@ -20,6 +20,13 @@ from surefoot.evaluation.stages import Meter, predictions
 Kind = Literal["single step", "gradient", "transfer", "gradient-free", "noise"]
 
 
+def first(rows: Tensor, count: int) -> Tensor:
+    """The first `count` of the chosen samples."""
+    kept = torch.zeros_like(rows)
+    kept[rows.nonzero().squeeze(1)[:count]] = True
+    return kept
+
+
 @dataclass
 class Trial:
     """One attack tried on some of the samples.
@@ -44,7 +51,7 @@ class Trial:
     backwards: int = 0
     refused: str | None = None
     cut: bool = False
-    """Did the budget end before all were attacked? The others count as not fooled."""
+    """Did the budget end before all were attacked? Then it is of those that were, and judges nothing."""
 
     @property
     def fooled(self) -> Tensor:
@@ -55,7 +62,7 @@ class Trial:
         """As `Audit.attacks` has it."""
         left, total = int(self.robust.sum()), self.total
         return {
-            "name": self.name,
+            "name": f"{self.name}, cut short" if self.cut else self.name,
             "kind": self.kind,
             "robust_accuracy": left / total,
             "interval": list(wilson_interval(left, total)),
@@ -170,6 +177,9 @@ class Bench:
                     forwards, backwards = meter.counter.forwards, meter.counter.backwards
                 if cut := time.perf_counter() > self.deadline and bool(part[-1] != places[-1]):
                     break
+        if cut:
+            tried = first(tried, int((places <= part[-1]).sum()))
+            robust &= tried
         trial = Trial(
             name,
             kind,
@@ -177,7 +187,7 @@ class Bench:
             tried,
             adv_inputs,
             radius,
-            len(tried) if eps is None else int(tried.sum()),
+            len(tried) if (eps is None or rows is None) and not cut else int(tried.sum()),
             time.perf_counter() - started,
             forwards,
             backwards,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from surefoot.attacks import APGD, APGDT, FGSM, IFGSM, PGD, RFGSM
-from surefoot.audit.bench import Bench, OutOfTime
+from surefoot.audit.bench import Bench, OutOfTime, first
 from surefoot.audit.error_rate import CHECK_ERROR
 from surefoot.audit.finding import Finding, by_share, mean, percent, unanswered
 from surefoot.audit.landscape import gradients, local_linearity_errors
@@ -73,9 +73,14 @@ def iterative_beats_single_step(bench: Bench) -> Finding:
 def white_box_beats_black_box(bench: Bench) -> Finding:
     left = survivors(white_box(bench))
     found = transfers(bench)
-    fooled = ~survivors(found) if found else torch.zeros_like(left)
+    if not found:
+        return unanswered(
+            bench, "No other network was given to craft on: give models (sources), or images to train some on (others)."
+        )
+    if all(trial.refused for trial in found):
+        return unanswered(bench, f"Nothing could be crafted on another network: {found[0].refused}.")
     return by_share(
-        fooled,
+        ~survivors(found),
         left,
         0.25,
         "Of {total} images that the plain gradient attacks leave, samples crafted on another network fool {bad} "
@@ -101,13 +106,6 @@ def large_eps_reaches_zero(bench: Bench) -> Finding:
     )
 
 
-def first(rows: Tensor, count: int) -> Tensor:
-    """The first `count` of the chosen samples."""
-    kept = torch.zeros_like(rows)
-    kept[rows.nonzero().squeeze(1)[:count]] = True
-    return kept
-
-
 def accuracy_never_rises(bench: Bench) -> Finding:
     radii = [bench.eps * k / 8 for k in range(13)]
     direction = batched(bench, lambda x, y: gradients(bench.model, x, y).sign())
@@ -126,15 +124,13 @@ def accuracy_never_rises(bench: Bench) -> Finding:
     ]
     pairs = [(i, j) for i in range(len(radii)) for j in range(i + 1, len(radii))]
     rows = bench.right
-    worst, rise, where = 1.0, 0, (0, 0)
+    total = int(rows.sum())
+    failed, rise, where = False, 0, (0, 0)
     for i, j in pairs:
         gained, lost = int((right[j] & ~right[i] & rows).sum()), int((right[i] & ~right[j] & rows).sum())
-        chance = sign_test(gained, lost) if gained > lost else 1.0
-        if chance < worst:
-            worst, rise, where = chance, gained - lost, (i, j)
-    total = int(rows.sum())
-    clear = worst <= CHECK_ERROR / len(pairs)
-    failed = clear and rise > 0.05 * total
+        clear = gained - lost > 0.05 * total and sign_test(gained, lost) <= CHECK_ERROR / len(pairs)
+        if (clear, gained - lost) > (failed, rise):
+            failed, rise, where = clear, gained - lost, (i, j)
 
     def accuracy(each: Tensor) -> float:
         return float((each & rows).float().mean())
@@ -159,7 +155,7 @@ def accuracy_never_rises(bench: Bench) -> Finding:
             "accuracy": curve,
             "rise": rise,
             "noise_accuracy": [accuracy(each) for each in noise],
-            "pgd": f"PGD-{steps}",
+            "pgd": "PGD",
             "pgd_radii": [0.0, *pgd_radii, bench.eps],
             "pgd_accuracy": [accuracy(each) for each in (rows, *weaker, pgd(bench).robust)],
         },
@@ -309,8 +305,8 @@ def gradients_exist(bench: Bench) -> Finding:
         "disagree": int((apart & ~gone & rows).sum()),
         "agreement": mean(agreement[(rows & ~gone).cpu()]),
     }
-    no_gradient = by_share(gone, rows, 0.1, "", "a few dead pixels", **numbers)
-    at_odds = by_share(apart & ~gone, rows & ~gone, 0.5, "", "")
+    no_gradient = by_share(gone, rows, 0.1, "", "a few dead pixels", level=CHECK_ERROR / 2, **numbers)
+    at_odds = by_share(apart & ~gone, rows & ~gone, 0.5, "", "", level=CHECK_ERROR / 2)
     worse = max(no_gradient, at_odds, key=lambda each: (OUTCOMES.index(each.outcome), each.strength))
     told = (
         f"Of {total} images {counts['zero']} have a gradient of exactly zero, {counts['non_finite']} one that is not "
@@ -396,8 +392,9 @@ def no_sharp_curvature(bench: Bench) -> Finding:
         ~(found <= TANGENT),
         rows,
         0.5,
-        "On {bad} of {total} images ({share}) the margin ε/8 away is far from its tangent in most directions; the "
-        f"local linearity error is {mean(found[rows]):.2f} in the mean (0: linear, 1: the tangent says nothing).",
+        "On {bad} of {total} images ({share}) the margin ε/8 away is far from its tangent in most directions, or "
+        f"neither moves; the local linearity error is {mean(found[rows]):.2f} in the mean (0: linear, 1: the tangent "
+        "says nothing).",
         f"sound models stay below {TANGENT} on most",
         local_linearity_error=mean(found[rows]),
     )

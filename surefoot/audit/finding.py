@@ -33,25 +33,28 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if 0 < share < 0.1 else f"{100 * share:.0f} %"
 
 
-def judge(bad: int, total: int, limit: float) -> tuple[OutcomeName, float]:
+def judge(bad: int, total: int, limit: float, level: float = CHECK_ERROR) -> tuple[OutcomeName, float]:
     """Is a share of images beyond its limit by more than chance, and how far between the limit and 1?"""
     if total == 0 or bad <= limit * total:
         return "passed", 0.0
-    if binomial_tail(bad, total, limit) > CHECK_ERROR:
+    if binomial_tail(bad, total, limit) > level:
         return "unclear", 0.0
     return "failed", (bad / total - limit) / (1 - limit)
 
 
-def by_share(bad: Tensor, among: Tensor, limit: float, told: str, why: str, **values: Any) -> Finding:
+def by_share(
+    bad: Tensor, among: Tensor, limit: float, told: str, why: str, *, level: float = CHECK_ERROR, **values: Any
+) -> Finding:
     """The finding of a check whose statistic is a share of images.
 
     Args:
         bad, among: `[samples]` bool; which images speak against the model, and of which.
         told: what was measured, with {bad}, {total} and {share}.
         why: what the limit is a limit of.
+        level: of the test; a part of the check's, where that has several.
     """
     count, total = int((bad & among).sum()), int(among.sum())
-    outcome, strength = judge(count, total, limit)
+    outcome, strength = judge(count, total, limit, level)
     few = outcome == "unclear" and total < FEW * len(among)
     if few:
         outcome = "passed"

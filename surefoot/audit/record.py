@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from surefoot.core.limits import check_number
 
 OutcomeName = Literal["passed", "failed", "unclear"]
 VerdictName = Literal["robust", "not robust", "masked", "inconclusive"]
@@ -107,7 +110,12 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """The whole of an audit of one model. Accuracies are fractions."""
+    """The whole of an audit of one model. Accuracies are fractions.
+
+    Raises:
+        ValueError: another verdict, a number that is not finite, or an interval without two ends.
+        TypeError: no number, or no list of classes.
+    """
 
     model: str
     """As the user named it."""
@@ -144,6 +152,18 @@ class Audit:
     command: str | None
     """What was typed, to do it again."""
     recipe: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.verdict not in EXIT_CODES:
+            raise ValueError(f"verdict is {self.verdict!r}; it is one of {', '.join(EXIT_CODES)}.")
+        for name in ("clean_accuracy", "worst_case_accuracy", "eps", "required"):
+            check_number(name, getattr(self, name))
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a finite number.")
+        if len(self.worst_case_interval) != 2:
+            raise ValueError(f"worst_case_interval is {self.worst_case_interval}; it is a lower and an upper end.")
+        if not isinstance(self.classes, list):
+            raise TypeError(f"classes is {self.classes!r}; it is a list of names.")
 
     def __repr__(self) -> str:
         """The verdict and how much there is beside it: all pixels and points would fill screens."""

@@ -87,14 +87,15 @@ def run(args: list[str]) -> int:
             raise KeyboardInterrupt(f"Trained models are kept; start again with: {command}") from None
     stdout.lasting = True
     opened = open_models(names, options)
+    radii = [given_radius(each, options) for each in opened]
     page = page_path(opened, options)
     check_can_write(page, "--out" if options.out is not None else "the page (--out)")
     check_page(page)
     audits: list[Audit] = []
     try:
-        for each in opened:
+        for each, eps in zip(opened, radii, strict=True):
             curves = training_curves(each.folder)  # first: what is wrong with them is said before the long wait
-            found = audit_one(each, options, command)
+            found = audit_one(each, eps, options, command)
             audits.append(dataclasses.replace(found, curves=[*found.curves, *curves]))
             if each.folder is not None:
                 write_result(each.folder / "audit.json", audits[-1].to_json() + "\n")
@@ -146,13 +147,12 @@ def page_path(opened: Sequence[Opened], options: Options) -> Path:
     return Path("audit.html") if folder is None else folder / "report.html"
 
 
-def audit_one(opened: Opened, options: Options, command: str | None) -> Audit:
+def audit_one(opened: Opened, eps: float, options: Options, command: str | None) -> Audit:
     """Recognise a model and audit it.
 
     Raises:
-        ValueError: the radius is neither given nor known, or the model is refused.
+        ValueError: the model is refused.
     """
-    eps = given_radius(opened, options)
     device = pick_device(options.device)
     split = getattr(opened.dataset, options.split)
     inputs = split.images[: options.num_examples].to(device).float() / 255
@@ -194,7 +194,7 @@ def calibrate(names: list[str], options: Options) -> int:
     """Audit the controls and print how often their truth was found; 1 where what must not happen did."""
     pairs: list[tuple[Truth, Audit]] = []
     for control in controls(names, options.runs, options):
-        found = audit_one(control.opened, options, None)
+        found = audit_one(control.opened, given_radius(control.opened, options), options, None)
         truth = control.facts.truth(found.required)
         pairs.append((truth, found))
         if options.json:

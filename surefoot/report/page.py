@@ -296,10 +296,11 @@ def comparison(models: Sequence[Model]) -> list[Plot]:
 
 def shared_surfaces(models: Sequence[Model]) -> list[tuple[Surface, list[list[Any]]]]:
     """Images that several models have a surface of, and where the script finds each: figure, choice, model's name."""
-    found: dict[int, tuple[Surface, list[list[Any]]]] = {}
+    found: dict[tuple[object, ...], tuple[Surface, list[list[Any]]]] = {}
     for model in models:
         for place, surface in enumerate(model.surfaces):
-            parts = found.setdefault(surface.sample, (surface, []))[1]
+            image = (model.audit.dataset, model.audit.split, surface.sample, surface.label)
+            parts = found.setdefault(image, (surface, []))[1]
             parts.append([f"{model.key}-surface", place, model.name])
     return [(surface, parts) for surface, parts in found.values() if len(parts) > 1]
 

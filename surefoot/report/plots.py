@@ -280,9 +280,9 @@ def surface_in_words(surface: Surface) -> str:
     taken = "and, unchanged, taken for one" if known else f"but, even unchanged, taken for “{surface.prediction}”"
     return (
         f"Image {surface.sample} is a “{surface.label}” {taken}. The loss is "
-        f"{loss_at(surface, 0, 0):.3f} at the image and {loss_at(surface, surface.eps, 0):.3f} after a step of "
-        f"ε = {radius(surface.eps)} along its gradient; on the whole surface it lies between {min(values):.3f} and "
-        f"{max(values):.3f}. Within ε it leaves its tangent plane by at most {surface.local_linearity_error:.3f} "
+        f"{loss_at(surface, 0, 0):z.3f} at the image and {loss_at(surface, surface.eps, 0):z.3f} after a step of "
+        f"ε = {radius(surface.eps)} along its gradient; on the whole surface it lies between {min(values):z.3f} and "
+        f"{max(values):z.3f}. Within ε it leaves its tangent plane by at most {surface.local_linearity_error:.3f} "
         "(local linearity error)."
     )
 
