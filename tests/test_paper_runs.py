@@ -33,6 +33,7 @@ from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import SOURCES, TABLES
 from surefoot.recipes import RECIPES, Recipe, train
+from surefoot.recipes.run import only_training
 
 MATRIX = Matrix(SMOKE, seeds=1)
 
@@ -168,6 +169,20 @@ def test_a_training_whose_state_is_damaged_begins_anew(tmp_path: Path, trained: 
         (folder / "finished.json").unlink()
     assert all((folder / name).exists() for name in ("damaged.ckpt", "damaged.safetensors"))  # not thrown away
     assert len(trained) == 3
+
+
+def test_a_folder_in_which_a_training_is_at_work_is_not_begun_anew(tmp_path: Path) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/sat-r3")
+    do([model], place)
+    folder = model.folder(place)
+    for name in ("finished.json", "state.ckpt"):  # as it is in a training's first epoch
+        (folder / name).unlink()
+    (folder / "metrics.jsonl").write_text("", encoding="utf-8")
+    before = {file.name for file in folder.iterdir()}
+    with only_training(folder), pytest.raises(ValueError, match="another training is at work in"):
+        model(place)
+    assert {file.name for file in folder.iterdir()} - {".lock"} == before
+    assert do([model], place)[0] == []
 
 
 class Killed(BaseException):

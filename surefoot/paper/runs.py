@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,17 @@ from surefoot.evaluation.attack_settings import fields_of
 from surefoot.evaluation.identity import weights_sha256
 from surefoot.paper.watch import STAGES, Watch, seen
 from surefoot.recipes import Recipe, load_run, train
-from surefoot.recipes.run import DATA_FILE, FILES, RECIPE_FILE, Run, check_data, is_run, load_recipe_data, settings_of
+from surefoot.recipes.run import (
+    DATA_FILE,
+    FILES,
+    RECIPE_FILE,
+    Run,
+    check_data,
+    is_run,
+    load_recipe_data,
+    only_training,
+    settings_of,
+)
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
 from surefoot.training.checkpoint import METRICS, SELECTED, STATE
@@ -195,17 +205,20 @@ class Training:
 
     def __call__(self, place: Workplace) -> None:
         folder = self.folder(place)
-        self.adopt(place)
-        run = self.begun(place)
-        complete = run is not None and run.is_finished()
-        if not (complete and (folder / SELECTED).exists()) or self.lacks_seen(place):
-            state = folder / STATE
-            if run is None or complete or self.finished(place) or not state.exists():  # what it needs is gone: anew
+        # Whose worker was taken for dead may be at work still: its files are not removed.
+        with only_training(folder) if folder.is_dir() else nullcontext():
+            self.adopt(place)
+            run = self.begun(place)
+            complete = run is not None and run.is_finished()
+            wanted = not (complete and (folder / SELECTED).exists()) or self.lacks_seen(place)
+            gone = run is None or complete or self.finished(place) or not (folder / STATE).exists()
+            if wanted and gone:  # what it needs to go on: it begins anew
                 if self.finished(place):  # kept till there are others: measurements are known by it
                     (folder / FINISHED).replace(folder / BEFORE)
                 for name in LEFT:
                     (folder / name).unlink(missing_ok=True)
                 run = None
+        if wanted:
             watch = Watch(self.recipe, folder, points=self.watched) if self.watched else None
             train(
                 self.recipe,
