@@ -599,6 +599,23 @@ def test_it_is_printed_open_light_and_within_the_paper(opened: Visit, one: Read)
     assert not opened.faults
 
 
+def test_long_names_over_maps_side_by_side_do_not_touch(browser: Any, tmp_path: Path) -> None:
+    audits = [
+        replace(each, model=f"my_package.networks_{number}.resnets:wide_resnet_28_{number}")
+        for number, each in enumerate(three())
+    ]
+    found = visit(browser, audits, tmp_path / "page.html", width=700)
+    found.show("compared-map")
+    boxes = found.ask(
+        "[...document.querySelectorAll('#compared-map .annotation')].map((each) => each.getBoundingClientRect())"
+        ".map((box) => [box.top, box.left, box.right])"
+    )
+    assert len(boxes) > 1
+    for (top, _, right), (next_top, left, _) in pairwise(sorted(boxes)):
+        assert right < left or next_top > top
+    assert not found.faults
+
+
 def test_three_models_on_a_phone(browser: Any, many: Read, tmp_path: Path) -> None:
     found = visit(browser, three(), tmp_path / "page.html", width=360)
     assert found.ask("document.documentElement.scrollWidth") == 360

@@ -14,6 +14,7 @@
   const chosen = {};
   let printing = false;
 
+  const endOf = (text, count) => (text.length > count ? "…" + text.slice(1 - count) : text); // names differ at their end
   const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("%{", "%\u200b{"); // Plotly reads some HTML
   const at = (id) => document.getElementById(id);
   const isClosed = (element) => element.closest("details:not([open])") !== null;
@@ -148,7 +149,7 @@
       layout[x.replace("x", "xaxis")] = axis(look, lowest ? "e<sub>1</sub>" : "", { ...both, domain: [left, left + side / inner], anchor: y, showticklabels: lowest, range: [part.e1[0], part.e1.at(-1)] });
       layout[y.replace("y", "yaxis")] = axis(look, column ? "" : "e<sub>2</sub>", { ...both, domain: [Math.max(0, top - side / high), top], anchor: x, showticklabels: !column, range: [part.e2[0], part.e2.at(-1)] });
       layout.shapes.push({ type: "rect", xref: x, yref: y, x0: -part.eps, x1: part.eps, y0: -part.eps, y1: part.eps, line: { color: "#fff", width: 1.5, dash: "dash" } });
-      if (part.name) layout.annotations.push({ text: plain(part.name), xref: x + " domain", yref: y + " domain", x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false, font: { color: look.ink, size: 13 } });
+      if (part.name) layout.annotations.push({ text: plain(endOf(part.name, Math.floor(side / 8))), xref: x + " domain", yref: y + " domain", x: 0, y: 1, xanchor: "left", yanchor: "bottom", showarrow: false, font: { color: look.ink, size: 13 } });
       const axes = { xaxis: x, yaxis: y };
       traces.push({
         type: "contour", x: part.e1, y: part.e2, z: part.loss, coloraxis: "coloraxis", ncontours: 14, line: { width: 0.4, color: "rgba(255,255,255,.55)" }, contours: { coloring: "heatmap" }, ...axes,
