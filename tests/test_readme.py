@@ -444,10 +444,10 @@ def test_sat_r2_at_the_papers_scale_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     assert " | ".join(row.split(" | ")[:11]) + " |\n" in text
     ((_, cells),) = (line for line in table.rows if line[0] == "SAT-R2")
-    for cell in cells[:5]:
+    for number, cell in enumerate(cells[:10]):
         assert isinstance(cell, Cell)
         assert len(cell.values) == paper.seeds
-        assert Number.of(cell).state in ("within", "near")
+        assert number == 9 or Number.of(cell).state == "within" or (number < 5 and Number.of(cell).state == "near")
 
 
 def white_box(run: Path) -> dict[str, Record]:
@@ -495,7 +495,7 @@ def test_the_trainings_that_were_made_again_are_the_committed_ones() -> None:
         if "sat-r" in run:
             found = [record for file in (folder / "evaluations").glob("*.jsonl") for record in read_records(file)]
             assert {record.weights_sha256 for record in found} == {finished["weights_sha256"]}
-            assert "sat-r2" in run or {record.source for record in found} == {None, "mnist/normal-c", "mnist/normal-d"}
+            assert {record.source for record in found} == {None, "mnist/normal-c", "mnist/normal-d"}
 
 
 def test_fgsm_ats_seeds_are_what_was_measured() -> None:
