@@ -482,7 +482,12 @@ def test_a_second_training_of_r3_2_is_what_was_measured() -> None:
     assert {(each.recipe, each.seed, each.num_examples) for each in found} == {("mnist/ablation-r3-2", 1, 1000)}
     assert selected.weights_sha256 != last.weights_sha256
     shares = [f"{100 * each.robust_accuracy:.1f} %" for each in (selected, last)]
-    assert f"{shares[0]} of its selected epoch, the 17th, and {shares[1]} of its last are left" in text
+    assert f"{shares[0]} of its selected epoch, the 17th, and {shares[1]} of its last (" in text
+    slower = read_records(ROOT / "results" / "looked-into" / "r3-2-rate.jsonl")
+    assert {(each.recipe, each.seed, each.num_examples) for each in slower} == {("mnist/ablation-r3-2", 1, 1000)}
+    fgsm, pgd = ([100 * each.robust_accuracy for each in slower if each.attack == name] for name in ("FGSM", "PGD"))
+    assert f"keeps {fgsm[0]:.1f} % under FGSM (the paper: 72.35) and {pgd[0]:.1f} under PGD-100" in text
+    assert f"its last {fgsm[1]:.1f} and {pgd[1]:.1f} (" in text
 
 
 def test_the_trainings_that_were_made_again_are_the_committed_ones() -> None:
