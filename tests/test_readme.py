@@ -488,6 +488,22 @@ def test_a_second_training_of_r3_2_is_what_was_measured() -> None:
     fgsm, pgd = ([100 * each.robust_accuracy for each in slower if each.attack == name] for name in ("FGSM", "PGD"))
     assert f"keeps {fgsm[0]:.1f} % under FGSM (the paper: 72.35) and {pgd[0]:.1f} under PGD-100" in text
     assert f"its last {fgsm[1]:.1f} and {pgd[1]:.1f} (" in text
+    for name, recipe, seed, told in (
+        ("r3-2-rate-0", "mnist/ablation-r3-2", 0, "with {0:.1f} and {2:.1f} of its first epoch"),
+        (
+            "sat-r3-rate",
+            "mnist/sat-r3",
+            1,
+            "{0:.1f} % under FGSM and {2:.1f} under PGD-100 of its selected epoch, the sixth, ",
+        ),
+        ("sat-r3-rate", "mnist/sat-r3", 1, "the sixth, {1:.1f} and {3:.1f} of its last"),
+    ):
+        found = read_records(ROOT / "results" / "looked-into" / f"{name}.jsonl")
+        assert {(each.recipe, each.seed, each.num_examples) for each in found} == {(recipe, seed, 1000)}
+        shares = [
+            f"{100 * each.robust_accuracy:.1f}" for attack in ("FGSM", "PGD") for each in found if each.attack == attack
+        ]
+        assert told.replace(":.1f", "").format(*shares) in text
 
 
 def test_the_trainings_that_were_made_again_are_the_committed_ones() -> None:
