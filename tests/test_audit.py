@@ -415,6 +415,24 @@ def test_a_clear_rise_is_not_hidden_by_a_clearer_one_that_is_small(monkeypatch: 
     assert "it rises most from 84 % at 0.00375 to 91 % at 0.005" in check.measured
 
 
+def test_a_clear_rise_is_not_hidden_by_a_larger_one_that_is_not_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the third radius 70 of 1,000 are back; at the last 300 come back and 215 go, as chance may have it."""
+    place = torch.arange(1000)
+    course = [place >= 0, place >= 70, place >= 0, (place < 300) | (place >= 600), (place >= 215)]
+    inputs, labels = images(1000)
+    table = Bench(Matching(), Matching(), inputs, labels, 0.01, classes=3, effort=QUICK)
+    monkeypatch.setattr("surefoot.audit.checks.right_along", lambda *_: [*course, *8 * course[-1:]])
+    check = QUESTIONS["accuracy-never-rises"](table)
+    assert check.outcome == "failed"
+    assert "it rises most from 93 % at 0.00125 to 100 % at 0.0025" in check.measured
+
+
+def test_two_tests_of_one_check_share_its_error_rate() -> None:
+    count = next(n for n in range(96) if binomial_tail(n, 96, 0.1) <= CHECK_ERROR)
+    total = next(n for n in range(96, 9, -1) if CHECK_ERROR / 2 < binomial_tail(count, n, 0.1) <= CHECK_ERROR)
+    assert (judge(count, total, 0.1)[0], judge(count, total, 0.1, CHECK_ERROR / 2)[0]) == ("failed", "unclear")
+
+
 def test_accuracies_along_radii_are_told_from_small_to_large() -> None:
     values = QUESTIONS["accuracy-never-rises"](bench(Matching())).values
     assert values["pgd_radii"] == [0.0, EPS / 4, EPS / 2, EPS]

@@ -19,7 +19,7 @@ from surefoot.audit.trials import plain_name
 from surefoot.audit.verdict import Looks, decide
 from surefoot.core.geometry import check_batch, check_labels, check_radius, l2_distance, linf_distance
 from surefoot.core.gradients import crafting
-from surefoot.core.limits import check_count, check_number, check_whole
+from surefoot.core.limits import check_count, check_not_negative, check_number, check_whole
 from surefoot.core.losses import answered, check_logits, check_logits_shape
 from surefoot.core.seeding import seeded
 from surefoot.evaluation.evaluate import device_name, versions
@@ -103,9 +103,7 @@ def audit(
         if not 0 < required < 1:
             raise ValueError(f"required is {required}; it is a share of the images, above 0 and below 1.")
     if budget_minutes is not None:
-        check_number("budget_minutes", budget_minutes, example="10")
-        if not 0 <= budget_minutes < math.inf:
-            raise ValueError(f"budget_minutes is {budget_minutes}; it must be a finite number of at least 0.")
+        check_not_negative("budget_minutes", budget_minutes, example="10")
     check_count("batch_size", batch_size)
     check_whole("seed", seed, least=0)
     if sources is not None and not isinstance(sources, Mapping):
