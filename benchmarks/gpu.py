@@ -14,6 +14,7 @@ digits: the same pieces, too small to mean anything.
 import argparse
 import contextlib
 import gc
+import importlib.util
 import json
 import math
 import os
@@ -94,26 +95,28 @@ class Plan:
         if self.tiny:
             yield Command("check", ("surefoot", "list", "recipes"))
         else:  # only their files: others import what they are about, which need not be installed here
-            yield Command("check", ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *marked_gpu()), takes=80)
+            at_once = ("-n", "8") if importlib.util.find_spec("xdist") else ()
+            words = ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *at_once, *marked_gpu())
+            yield Command("check", words, takes=80)
 
     def attacks(self) -> Iterator[Command]:
         """Attacks beside other libraries."""
         if self.tiny:
             yield self.attack("digits-net", "pgd", 0, "--batch-size", "4", "--steps", "2", "--rounds", "1")
             return
-        yield self.attack("resnet-18", "pgd", 40, "--rounds", "3")
-        yield self.attack("wrn-28-10", "pgd", 45, "--rounds", "3")
+        batch = ("--batch-size", "500", "--rounds")
+        yield self.attack("resnet-18", "pgd", 25, *batch, "3")
+        yield self.attack("wrn-28-10", "pgd", 45, *batch, "3")
         # One library takes the images of DeepFool one by one, one searches at every step of C&W: they get fewer images.
         # With its usual 900 gradients C&W would take a minute a turn and library on WRN-28-10.
-        deepfool = ("--rounds", "2", "--max-seconds", "10")
-        cw = ("--rounds", "2", "--max-seconds", "15", "--cw-steps", "30", "--cw-search-steps", "3")
-        for network, deepfool_takes, cw_takes in (("resnet-18", 60, 50), ("wrn-28-10", 80, 110)):
+        deepfool = (*batch, "2", "--max-seconds", "5")
+        cw = (*batch, "2", "--max-seconds", "6", "--cw-steps", "20", "--cw-search-steps", "2")
+        for network, deepfool_takes, cw_takes in (("resnet-18", 40, 35), ("wrn-28-10", 60, 60)):
             yield self.attack(network, "deepfool", deepfool_takes, *deepfool)
             yield self.attack(network, "cw", cw_takes, *cw)
 
     def attack(self, network: str, attack: str, takes: float, *size: str) -> Command:
         words = ("surefoot", "benchmark", "attacks", network, "--attacks", attack)
-        size = size if self.tiny else ("--batch-size", "500", *size)
         where = ("--device", self.device, "--records", str(self.records("attacks")))
         return Command(f"attacks {network} {attack}", (*words, *size, *where), takes)
 
@@ -167,6 +170,15 @@ class Plan:
                 yield self.train(f"{family}/{recipe}", family, folder, seed, 80 if prefix == "short" else 350)
                 yield self.evaluate(family, folder, seed, "PGD", 25, "--attacks", "pgd")
                 yield self.auto_attack(family, folder, seed)
+        if prefix == "short" and methods == SAT[:1]:
+            yield self.accuracy(family, f"{prefix}-{SAT[0]}")
+
+    def accuracy(self, family: str, method: str) -> Command:
+        """What the accuracy of a trained network costs, here and in other libraries."""
+        size = ("--batch-size", "10", "--num-examples", "20", "--accuracy-steps", "2", "--rounds", "1")
+        size = size if self.tiny else ("--batch-size", "500", "--rounds", "2")
+        command = self.attack(str(self.run(family, method, 0)), "accuracy", 60, *size, *self.data())
+        return replace(command, key=f"attacks {method} accuracy", after=f"train {family}/{method} 0")
 
     @property
     def device(self) -> str:
