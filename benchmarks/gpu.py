@@ -96,7 +96,7 @@ class Plan:
         if self.tiny:
             yield Command("check", ("surefoot", "list", "recipes"))
         else:  # only their files: others import what they are about, which need not be installed here
-            at_once = ("-n", "8") if importlib.util.find_spec("xdist") else ()
+            at_once = ("-n", "8", "-p", "no:benchmark") if importlib.util.find_spec("xdist") else ()
             words = ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *at_once, *marked_gpu())
             yield Command("check", words, takes=80)
 

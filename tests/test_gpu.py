@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import PGD, AutoAttack
+from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Split
 from surefoot.evaluation import evaluate
+from surefoot.evaluation.precision import exact_float32
+from surefoot.models import build_model, layers
 from surefoot.recipes import RECIPES, train
 from tests.tables import EPS, trained
 
@@ -88,3 +91,45 @@ def test_where_memory_runs_out_the_batch_is_halved() -> None:
     )
     assert [each.robust_accuracy for each in found] == [each.robust_accuracy for each in expected]
     assert notes[-1].endswith("going on with 4.")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [(torch.float32, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.01)],
+)
+def test_one_kernel_gives_the_outputs_and_gradients_of_three(
+    dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice with memory that held NaN before, of which nothing may be read."""
+    torch.manual_seed(0)
+    net = build_model("resnet-18", num_classes=10, in_channels=3, image_size=32).to(DEVICE)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs = torch.rand(64, 3, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(64, device=DEVICE) % 10
+    calls: list[int] = []
+
+    def counted(*arguments: Any, run: Any = layers._by_cudnn) -> Tensor:
+        calls.append(1)
+        return run(*arguments)  # type: ignore[no-any-return]
+
+    def attacked() -> tuple[Tensor, Tensor]:
+        del calls[:]
+        spoilt = [torch.full((64, 64, 32, 32), torch.nan, device=DEVICE) for _ in range(20)]
+        del spoilt
+        with crafting(net) as frozen, torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            loss = lambda logits: nn.functional.cross_entropy(logits.float(), labels, reduction="none")  # noqa: E731
+            return input_gradient(frozen, inputs, loss)
+
+    monkeypatch.setattr(layers, "_by_cudnn", counted)
+    ours = [attacked() for _ in range(2)][1]
+    assert len(calls) == 17
+    if dtype == torch.float32:
+        with exact_float32(inputs.device):
+            attacked()
+        assert calls == []
+    monkeypatch.setattr(layers, "_in_one_kernel", lambda layer, input: False)
+    theirs = attacked()
+    assert calls == []
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.isfinite().all()
+        assert float((mine - other).float().norm() / other.float().norm()) < bound

@@ -21,7 +21,7 @@ from surefoot.core.losses import cross_entropy
 from surefoot.models import MODELS, ModelSpec, Normalize, build_model, layers, load_factory
 from surefoot.models.densenet import DenseLayer
 from surefoot.models.layers import Classifier, HiddenLinear, ImageConv2d, Layers
-from surefoot.models.resnet import PreActBlock
+from surefoot.models.resnet import PreActBlock, Residual
 
 ALL = sorted(MODELS)
 SMALL = [
@@ -960,6 +960,72 @@ def test_crafting_sees_what_a_model_of_any_kind_computes(make: Callable[[], nn.M
             gradient, found = input_gradient(frozen, inputs, lambda z: z.flatten(1).asinh().sum(dim=1))
             torch.testing.assert_close(found, logits.detach(), rtol=1e-10, atol=1e-10)
             torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
+
+
+def three_kernels(inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, where: Any) -> Tensor:
+    """What cuDNN does in one."""
+    outputs = F.conv2d(inputs, weight, bias, *where)
+    return F.relu(outputs if other is None else outputs + other)
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The calls of cuDNN's kernel, as if there were one here."""
+    calls: list[Any] = []
+    monkeypatch.setattr(layers, "_by_cudnn", spy(three_kernels, calls))
+    monkeypatch.setattr(layers, "_in_one_kernel", lambda layer, input: layer.groups == 1)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("make", "calls"),
+    [
+        (lambda: tiny("resnet-18"), 17),
+        (lambda: tiny("preact-resnet-18"), 8),
+        (shared, 1),
+        (lambda: Layers(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), 0),
+        (lambda: Layers(nn.Conv2d(2, 4, 3, 2, 1, groups=2), nn.BatchNorm2d(4), nn.ReLU()), 0),
+        (lambda: Layers(nn.Conv2d(2, 4, 3, 2, (1, 2), 2), nn.BatchNorm2d(4), nn.ReLU()), 1),
+        (lambda: Layers(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), 0),
+        (lambda: Residual(Layers(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), nn.Identity()), 1),
+        (lambda: Residual(Layers(nn.BatchNorm2d(2)), nn.Identity()), 0),
+        (lambda: Residual(Layers(), nn.Conv2d(2, 2, 1)), 0),
+    ],
+)
+def test_a_convolution_that_rectifies_too_gives_the_same_outputs_and_gradients(
+    fused: list[Any], make: Callable[[], nn.Module], calls: int
+) -> None:
+    torch.manual_seed(0)
+    model = with_statistics(make()).eval()
+    inputs = examples(3, torch.float64).requires_grad_()
+    outputs = model(inputs)
+    (expected,) = torch.autograd.grad(outputs.flatten(1).asinh().sum(), inputs)
+    assert fused == []
+    with crafting(model) as frozen:
+        gradient, found = input_gradient(frozen, inputs, lambda z: z.flatten(1).asinh().sum(dim=1))
+        with torch.no_grad():
+            assert torch.equal(frozen(inputs), found)
+    assert len(fused) == 2 * calls
+    torch.testing.assert_close(found, outputs.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", ["body", "body.2"])
+def test_who_looks_into_a_block_sees_it(fused: list[Any], part: str) -> None:
+    body = Layers(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    model: Any = with_statistics(Residual(body, nn.Identity())).eval()
+    seen: list[Tensor] = []
+    model.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with crafting(model) as frozen:
+        outputs = frozen(examples(2, torch.float64))
+    assert torch.allclose(outputs, model(examples(2, torch.float64)))
+    assert len(seen) == 2
+    assert torch.allclose(seen[0], seen[1])
+    assert len(fused) == 1
+
+
+def test_a_cpu_has_no_such_kernel() -> None:
+    assert not layers._in_one_kernel(nn.Conv2d(3, 4, 1), examples())
 
 
 class Noise(nn.Module):

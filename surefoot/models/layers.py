@@ -279,11 +279,13 @@ def conv(in_width: int, width: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Layers(nn.Sequential):
-    """`nn.Sequential`, in which a convolution takes in the batch-norm after it while an attack crafts.
+    """`nn.Sequential`, in which a convolution takes in what follows it while an attack crafts.
 
     In evaluation mode batch-norm is a scale and an offset for each channel, so that both layers are one convolution,
-    w' = w s and b' = (b - mean) s + beta with s = gamma / sqrt(var + eps), computed once an attack. On a GPU PyTorch's
-    own batch-norm in evaluation mode takes as long as the convolution. Names, weights and all else are as they were.
+    w' = w s and b' = (b - mean) s + beta with s = gamma / sqrt(var + eps), computed once an attack. On a GPU cuDNN
+    adds b', and a residual block's shortcut, and rectifies, where the convolution writes its outputs: PyTorch's own
+    way reads and writes them anew each time, which takes as long as the convolution. Names, weights and all else are
+    as they were.
 
     >>> network = Layers(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
     >>> network(torch.rand(2, 3, 8, 8)).shape
@@ -294,13 +296,32 @@ class Layers(nn.Sequential):
         """[batch, in_channels, height, width] to what the last layer gives."""
         if not is_crafting():
             return super().forward(input)  # type: ignore[no-any-return, no-untyped-call]
-        layers = list(self)
-        for number, layer in enumerate(layers):
-            if number and _are_one(layers[number - 1], layer):
-                continue
-            one = number + 1 < len(layers) and _are_one(layer, layers[number + 1])
-            input = _convolved(layer, layers[number + 1], input) if one else layer(input)
-        return input
+        return _crafted(list(self), input)
+
+    def rectified_sum(self, input: Tensor, other: Tensor) -> Tensor:
+        """relu(self(input) + other), as a residual block computes it."""
+        row: list[Any] = list(self)
+        if is_crafting() and len(row) > 1 and _are_one(*row[-2:]) and _is_plain(self, Layers):
+            *first, layer, norm = row
+            input = _crafted(first, input)
+            if _in_one_kernel(layer, input):
+                return _convolved(layer, norm, input, rectify=True, other=other)
+            return F.relu(_convolved(layer, norm, input) + other)
+        return F.relu(self(input) + other)
+
+
+def _crafted(layers: Sequence[nn.Module], input: Tensor) -> Tensor:
+    """What layers in a row give while an attack crafts."""
+    row: list[Any] = [*layers, None, None]
+    while row[0] is not None:
+        layer, norm, last, *_ = *row, None
+        if norm is None or not _are_one(layer, norm):
+            input, row = layer(input), row[1:]
+        elif type(last) is nn.ReLU and _is_plain(last, nn.ReLU) and _in_one_kernel(layer, input):
+            input, row = _convolved(layer, norm, input, rectify=True), row[3:]
+        else:
+            input, row = _convolved(layer, norm, input), row[2:]
+    return input
 
 
 def _are_one(layer: nn.Module, following: nn.Module) -> bool:
@@ -322,12 +343,72 @@ def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer).forward is kind.forward and "forward" not in vars(layer) and not any(hooks)
 
 
-def _convolved(layer: Any, norm: Any, input: Tensor) -> Tensor:
+def _in_one_kernel(layer: Any, input: Tensor) -> bool:
+    """Does cuDNN add and rectify in this convolution's own kernel? Measured on tensor cores alone, so only there."""
+    cudnn = torch.backends.cudnn
+    dtype = autocast_dtype(input.device.type) or input.dtype
+    return (
+        input.is_cuda
+        and torch.version.hip is None
+        and cudnn.enabled
+        and not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
+        and (dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and _tf32_is_allowed()))
+        and input.dim() == 4
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore
+        and not (in_functorch(input) or in_functorch(layer.weight))
+    )
+
+
+def _tf32_is_allowed() -> bool:
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the caller has set `fp32_precision`, and PyTorch refuses to read this
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+
+
+def _convolved(layer: Any, norm: Any, input: Tensor, *, rectify: bool = False, other: Tensor | None = None) -> Tensor:
+    """A convolution and its batch-norm; with `rectify`, the ReLU of that and of what is added."""
     weight, dtype = layer.weight, autocast_dtype(input.device.type)
     dtype = dtype or weight.dtype
     made_of = weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias
     folded = kept_while_crafting((layer, norm, dtype), lambda: _folded(*made_of, norm.eps, dtype), of=made_of)
-    return layer._conv_forward(input, *folded)  # type: ignore[no-any-return]
+    if not rectify:
+        return layer._conv_forward(input, *folded)  # type: ignore[no-any-return]
+    other = None if other is None else other.to(dtype)
+    where = layer.stride, layer.padding, layer.dilation
+    return _Rectified.apply(input.to(dtype), other, *folded, where)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _by_cudnn(inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, where: Sequence[Any]) -> Tensor:
+    if other is None:
+        outputs: Tensor = torch.ops.aten.cudnn_convolution_relu(inputs, weight, bias, *where, 1)
+    else:
+        outputs = torch.ops.aten.cudnn_convolution_add_relu(inputs, weight, other, 1.0, bias, *where, 1)
+    return outputs
+
+
+class _Rectified(torch.autograd.Function):
+    """relu(convolution(inputs) + bias + other) in one kernel of cuDNN's, and the gradients of inputs and other."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, where: Any) -> Tensor:
+        outputs = _by_cudnn(inputs, other, weight, bias, where)
+        ctx.where = where
+        ctx.save_for_backward(inputs, weight, outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        (gradient,), (inputs, weight, outputs) = gradients, ctx.saved_tensors
+        gradient = torch.ops.aten.threshold_backward(gradient, outputs, 0)
+        of_inputs = None
+        if ctx.needs_input_grad[0]:
+            rest = None, *ctx.where, False, [0, 0], 1, [True, False, False]
+            of_inputs = torch.ops.aten.convolution_backward(gradient, inputs, weight, *rest)[0]
+        return of_inputs, gradient if ctx.needs_input_grad[1] else None, None, None, None
 
 
 @torch.no_grad()

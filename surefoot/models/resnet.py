@@ -26,7 +26,10 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.relu(self.body(inputs) + self.shortcut(inputs))
+        shortcut = self.shortcut(inputs)
+        if isinstance(self.body, Layers):
+            return self.body.rectified_sum(inputs, shortcut)
+        return F.relu(self.body(inputs) + shortcut)
 
 
 def _projection(in_width: int, width: int, stride: int) -> nn.Module:
