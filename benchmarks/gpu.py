@@ -98,7 +98,7 @@ class Plan:
         else:  # only their files: others import what they are about, which need not be installed here
             at_once = ("-n", "8", "-p", "no:benchmark") if importlib.util.find_spec("xdist") else ()
             words = ("pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *at_once, *marked_gpu())
-            yield Command("check", words, takes=80)
+            yield Command("check", words, takes=45)
 
     def attacks(self) -> Iterator[Command]:
         """Attacks beside other libraries."""
@@ -106,13 +106,13 @@ class Plan:
             yield self.attack("digits-net", "pgd", 0, "--batch-size", "4", "--steps", "2", "--rounds", "1")
             return
         batch = ("--batch-size", "500", "--rounds")
-        yield self.attack("resnet-18", "pgd", 25, *batch, "3")
-        yield self.attack("wrn-28-10", "pgd", 45, *batch, "3")
+        yield self.attack("resnet-18", "pgd", 30, *batch, "3")
+        yield self.attack("wrn-28-10", "pgd", 40, *batch, "3")
         # One library takes the images of DeepFool one by one, one searches at every step of C&W: they get fewer images.
         # With its usual 900 gradients C&W would take a minute a turn and library on WRN-28-10.
         deepfool = (*batch, "2", "--max-seconds", "5")
         cw = (*batch, "2", "--max-seconds", "6", "--cw-steps", "20", "--cw-search-steps", "2")
-        for network, deepfool_takes, cw_takes in (("resnet-18", 40, 35), ("wrn-28-10", 60, 60)):
+        for network, deepfool_takes, cw_takes in (("resnet-18", 25, 20), ("wrn-28-10", 40, 40)):
             yield self.attack(network, "deepfool", deepfool_takes, *deepfool)
             yield self.attack(network, "cw", cw_takes, *cw)
 
@@ -128,7 +128,7 @@ class Plan:
             return
         # In two: each graph keeps its memory until the command is over.
         single, rest = ("normal", "fgsm-at", *sorted(SAT)), ("rfgsm-at", "ensemble-at", "pgd-at", "trades")
-        yield self.steps("wrn-28-10", "128", "bf16", single, 60)
+        yield self.steps("wrn-28-10", "128", "bf16", single, 40)
         yield self.steps("wrn-28-10", "128", "bf16", rest, 80)
         for network, batch in (("resnet-18", "128"), ("lenet-plus", "32")):
             for precision in ("bf16", "fp32"):
@@ -168,8 +168,8 @@ class Plan:
             for method in methods:
                 recipe = method if self.tiny else f"{prefix}-{method}"
                 folder = f"{prefix}-{method}"
-                yield self.train(f"{family}/{recipe}", family, folder, seed, 80 if prefix == "short" else 350)
-                yield self.evaluate(family, folder, seed, "PGD", 25, "--attacks", "pgd")
+                yield self.train(f"{family}/{recipe}", family, folder, seed, 80 if prefix == "short" else 300)
+                yield self.evaluate(family, folder, seed, "PGD", 15, "--attacks", "pgd")
                 yield self.auto_attack(family, folder, seed)
         if prefix == "short" and methods == SHORT[:1]:
             yield self.accuracy(family, f"{prefix}-{SHORT[0]}")
@@ -178,7 +178,7 @@ class Plan:
         """What the accuracy of a trained network costs, here and in other libraries."""
         size = ("--batch-size", "10", "--num-examples", "20", "--accuracy-steps", "2", "--rounds", "1")
         size = size if self.tiny else ("--batch-size", "500", "--rounds", "2")
-        command = self.attack(str(self.run(family, method, 0)), "accuracy", 60, *size, *self.data())
+        command = self.attack(str(self.run(family, method, 0)), "accuracy", 70, *size, *self.data())
         return replace(command, key=f"attacks {method} accuracy", after=f"train {family}/{method} 0")
 
     @property
@@ -219,7 +219,7 @@ class Plan:
     def auto_attack(self, family: str, method: str, seed: int) -> Command:
         images = "2" if self.tiny else "10000"
         attack = ("--attacks", "auto-attack", "--num-examples", images)
-        return self.evaluate(family, method, seed, "AutoAttack", 330, *attack)
+        return self.evaluate(family, method, seed, "AutoAttack", 250, *attack)
 
 
 def marked_gpu() -> list[str]:

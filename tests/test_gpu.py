@@ -93,14 +93,11 @@ def test_where_memory_runs_out_the_batch_is_halved() -> None:
     assert notes[-1].endswith("going on with 4.")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "bound"),
-    [(torch.float32, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.01)],
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_kernel_gives_the_outputs_and_gradients_of_three(
-    dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice with memory that held NaN before, of which nothing may be read."""
+    """As near to float32's as theirs; twice, with memory that held NaN before, of which nothing may be read."""
     torch.manual_seed(0)
     net = build_model("resnet-18", num_classes=10, in_channels=3, image_size=32).to(DEVICE)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -112,24 +109,26 @@ def test_one_kernel_gives_the_outputs_and_gradients_of_three(
         calls.append(1)
         return run(*arguments)  # type: ignore[no-any-return]
 
+    def loss(logits: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
     def attacked() -> tuple[Tensor, Tensor]:
         del calls[:]
         spoilt = [torch.full((64, 64, 32, 32), torch.nan, device=DEVICE) for _ in range(20)]
         del spoilt
-        with crafting(net) as frozen, torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
-            loss = lambda logits: nn.functional.cross_entropy(logits.float(), labels, reduction="none")  # noqa: E731
+        with crafting(net) as frozen:
             return input_gradient(frozen, inputs, loss)
 
     monkeypatch.setattr(layers, "_by_cudnn", counted)
-    ours = [attacked() for _ in range(2)][1]
-    assert len(calls) == 17
-    if dtype == torch.float32:
-        with exact_float32(inputs.device):
-            attacked()
-        assert calls == []
-    monkeypatch.setattr(layers, "_in_one_kernel", lambda layer, input: False)
-    theirs = attacked()
+    with exact_float32(inputs.device):
+        exact = attacked()
     assert calls == []
-    for mine, other in zip(ours, theirs, strict=True):
+    with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+        ours = [attacked() for _ in range(2)][1]
+        assert len(calls) == 17
+        monkeypatch.setattr(layers, "_in_one_kernel", lambda layer, input: False)
+        theirs = attacked()
+        assert calls == []
+    for mine, other, true in zip(ours, theirs, exact, strict=True):
         assert mine.isfinite().all()
-        assert float((mine - other).float().norm() / other.float().norm()) < bound
+        assert float((mine - true).norm()) < 1.5 * float((other - true).norm())

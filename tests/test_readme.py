@@ -226,7 +226,7 @@ def test_table_3_is_the_papers() -> None:
 
 def test_what_things_cost_is_what_was_measured() -> None:
     folder = ROOT / "results" / "benchmark"
-    for name in ("attacks-cpu", "attacks-cpu-frozen", "attacks-xeon"):
+    for name in ("attacks-cpu", "attacks-cpu-frozen", "attacks-xeon", "attacks-gpu"):
         assert attacks_table(checked_lines(folder / f"{name}.jsonl")) in (ROOT / "docs" / "benchmarks.md").read_text()
     assert (
         step_cost_table(checked_lines(folder / "step-cost-cpu.jsonl")) in (ROOT / "docs" / "performance.md").read_text()
@@ -338,6 +338,45 @@ def test_the_fast_recipe_is_what_was_measured() -> None:
         assert recipe == dataclasses.replace(RECIPES["mnist/fast"], training=training, description=recipe.description)
 
 
+def test_what_attacks_cost_on_a_gpu_is_what_was_measured() -> None:
+    told = " ".join((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split())
+    folder = ROOT / "results" / "benchmark"
+    lines = checked_lines(folder / "attacks-gpu.jsonl")
+    assert {line["device"] for line in lines} == {"NVIDIA H200"}
+
+    def each(model: str, attack: str, library: str, lines: list[dict[str, Any]] = lines) -> float:
+        """Milliseconds an image."""
+        (line,) = [x for x in lines if (x["model"], x["attack"], x["library"]) == (model, attack, library)]
+        return float(1000 * line["seconds"] / line["images"])
+
+    def times(model: str, attack: str, library: str, lines: list[dict[str, Any]] = lines) -> float:
+        return each(model, attack, library, lines) / each(model, attack, "surefoot", lines)
+
+    before = checked_lines(folder / "attacks-gpu-three-kernels.jsonl")
+    assert f"{times('resnet-18', 'pgd', 'torchattacks'):.1f} times less than torchattacks" in told
+    assert f"(without it {times('resnet-18', 'pgd', 'torchattacks', before):.1f} times" in told
+    assert f"On WRN-28-10 {times('wrn-28-10', 'pgd', 'torchattacks'):.1f} times." in told
+    deepfool = [times(model, "deepfool", "foolbox") for model in ("resnet-18", "wrn-28-10")]
+    assert f"**DeepFool** {deepfool[0]:.0f} times less than foolbox on ResNet-18, {deepfool[1]:.0f} times on" in told
+    cw = [1 / times(model, "cw", "foolbox") for model in ("resnet-18", "wrn-28-10")]
+    assert f"takes {cw[0]:.1f} times foolbox's time on ResNet-18 and {cw[1]:.1f} times on WRN-28-10" in told
+    seconds = [f"{line['seconds']:.1f}" for line in lines if line["attack"] == "accuracy"]
+    assert f"torchattacks' {seconds[2]} seconds here: `strict` {seconds[0]}," in told
+    assert f"and `fast` {seconds[1]}." in told
+
+
+def test_what_all_of_autoattack_takes_on_a_gpu_is_what_was_measured() -> None:
+    told = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+    record = by_attack(ROOT / "results" / "gpu" / "cifar10" / "short-sat-r1")["AutoAttack"]
+    assert (record.num_examples, record.device) == (10_000, "NVIDIA H200")
+    left = [f"{100 * part['robust_accuracy']:.2f}" for part in record.parts]
+    assert f"take {record.seconds:.0f} seconds on an H200" in told
+    assert f"APGD-CE leaves {left[0]} %, APGD-T {left[1]}, FAB-T {left[2]}, Square {left[3]}, in" in told
+    assert (
+        f"in {record.forwards / 1e6:.1f} million passes forwards and {record.backwards / 1e6:.1f} million back" in told
+    )
+
+
 def test_what_a_gpu_does_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     told = " ".join(text.split())
@@ -345,7 +384,11 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
     assert {line["device"] for line in lines} == {"NVIDIA H200"}
     assert f"<!-- captured -->\n{captured_table(lines)}\n<!-- end of captured -->" in text
     steps = {(line["objective"], line["precision"], line["mode"]): line for line in lines if line["batch"] == 32}
-    for model, words in (("lenet-plus", "times faster than eager for LeNet+"), ("resnet-18", "times for ResNet-18")):
+    for model, words in (
+        ("lenet-plus", "times faster than eager for LeNet+"),
+        ("resnet-18", "times for ResNet-18"),
+        ("wrn-28-10", "times for WRN-28-10"),
+    ):
         pairs: dict[tuple[str, str], dict[str, float]] = {}
         for line in (line for line in lines if line["model"] == model):
             pairs.setdefault((line["objective"], line["precision"]), {})[line["mode"]] = line["seconds_per_step"]

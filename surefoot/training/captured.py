@@ -123,6 +123,7 @@ class CapturedStep:
             except RuntimeError as error:
                 self.eager.optimizer.zero_grad()
                 self._refuse(objective, " ".join(str(error).split())[:200])
+            if graph is None:  # only here: the error holds on to what was recorded, and autograd would warn of it
                 return self.eager.run(objective, inputs, labels)
         return graph.replay(inputs, labels)
 
