@@ -1,5 +1,6 @@
 """Every network of the registry: its size, its shape, its gradients; and models from anywhere else."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -962,17 +963,11 @@ def test_crafting_sees_what_a_model_of_any_kind_computes(make: Callable[[], nn.M
             torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-12)
 
 
-def three_kernels(inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, where: Any) -> Tensor:
-    """What cuDNN does in one."""
-    outputs = F.conv2d(inputs, weight, bias, *where)
-    return F.relu(outputs if other is None else outputs + other)
-
-
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The calls of cuDNN's kernel, as if there were one here."""
     calls: list[Any] = []
-    monkeypatch.setattr(layers, "_by_cudnn", spy(three_kernels, calls))
+    monkeypatch.setattr(layers, "_by_cudnn", spy(layers._in_three, calls))
     monkeypatch.setattr(layers, "_in_one_kernel", lambda layer, input: layer.groups == 1)
     return calls
 
@@ -1022,6 +1017,39 @@ def test_who_looks_into_a_block_sees_it(fused: list[Any], part: str) -> None:
     assert len(seen) == 2
     assert torch.allclose(seen[0], seen[1])
     assert len(fused) == 1
+
+
+@pytest.mark.parametrize(("error", "left"), [("GET was unable to find an engine to execute", 1), ("out of memory", 0)])
+@pytest.mark.usefixtures("fused")
+def test_where_cudnn_has_no_such_kernel_there_are_three(monkeypatch: pytest.MonkeyPatch, error: str, left: int) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise RuntimeError(error)
+
+    model = with_statistics(Layers(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()))
+    monkeypatch.setattr(layers, "_by_cudnn", fail)
+    expected = model(examples(2, torch.float64))
+    with contextlib.nullcontext() if left else pytest.raises(RuntimeError, match=error), crafting(model) as frozen:
+        assert torch.allclose(frozen(examples(2, torch.float64)), expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "suits"),
+    [
+        (nn.Conv2d(2, 4, 3), (2, 2, 8, 8), True),
+        (nn.Conv2d(2, 4, 3), (2, 8, 8), False),
+        (nn.Conv2d(2, 4, 3, groups=2), (2, 2, 8, 8), False),
+        (nn.Conv2d(2, 4, 3, padding="same"), (2, 2, 8, 8), False),
+        (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), (2, 2, 8, 8), False),
+        (nn.Conv2d(2, 1024, 1), (1 << 15, 2, 8, 8), False),
+        (nn.Conv2d(2, 1024, 1), ((1 << 15) - 1, 2, 8, 8), True),
+        (nn.Conv2d(2, 1024, 3, padding=1), ((1 << 15) - 1, 2, 8, 8), False),
+    ],
+)
+def test_which_convolutions_suit_one_kernel(layer: nn.Conv2d, shape: tuple[int, ...], suits: bool) -> None:
+    inputs = torch.empty(shape, device="meta")
+    images = inputs.to(memory_format=torch.channels_last) if len(shape) == 4 else inputs
+    assert layers._suits(layer, images) == suits
+    assert not layers._suits(layer, inputs)
 
 
 def test_a_cpu_has_no_such_kernel() -> None:

@@ -344,22 +344,41 @@ def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _in_one_kernel(layer: Any, input: Tensor) -> bool:
-    """Does cuDNN add and rectify in this convolution's own kernel? Measured on tensor cores alone, so only there."""
+    """Does cuDNN add and rectify in this convolution's own kernel? Only where that was found to be as fast as it."""
     cudnn = torch.backends.cudnn
     dtype = autocast_dtype(input.device.type) or input.dtype
     return (
         input.is_cuda
         and torch.version.hip is None
+        and torch.cuda.get_device_capability(input.device) >= (8, 0)
         and cudnn.enabled
         and not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
         and (dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and _tf32_is_allowed()))
-        and input.dim() == 4
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
+        and _suits(layer, input)
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore
         and not (in_functorch(input) or in_functorch(layer.weight))
     )
+
+
+def _suits(layer: Any, input: Tensor) -> bool:
+    """Is the convolution a plain one, and are the numbers in channels last, and no more than 32 bits can count?
+
+    >>> images = torch.rand(2, 3, 8, 8)
+    >>> _suits(nn.Conv2d(3, 4, 3), images), _suits(nn.Conv2d(3, 4, 3), images.to(memory_format=torch.channels_last))
+    (False, True)
+    """
+    return (
+        layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and input.dim() == 4
+        and input.is_contiguous(memory_format=torch.channels_last)
+        and len(input) * max(layer.weight.shape[:2]) * math.prod(_padded(layer, input)) < 1 << 31
+    )
+
+
+def _padded(layer: Any, input: Tensor) -> list[int]:
+    return [size + 2 * pad for size, pad in zip(input.shape[2:], layer.padding, strict=True)]
 
 
 def _tf32_is_allowed() -> bool:
@@ -390,12 +409,22 @@ def _by_cudnn(inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor
     return outputs
 
 
+def _in_three(inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, where: Sequence[Any]) -> Tensor:
+    outputs = F.conv2d(inputs, weight, bias, *where)
+    return F.relu(outputs if other is None else outputs + other)
+
+
 class _Rectified(torch.autograd.Function):
     """relu(convolution(inputs) + bias + other) in one kernel of cuDNN's, and the gradients of inputs and other."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, where: Any) -> Tensor:
-        outputs = _by_cudnn(inputs, other, weight, bias, where)
+        try:
+            outputs = _by_cudnn(inputs, other, weight, bias, where)
+        except RuntimeError as error:
+            if "unable to find an engine" not in str(error):
+                raise
+            outputs = _in_three(inputs, other, weight, bias, where)  # cuDNN has none for this shape on this GPU
         ctx.where = where
         ctx.save_for_backward(inputs, weight, outputs)
         return outputs
