@@ -85,6 +85,7 @@ class Plan:
         yield "attacks", list(self.attacks())
         yield "step-cost", list(self.step_cost())
         yield "short", list(self.cifar10("short", SHORT[:1]))
+        yield "shortest", list(self.shortest())
         yield "mnist", list(self.mnist())
         yield "cifar10", list(self.cifar10("fastat", SAT[:1] if self.tiny else SAT))
         yield "short-others", [] if self.tiny else list(self.cifar10("short", SHORT[1:]))
@@ -115,6 +116,8 @@ class Plan:
         for network, deepfool_takes, cw_takes in (("resnet-18", 25, 20), ("wrn-28-10", 40, 40)):
             yield self.attack(network, "deepfool", deepfool_takes, *deepfool)
             yield self.attack(network, "cw", cw_takes, *cw)
+        size = ("--num-examples", "500", "--accuracy-steps", "20")  # float32 proper takes half a second a step
+        yield self.attack("wrn-28-10", "accuracy", 45, *batch, "1", *size)
 
     def attack(self, network: str, attack: str, takes: float, *size: str) -> Command:
         words = ("surefoot", "benchmark", "attacks", network, "--attacks", attack)
@@ -174,6 +177,16 @@ class Plan:
         if prefix == "short" and methods == SHORT[:1]:
             yield self.accuracy(family, f"{prefix}-{SHORT[0]}")
 
+    def shortest(self) -> Iterator[Command]:
+        """Ways to get to AutoAttack 43.2 % sooner than by the short recipe, by what PGD-50 leaves of each."""
+        if self.tiny:
+            return
+        for epochs, rate in (("15", "0.2"), ("15", "0.3"), ("10", "0.2")):
+            folder = f"{epochs}-epochs-at-{rate}"
+            options = ("--epochs", epochs, "--learning-rate", rate)
+            yield self.train(f"cifar10/short-{SHORT[0]}", "cifar10", folder, 0, 60, *options)
+            yield self.evaluate("cifar10", folder, 0, "PGD", 15, "--attacks", "pgd")
+
     def accuracy(self, family: str, method: str) -> Command:
         """What the accuracy of a trained network costs, here and in other libraries."""
         size = ("--batch-size", "10", "--num-examples", "20", "--accuracy-steps", "2", "--rounds", "1")
@@ -194,8 +207,8 @@ class Plan:
     def data(self) -> tuple[str, ...]:
         return () if self.data_dir is None else ("--data-dir", str(self.data_dir))
 
-    def train(self, recipe: str, family: str, method: str, seed: int, takes: float) -> Command:
-        options: tuple[str, ...] = ("--epochs", "1") if self.tiny else ()
+    def train(self, recipe: str, family: str, method: str, seed: int, takes: float, *options: str) -> Command:
+        options = ("--epochs", "1") if self.tiny else options
         words = ("surefoot", "train", recipe, "--seed", str(seed), "--device", self.device, *options, *self.data())
         run = self.run(family, method, seed)
         return Command(f"train {family}/{method} {seed}", (*words, "--out", str(run)), takes, trains=run)
