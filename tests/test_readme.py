@@ -371,6 +371,7 @@ def test_what_all_of_autoattack_takes_on_a_gpu_is_what_was_measured() -> None:
     assert (record.num_examples, record.device) == (10_000, "NVIDIA H200")
     left = [f"{100 * part['robust_accuracy']:.2f}" for part in record.parts]
     assert f"take {record.seconds:.0f} seconds on an H200" in told
+    assert f"takes {record.seconds:.0f} s there" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"APGD-CE leaves {left[0]} %, APGD-T {left[1]}, FAB-T {left[2]}, Square {left[3]}, in" in told
     assert (
         f"in {record.forwards / 1e6:.1f} million passes forwards and {record.backwards / 1e6:.1f} million back" in told
@@ -951,25 +952,27 @@ def test_what_deepfools_steps_do_is_what_was_measured() -> None:
 
 def test_what_the_last_epochs_leave_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
-    found: dict[str, dict[str, Record]] = {}
-    for record in read_records(ROOT / "results" / "last-epoch" / "records.jsonl"):
+    found: dict[tuple[str, int], dict[str, Record]] = {}
+    files = [ROOT / "results" / "last-epoch" / name for name in ("records.jsonl", "seeds.jsonl")]
+    for record in (record for file in files for record in read_records(file)):
         source = {"mnist/normal-c": "C ", "mnist/normal-d": "D ", None: ""}[record.source]
         label = attack_label(record.attack, record.attack_fields)
-        found.setdefault(str(record.recipe), {})[source + label] = record
+        found.setdefault((str(record.recipe), record.seed or 0), {})[source + label] = record
     columns = ("FGSM", "I-FGSM-100", "PGD-100", "PGD-CW-100", "C FGSM", "D FGSM")
     titles = ("Clean", "FGSM", "IFGSM", "PGD", "PGD-CW", "C FGSM", "D FGSM")
     rows = marked_rows(text, "last-epoch")
-    assert len(rows) == len(found) == 4
-    for name, selected, *cells in rows:
+    assert len(rows) == len(found) == 6
+    for title, selected, *cells in rows:
+        name, _, seed = title.partition(", seed ")
         recipe = f"mnist/{name.lower()}".replace("eat ens", "ensemble-at")
-        records = [found[recipe][column] for column in columns]
+        records = [found[recipe, int(seed or 0)][column] for column in columns]
         assert {record.num_examples for record in records} == {10_000}
         clean = f"{100 * records[0].clean_accuracy:.2f}"
         printed = [f"{each:.2f}" for each in (TABLE_3[name][TABLE_3_COLUMNS.index(title)] for title in titles)]
         assert cells == [
             f"{ours} ({paper})" for ours, paper in zip([clean, *map(percent, records)], printed, strict=True)
         ]
-        runs = (ROOT / "results" / "reproduction-xeon" / "runs" / recipe).iterdir()
+        runs = (ROOT / "results" / ("reproduction" if seed else "reproduction-xeon") / "runs" / recipe).glob(f"{seed}*")
         (run,) = (each for each in runs if '"lenet-plus"' in about(each))
         epochs = checked_lines(run / "metrics.jsonl")
         best = max(epochs, key=lambda line: line["validation_robust_accuracy"])
