@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, DeepFool, MarginLoss, WorstCase
+from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, CarliniWagnerL2, DeepFool, MarginLoss, WorstCase
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import evaluate, evaluate_transfer
@@ -230,6 +230,16 @@ def test_an_attack_that_is_float32_only_stays_strict_under_fast() -> None:
     assert [record.precision for record in fast] == ["strict", "strict", "fast"]
     assert {part["precision"] for part in fast[1].parts} == {"fp32"}
     assert [part["attack"] for part in fast[1].parts] == ["APGD", "APGDT", "FABT", "Square"]
+
+
+def test_an_attack_of_minimal_norm_is_the_same_under_fast() -> None:
+    net, batches = trained_batches()
+    attacks: list[Attack] = [DeepFool(steps=20), CarliniWagnerL2(steps=30, search_steps=2, learning_rate=0.1)]
+    strict, fast = (evaluate(net, batches, attacks, precision=precision) for precision in ("strict", "fast"))
+    assert [each.attack for each in fast] == [None, "DeepFool", "CarliniWagnerL2"]
+    assert [(each.robust_accuracy, each.mean_l2) for each in fast] == [
+        (each.robust_accuracy, each.mean_l2) for each in strict
+    ]
 
 
 class LooksFooledInTF32(nn.Module):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,8 @@ class DeepFool:
         linearisations take four classes; `shorten`. f is measured from the label, not from the prediction: they
         are the same where there is something to do.
     """
+
+    float32_only: ClassVar[bool] = True  # it ends just beyond a boundary, which bfloat16 has elsewhere
 
     steps: int = 50
     overshoot: float = 0.02
