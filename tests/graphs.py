@@ -77,7 +77,7 @@ class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
-def recorded(graph: SimulatedGraph) -> Iterator[None]:
+def recorded(graph: SimulatedGraph, stream: Any, capture_error_mode: str) -> Iterator[None]:
     recording, random = Recording(graph), torch.get_rng_state()
     try:
         with recording:
@@ -109,6 +109,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedGraph]:
         "graph": recorded,
         "Stream": Stream,
         "current_stream": Stream,
+        "device": lambda device: contextlib.nullcontext(),
         "set_stream": lambda stream: None,
         "stream": lambda stream: contextlib.nullcontext(),
     }.items():

@@ -33,6 +33,7 @@ from surefoot.cli.options import number, parse
 from surefoot.data import load
 from surefoot.evaluation import Record, read_records
 from surefoot.evaluation.identity import weights_sha256
+from surefoot.models import load_factory
 from surefoot.objectives import OBJECTIVES, EnsembleAT
 from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import only_training
@@ -1300,3 +1301,24 @@ def test_output_that_cannot_be_written_ends_no_work_whose_results_are_files(
             with pytest.raises(OSError, match="No space left"):
                 output.print_json({"a": "result"})
             output.silence(out)
+
+
+def test_a_network_of_volumes_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights have no channels last."""
+    source = (
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 2, (1, 3, 3)), "
+    )
+    (tmp_path / "volumes.py").write_text(source + "nn.Flatten(), nn.Linear(72, 10))\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["volumes:net", "--dataset", "digits", "--eps", "0.1", "--attacks", "fgsm", "--num-examples", "20"]
+    clean, fgsm = evaluated(capsys, *words, "--weights", weights_of("volumes:net", tmp_path))
+    assert fgsm["robust_accuracy"] <= clean["robust_accuracy"]
+
+
+def weights_of(factory: str, folder: Path) -> str:
+    """A file with the weights that it starts from."""
+    torch.manual_seed(0)
+    save_file(load_factory(factory)().state_dict(), folder / "weights.safetensors")
+    return str(folder / "weights.safetensors")

@@ -93,16 +93,17 @@ def test_where_memory_runs_out_the_batch_is_halved() -> None:
     assert notes[-1].endswith("going on with 4.")
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_one_kernel_gives_the_outputs_and_gradients_of_three(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As near to float32's as theirs; twice, with memory that held NaN before, of which nothing may be read."""
     torch.manual_seed(0)
     net = build_model("resnet-18", num_classes=10, in_channels=3, image_size=32).to(DEVICE)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs = torch.rand(64, 3, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(64, device=DEVICE) % 10
+    inputs = torch.rand(size, 3, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(size, device=DEVICE) % 10
     calls: list[int] = []
 
     def counted(*arguments: Any, run: Any = layers._by_cudnn) -> Tensor:
@@ -114,7 +115,7 @@ def test_one_kernel_gives_the_outputs_and_gradients_of_three(
 
     def attacked() -> tuple[Tensor, Tensor]:
         del calls[:]
-        spoilt = [torch.full((64, 64, 32, 32), torch.nan, device=DEVICE) for _ in range(20)]
+        spoilt = [torch.full((size, 64, 32, 32), torch.nan, device=DEVICE) for _ in range(20)]
         del spoilt
         with crafting(net) as frozen:
             return input_gradient(frozen, inputs, loss)
@@ -131,4 +132,4 @@ def test_one_kernel_gives_the_outputs_and_gradients_of_three(
         assert calls == []
     for mine, other, true in zip(ours, theirs, exact, strict=True):
         assert mine.isfinite().all()
-        assert float((mine - true).norm()) < 1.5 * float((other - true).norm())
+        assert float((mine - true).norm()) < 1.5 * float((other - true).norm()) + 1e-5 * float(true.norm())

@@ -12,7 +12,7 @@ from surefoot.core.geometry import check_batch, checked
 from surefoot.core.gradients import plain_module
 from surefoot.core.types import LossTerms
 from surefoot.data import Batches, Split
-from surefoot.models import build_model
+from surefoot.models import build_model, layers
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 from surefoot.training import captured
 from surefoot.training.averaging import MovingAverage
@@ -298,11 +298,14 @@ class FakeCuda:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
+CPU = torch.device("cpu")
+
+
 def test_a_capture_that_fails_leaves_neither_its_stream_nor_its_capture_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(monkeypatch)
-    assert captured.capture(lambda: cuda.current)[1] == "side"
+    assert captured.capture(lambda: cuda.current, CPU)[1] == "side"
     with pytest.raises(RuntimeError, match="during capture"):
-        captured.capture(cuda.wait)
+        captured.capture(cuda.wait, CPU)
     assert cuda.current == "main"
     assert cuda.log == ["captured", "failed", "captured"]  # the last takes the generator out of the failed one
 
@@ -314,27 +317,35 @@ def test_a_capture_that_fails_leaves_neither_its_stream_nor_its_capture_behind(m
         # in float64: a rounding of float32 turns signs of I-FGSM's gradients, and SAT-R1's regularizer with them
         (SatR1(0.03, lam=0.2, steps=3, k=2), torch.float64, 1e-6),
         (SatR3(0.03, eps_low=0.01, lam=1.0, tau=0.4), torch.float64, 1e-6),
-        (FgsmAT(0.03), torch.float32, 0.05),  # crafted by convolutions that rectify too
+        (FgsmAT(0.03), torch.float32, 0.05),  # in channels last: crafted by convolutions that rectify too
     ],
     ids=["r1", "r3", "fgsm"],
 )
 def test_a_captured_step_through_batch_norm_gives_the_numbers_of_an_eager_one(
-    objective: Any, dtype: torch.dtype, bound: float
+    objective: Any, dtype: torch.dtype, bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = []
+    losses, calls = [], list[int]()
+
+    def counted(*arguments: Any, run: Any = layers._by_cudnn) -> Tensor:
+        calls.append(1)
+        return run(*arguments)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(layers, "_by_cudnn", counted)
     for captured_too in (False, True):
         torch.manual_seed(0)
         fabric = Fabric(accelerator="cuda", devices=1)
         fabric.launch()
         model = build_model("conv-norm", num_classes=10, in_channels=3, image_size=32).to(dtype)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
         eager = EagerStep(fabric, *fabric.setup(model, optimizer))
         step = CapturedStep(eager) if captured_too else eager
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.rand(32, 3, 32, 32, generator=generator).to("cuda", dtype)
+        inputs = torch.rand(32, 3, 32, 32, generator=generator).to("cuda", dtype, memory_format=torch.channels_last)
         labels = torch.randint(10, (32,), generator=generator).to("cuda")
         losses.append(torch.stack([step(objective, inputs, labels, 0.01) for _ in range(WARM_UP + 5)]))
     assert torch.allclose(losses[0], losses[1], rtol=bound)
+    assert bool(calls) == (dtype == torch.float32)
 
 
 @pytest.mark.gpu
@@ -359,7 +370,8 @@ def test_no_step_of_an_epoch_waits_for_the_device() -> None:
     fabric = Fabric(accelerator="cuda", devices=1)
     fabric.launch()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
-    step = CapturedStep(EagerStep(fabric, *fabric.setup(model, optimizer)))
+    notes: list[str] = []
+    step = CapturedStep(EagerStep(fabric, *fabric.setup(model, optimizer)), notes.append)
     images = torch.randint(256, (64 * 8, 3, 32, 32), dtype=torch.uint8)
     split = Split(images, torch.zeros(len(images), dtype=torch.int64))
     batches = Batches(split, 64, device="cuda", shuffle=True, augment="crop-flip", channels_last=True)
@@ -374,6 +386,7 @@ def test_no_step_of_an_epoch_waits_for_the_device() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert number == 8
+    assert (step.graphs, notes) == (1, [])
     assert history.arrived(wait=True).isfinite().all()
 
 

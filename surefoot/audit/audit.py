@@ -24,6 +24,7 @@ from surefoot.core.losses import answered, check_logits, check_logits_shape
 from surefoot.core.seeding import seeded
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.evaluation.identity import weights_sha256
+from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.recognise import check_repeats
 from surefoot.evaluation.records import wilson_interval
 from surefoot.models.wrappers import Averaged
@@ -120,7 +121,7 @@ def audit(
             )
     if others is not None:
         check_others(others, inputs)
-    with seeded(seed):
+    with seeded(seed), exact_float32(inputs.device):
         started = time.perf_counter()
         deadline = math.inf if budget_minutes is None else started + 60 * budget_minutes
         count = count_classes(model, inputs)

@@ -372,7 +372,7 @@ class _Bench:
                 self.model.zero_grad()
 
         turn()
-        return turn if self.settings.mode == ("eager",) else replayed(turn)
+        return turn if self.settings.mode == ("eager",) else replayed(turn, self.inputs.device)
 
     def run(self, passes: Passes, inputs: Tensor, crafted_on: nn.Module) -> None:
         if passes.kind == "train":
@@ -413,15 +413,15 @@ class _Bench:
         return count_passes(step, [model, *sources_of(objective)])
 
 
-def replayed(turn: Callable[[], None]) -> Callable[[], None]:
+def replayed(turn: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """The turn as one CUDA graph, so that the floor of captured steps does not wait for Python either."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             turn()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph, _ = capture(turn)
+    current.wait_stream(stream)
+    graph, _ = capture(turn, device)
     return graph.replay
 
 

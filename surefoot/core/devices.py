@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @lru_cache(maxsize=1)
@@ -59,3 +59,13 @@ def image_format(device: torch.device) -> torch.memory_format:
     (torch.channels_last, torch.contiguous_format)
     """
     return torch.contiguous_format if is_apple(device) else torch.channels_last
+
+
+def convolves_images(model: nn.Module) -> bool:
+    """Has it weights of two-dimensional convolutions, and none of three, which PyTorch refuses in channels last?
+
+    >>> convolves_images(nn.Conv2d(3, 4, 3)), convolves_images(nn.Conv3d(3, 4, 3)), convolves_images(nn.Linear(3, 4))
+    (True, False, False)
+    """
+    dims = {parameter.dim() for parameter in model.parameters()}
+    return 4 in dims and 5 not in dims

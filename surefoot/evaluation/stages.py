@@ -364,7 +364,10 @@ class Meter:
         return Cost(self.seconds, self.counter.forwards, self.counter.backwards)
 
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed")
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed"),
+    "unable to find an engine",  # cuDNN's, where no memory is left for one
+)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -5,7 +5,7 @@ a GPU waits for Python to launch them. Recorded once, they are replayed with one
 """
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -26,8 +26,11 @@ def can_capture(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def capture(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """`work` as a CUDA graph, and what it gave; where it cannot be captured, all is as before but for the error.
+def capture(work: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CUDAGraph, T]:
+    """`work` on a device as a CUDA graph, and what it gave; where that fails, all is as before but for the error.
+
+    PyTorch's own capture stream is on the device of the process's first capture: work on another would be in no graph.
+    What other threads ask of CUDA meanwhile, as one that pins memory does, is none of a capture's business.
 
     PyTorch's `torch.cuda.graph` leaves its own stream the current one where a capture ends in an error, and may leave
     the generator in the capture, where it refuses every later random number; a capture that succeeds puts that right.
@@ -35,18 +38,25 @@ def capture(work: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
     Raises:
         RuntimeError: CUDA's reason.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    torch.clear_autocast_cache()  # a weight that was cast before would be at every replay what it was then
-    try:
-        with torch.cuda.graph(graph):
-            return graph, work()
-    except BaseException:
-        torch.cuda.set_stream(stream)
-        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
-            torch.zeros(1, device=stream.device)
-        raise
-    finally:
-        torch.clear_autocast_cache()  # what was cast inside has its values at a replay, or never
+    with torch.cuda.device(-1 if device.index is None else device.index):  # -1: where one is
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        torch.clear_autocast_cache()  # a weight that was cast before would be at every replay what it was then
+        try:
+            with recording(graph):
+                return graph, work()
+        except BaseException:
+            torch.cuda.set_stream(stream)
+            with suppress(RuntimeError), recording(torch.cuda.CUDAGraph()):
+                torch.zeros(1, device=stream.device)
+            raise
+        finally:
+            torch.clear_autocast_cache()  # what was cast inside has its values at a replay, or never
+
+
+def recording(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[None]:
+    """What runs inside goes into the graph, and is not run."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
 
 
 @contextmanager
@@ -128,10 +138,11 @@ class CapturedStep:
         return graph.replay(inputs, labels)
 
     def _warm_up(self, objective: Objective, inputs: Tensor, labels: Tensor) -> Tensor:
-        self._stream.wait_stream(torch.cuda.current_stream())
+        current = torch.cuda.current_stream(inputs.device)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             losses = self.eager.run(objective, inputs, labels)
-        torch.cuda.current_stream().wait_stream(self._stream)
+        current.wait_stream(self._stream)
         return losses
 
     @staticmethod
@@ -163,7 +174,7 @@ class Graph:
         self.inputs, self.labels = inputs.clone(), labels.clone()
         eager.optimizer.zero_grad()  # so that the gradients are made inside, where they are then overwritten
         with same_buffers(plain_module(eager.model)):
-            self.graph, self.losses = capture(lambda: eager.run(objective, self.inputs, self.labels))
+            self.graph, self.losses = capture(lambda: eager.run(objective, self.inputs, self.labels), inputs.device)
 
     def replay(self, inputs: Tensor, labels: Tensor) -> Tensor:
         self.inputs.copy_(inputs)

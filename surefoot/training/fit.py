@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from surefoot.core.devices import image_format
+from surefoot.core.devices import convolves_images, image_format
 from surefoot.core.files import write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.seeding import seeded
@@ -214,8 +214,7 @@ class _Training:
         self.module = module = plain_module(model)
         device, world = fabric.device, fabric.world_size
 
-        dims = {parameter.dim() for parameter in model.parameters()}
-        channels_last = 4 in dims and 5 not in dims  # PyTorch's channels_last is of images alone
+        channels_last = convolves_images(model)
         if channels_last:
             model.to(memory_format=image_format(device))  # type: ignore[call-overload]
         floating = all(parameter.is_floating_point() for parameter in module.parameters())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.core.devices import cosines, in_float64
 from surefoot.core.geometry import check_batch, check_radius, project
-from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.gradients import autocast_dtype, crafting, input_gradient, without_gradients
 from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import answered, cross_entropy, squared_distance
 from surefoot.core.seeding import seeded
@@ -126,7 +126,7 @@ class Monitor:
     seed: int = 0
     history: list[Look] = field(default_factory=list)
     capture: Literal["auto", "off"] = "auto"
-    _subject: tuple[int, ...] | None = field(default=None, init=False)
+    _subject: tuple[Any, ...] | None = field(default=None, init=False)
     _replay: Callable[[], Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -194,7 +194,8 @@ class Monitor:
     def _replayed(self, model: nn.Module) -> Tensor:
         """The same by a CUDA graph from the second look at a model on: a look is some thousand small kernels."""
         read = [self.inputs, self.labels, *model.parameters(), *model.buffers()]
-        subject = torch.is_autocast_enabled("cuda"), *(tensor.data_ptr() for tensor in read)  # where a graph reads
+        settings = self.eps, autocast_dtype("cuda")
+        subject = *settings, *(tensor.data_ptr() for tensor in read)  # where a graph reads
         if self._subject != subject:
             self._subject, self._replay = subject, None
             return self._numbers(model)
@@ -210,7 +211,7 @@ class Monitor:
                 return self._numbers(frozen)
 
         try:
-            graph, numbers = capture(look)
+            graph, numbers = capture(look, self.labels.device)
         except RuntimeError:
             return partial(self._numbers, model)
 

@@ -94,7 +94,7 @@ class LossHistory:
         """
         if self.values.device.type != "cuda" or wait:
             self._host[: self.added] = self.values[: self.added].cpu()
-            self._arrived = self.added
+            self._arrived, self._on_the_way = self.added, None
         else:
             if self._on_the_way is not None and self._on_the_way[1].query():  # type: ignore[no-untyped-call]
                 self._arrived, self._on_the_way = self._on_the_way[0], None
