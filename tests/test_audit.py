@@ -1078,6 +1078,8 @@ def test_an_audit_repeats_and_leaves_no_trace() -> None:
         return dict(fields)
 
     assert plain(first) == plain(second)
+    with torch.autocast("cpu", torch.bfloat16):  # it measures in float32
+        assert plain(examined(model, 0.1)) == plain(first)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert model.weight.grad is None

@@ -370,6 +370,7 @@ def test_halving_gives_each_sample_its_own_result() -> None:
         ("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory", True),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("GET was unable to find an engine to execute this computation", True),
         ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
         ("mat1 and mat2 shapes cannot be multiplied", False),
     ],

@@ -258,7 +258,8 @@ class FakeCuda:
         self.current, self.log, self.waited = "main", list[str](), False
 
         class Graph:
-            def capture_begin(self, *args: Any, **kwargs: Any) -> None:
+            def capture_begin(self, *args: Any, capture_error_mode: str, **kwargs: Any) -> None:
+                assert capture_error_mode == "thread_local"
                 fake.waited = False
 
             def capture_end(self) -> None:
