@@ -84,7 +84,7 @@ class Plan:
         yield "check", list(self.check())
         yield "attacks", list(self.attacks())
         yield "step-cost", list(self.step_cost())
-        yield "short", list(self.cifar10("short", SHORT[:1]))
+        yield "short", [*self.cifar10("short", SHORT[:1]), self.accuracy(f"short-{SHORT[0]}")]
         yield "shortest", list(self.shortest())
         yield "mnist", list(self.mnist())
         yield "cifar10", list(self.cifar10("fastat", SAT[:1] if self.tiny else SAT))
@@ -174,8 +174,6 @@ class Plan:
                 yield self.train(f"{family}/{recipe}", family, folder, seed, 80 if prefix == "short" else 300)
                 yield self.evaluate(family, folder, seed, "PGD", 15, "--attacks", "pgd")
                 yield self.auto_attack(family, folder, seed)
-        if prefix == "short" and methods == SHORT[:1]:
-            yield self.accuracy(family, f"{prefix}-{SHORT[0]}")
 
     def shortest(self) -> Iterator[Command]:
         """Ways to get to AutoAttack 43.2 % sooner than by the short recipe, by what PGD-50 leaves of each."""
@@ -187,10 +185,11 @@ class Plan:
             yield self.train(f"cifar10/short-{SHORT[0]}", "cifar10", folder, 0, 60, *options)
             yield self.evaluate("cifar10", folder, 0, "PGD", 15, "--attacks", "pgd")
 
-    def accuracy(self, family: str, method: str) -> Command:
+    def accuracy(self, method: str) -> Command:
         """What the accuracy of a trained network costs, here and in other libraries."""
         size = ("--batch-size", "10", "--num-examples", "20", "--accuracy-steps", "2", "--rounds", "1")
         size = size if self.tiny else ("--batch-size", "500", "--rounds", "2")
+        family = "digits" if self.tiny else "cifar10"
         command = self.attack(str(self.run(family, method, 0)), "accuracy", 70, *size, *self.data())
         return replace(command, key=f"attacks {method} accuracy", after=f"train {family}/{method} 0")
 

@@ -403,14 +403,19 @@ def test_a_rise_counts_where_it_is_clear_among_all_pairs_of_images_that_were_rig
     assert QUESTIONS["accuracy-never-rises"](table).outcome == outcome
 
 
+def rising(course: list[Tensor], monkeypatch: pytest.MonkeyPatch) -> Check:
+    """What the check says of 1,000 images that are right along the radii as `course` says, and then as its last."""
+    inputs, labels = images(1000)
+    table = Bench(Matching(), Matching(), inputs, labels, 0.01, classes=3, effort=QUICK)
+    monkeypatch.setattr("surefoot.audit.checks.right_along", lambda *_: [*course, *8 * course[-1:]])
+    return QUESTIONS["accuracy-never-rises"](table)
+
+
 def test_a_clear_rise_is_not_hidden_by_a_clearer_one_that_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the second radius to the third 48 of 1,000 come back; from the fourth on 160 come back and 90 go."""
     place = torch.arange(1000)
     course = [place >= 0, place >= 48, place >= 0, (place < 48) | (place >= 208), (place < 208) | (place >= 298)]
-    inputs, labels = images(1000)
-    table = Bench(Matching(), Matching(), inputs, labels, 0.01, classes=3, effort=QUICK)
-    monkeypatch.setattr("surefoot.audit.checks.right_along", lambda *_: [*course, *8 * course[-1:]])
-    check = QUESTIONS["accuracy-never-rises"](table)
+    check = rising(course, monkeypatch)
     assert check.outcome == "failed"
     assert "it rises most from 84 % at 0.00375 to 91 % at 0.005" in check.measured
 
@@ -419,10 +424,7 @@ def test_a_clear_rise_is_not_hidden_by_a_larger_one_that_is_not_clear(monkeypatc
     """At the third radius 70 of 1,000 are back; at the last 300 come back and 215 go, as chance may have it."""
     place = torch.arange(1000)
     course = [place >= 0, place >= 70, place >= 0, (place < 300) | (place >= 600), (place >= 215)]
-    inputs, labels = images(1000)
-    table = Bench(Matching(), Matching(), inputs, labels, 0.01, classes=3, effort=QUICK)
-    monkeypatch.setattr("surefoot.audit.checks.right_along", lambda *_: [*course, *8 * course[-1:]])
-    check = QUESTIONS["accuracy-never-rises"](table)
+    check = rising(course, monkeypatch)
     assert check.outcome == "failed"
     assert "it rises most from 93 % at 0.00125 to 100 % at 0.0025" in check.measured
 

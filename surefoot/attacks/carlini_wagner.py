@@ -65,10 +65,10 @@ class CarliniWagnerL2:
         0.01 % of the whole batch; c starts at 1 instead of 0.001; up to 1,000 steps instead of 10,000.
     """
 
-    confidence: float = 0.0
-    learning_rate: float = 0.01
     float32_only: ClassVar[bool] = True  # it ends just beyond a boundary, which bfloat16 has elsewhere
 
+    confidence: float = 0.0
+    learning_rate: float = 0.01
     steps: int = 1000
     search_steps: int = 9
     initial_c: float = 1.0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from surefoot.attacks import PGD, CarliniWagnerL2, DeepFool
 from surefoot.benchmark.peers import PEERS, Craft
 from surefoot.benchmark.timing import Clock, Timing, race
-from surefoot.core.devices import image_format
+from surefoot.core.devices import image_format, in_image_format
 from surefoot.core.geometry import l2_distance
 from surefoot.core.gradients import crafting, input_gradient
 from surefoot.core.limits import check_count
@@ -198,7 +198,7 @@ class AttackBenchmark:
         form = image_format(subject.inputs.device)
         subject = dataclasses.replace(
             subject,
-            model=model.to(memory_format=form),  # type: ignore[call-overload]
+            model=in_image_format(model, subject.inputs.device),
             inputs=subject.inputs.contiguous(memory_format=form),
         )
         for name, contestants in self.races():

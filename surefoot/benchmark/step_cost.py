@@ -17,14 +17,14 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from surefoot.benchmark.timing import Clock, Timing, race
-from surefoot.core.devices import image_format
+from surefoot.core.devices import image_format, in_image_format
 from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.core.limits import check_count
 from surefoot.core.types import Objective
 from surefoot.evaluation.evaluate import device_name, versions
 from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 from surefoot.training import FitConfig
-from surefoot.training.captured import WARM_UP, CapturedStep, capture
+from surefoot.training.captured import WARM_UP, CapturedStep, beside, capture
 from surefoot.training.machines import make_fabric
 from surefoot.training.step import EagerStep, Step
 
@@ -319,7 +319,7 @@ class _Bench:
     def __post_init__(self) -> None:
         device = self.subject.inputs.device
         self.fabric = make_fabric(FitConfig(device=device.type, precision=self.precision))  # type: ignore[arg-type]
-        self.model = copy.deepcopy(self.subject.model).train().to(memory_format=image_format(device))  # type: ignore[call-overload]
+        self.model = in_image_format(copy.deepcopy(self.subject.model).train(), device)
         self.inputs = self.subject.inputs
         if self.inputs.dim() == 4:
             self.inputs = self.inputs.contiguous(memory_format=image_format(device))
@@ -415,12 +415,9 @@ class _Bench:
 
 def replayed(turn: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """The turn as one CUDA graph, so that the floor of captured steps does not wait for Python either."""
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
+    with beside(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
         for _ in range(WARM_UP):
             turn()
-    current.wait_stream(stream)
     graph, _ = capture(turn, device)
     return graph.replay
 

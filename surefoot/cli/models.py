@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surefoot.audit import Curve
 from surefoot.cli.options import Common
 from surefoot.cli.output import say
-from surefoot.core.devices import convolves_images, image_format
+from surefoot.core.devices import in_image_format
 from surefoot.core.failures import in_one_line
 from surefoot.core.limits import check_count, check_whole
 from surefoot.data import Batches, Dataset, Split, images_at_once, load
@@ -228,9 +228,7 @@ def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device
 
 def ready(model: nn.Module, name: str, batches: Batches, device: torch.device, options: ModelOptions) -> nn.Module:
     """The model on its device, wrapped where it answers with something other than logits, or refused."""
-    model = model.to(device)
-    if convolves_images(model):
-        model = model.to(memory_format=image_format(device))  # type: ignore[call-overload]
+    model = in_image_format(model, device)
     inputs, labels = next(iter(batches))
     model, said = recognised(model, name, inputs, labels, options, options.draws)
     for sentence in said:

@@ -69,3 +69,14 @@ def convolves_images(model: nn.Module) -> bool:
     """
     dims = {parameter.dim() for parameter in model.parameters()}
     return 4 in dims and 5 not in dims
+
+
+def in_image_format(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on a device, its weights in `image_format` where they can be.
+
+    >>> weight = in_image_format(nn.Conv2d(3, 4, 3), torch.device("cpu")).weight
+    >>> weight.is_contiguous(memory_format=torch.channels_last)
+    True
+    """
+    model = model.to(device)
+    return model.to(memory_format=image_format(device)) if convolves_images(model) else model  # type: ignore[call-overload]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.attacks import AutoAttack, CarliniWagnerL2, DeepFool
-from surefoot.core.devices import image_format
+from surefoot.core.devices import image_format, in_image_format
 from surefoot.core.files import read_lines
 from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack
@@ -211,7 +211,7 @@ class Costs:
             )
             inputs = torch.rand(count, data.in_channels, data.image_size, data.image_size)
             labels, device = torch.randint(data.num_classes, (count,)), best_device()
-            model = model.to(device, memory_format=image_format(device))  # type: ignore[call-overload]
+            model = in_image_format(model, device)
             inputs = inputs.to(device, memory_format=image_format(device))
             return model, inputs, labels.to(device)
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from surefoot.core.devices import image_format
+from surefoot.core.devices import in_image_format
 from surefoot.core.files import load_tensors, read_lines, write_text
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split, images_at_once
@@ -189,7 +189,7 @@ class Training:
         self.check_data(place, dataset)
         model = load_run(self.folder(place)).load_model(dataset).requires_grad_(False)
         device = best_device()
-        return model.to(device, memory_format=image_format(device))  # type: ignore[call-overload, no-any-return]
+        return in_image_format(model, device)
 
     def keeps_data(self, place: Workplace) -> bool:
         """Is there a run, finished or not, that tells what it is trained on? Those of older versions do not."""

@@ -53,6 +53,16 @@ def capture(work: Callable[[], T], device: torch.device) -> tuple[torch.cuda.CUD
             torch.clear_autocast_cache()  # what was cast inside has its values at a replay, or never
 
 
+@contextmanager
+def beside(stream: torch.cuda.Stream) -> Iterator[None]:
+    """What runs inside runs on that stream, between what the current one does before and after: a warm-up, say."""
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
+
+
 def recording(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[None]:
     """What runs inside goes into the graph, and is not run."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -138,12 +148,8 @@ class CapturedStep:
         return graph.replay(inputs, labels)
 
     def _warm_up(self, objective: Objective, inputs: Tensor, labels: Tensor) -> Tensor:
-        current = torch.cuda.current_stream(inputs.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            losses = self.eager.run(objective, inputs, labels)
-        current.wait_stream(self._stream)
-        return losses
+        with beside(self._stream):
+            return self.eager.run(objective, inputs, labels)
 
     @staticmethod
     def _name(objective: Objective) -> Hashable:
