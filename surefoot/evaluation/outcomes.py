@@ -38,7 +38,7 @@ class Outcome:
     - `l2 [batch]` float32: length of the perturbation that fooled; NaN where none did, or where the sample was
       wrong to begin with.
     - `cost`: of the last stage alone: crafting, which several models may share, and this model's scoring.
-    - `adv_inputs [batch, ...]`: the sample as it was left; None where samples are not kept.
+    - `adv_inputs [batch, ...]`: the sample as it was left, in the host's memory; None where samples are not kept.
     """
 
     robust: Tensor
@@ -90,7 +90,10 @@ class Store:
             tensors, about = load_tensors(file)
             return [
                 Outcome(
-                    **{name: tensors[f"{index}.{name}"].to(device) for name in each["names"]},
+                    **{
+                        name: tensors[f"{index}.{name}"].to("cpu" if name == "adv_inputs" else device)
+                        for name in each["names"]
+                    },
                     cost=Cost(**each["cost"]),
                 )
                 for index, each in enumerate(about["outcomes"])

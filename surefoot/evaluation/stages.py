@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surefoot.core.devices import image_format
 from surefoot.core.failures import type_name
-from surefoot.core.geometry import ONE_NUMBER, check_labels, l2_distance, linf_distance, per_sample
+from surefoot.core.geometry import ONE_NUMBER, check_labels, l2_distance, linf_distance
 from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, plain_module, without_gradients
 from surefoot.core.limits import check_whole
 from surefoot.core.losses import answered, check_logits
@@ -212,7 +212,7 @@ class StageRunner:
         if not torch.equal(given, inputs):
             raise ValueError(CHANGES_INPUTS)
         unknown = torch.full(labels.shape, torch.nan, device=labels.device)
-        return Outcome(prediction == labels, prediction, unknown, cost, inputs if self.keep_inputs else None)
+        return Outcome(prediction == labels, prediction, unknown, cost, inputs.cpu() if self.keep_inputs else None)
 
     def score(self, model: nn.Module, inputs: Tensor, labels: Tensor, seed: int | None = None) -> tuple[Tensor, Cost]:
         """The model's predictions, and what they took."""
@@ -247,7 +247,7 @@ class StageRunner:
             left = None
             if before.adv_inputs is not None:
                 left = before.adv_inputs.clone()
-                left[rows] = torch.where(per_sample(mine, kept), adv_inputs, left[rows])
+                left[before.robust.cpu()] = adv_inputs[mine].cpu()
             after.append(Outcome(robust, prediction, l2, crafting_meter.cost + cost, left))
         return after
 
