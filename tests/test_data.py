@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -657,6 +658,33 @@ def test_another_split_has_another_fingerprint(tmp_path: Path) -> None:
     assert load(name, image_size=8).fingerprint() != before.fingerprint()
 
 
+def test_a_renamed_file_gives_an_image_folder_another_fingerprint(tmp_path: Path) -> None:
+    """The split is drawn over the sorted names: test images would have been trained on, with the same labels."""
+    make_folder(tmp_path / "photos", {"cat": 30, "dog": 30})
+    before = load(f"imagefolder:{tmp_path / 'photos'}")
+    last = sorted((tmp_path / "photos" / "cat").iterdir())[-1]
+    last.rename(last.with_name("!first.png"))
+    after = load(f"imagefolder:{tmp_path / 'photos'}")
+    assert all(
+        torch.equal(one.labels, other.labels) for one, other in zip(splits_of(before), splits_of(after), strict=True)
+    )
+    assert after.fingerprint() != before.fingerprint()
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    assert load(f"imagefolder:{tmp_path / 'moved'}").fingerprint() == after.fingerprint()
+
+
+def splits_of(dataset: Dataset) -> list[Split]:
+    return [dataset.train, dataset.validation, dataset.test]
+
+
+def test_links_to_folders_are_followed_but_not_around(tmp_path: Path) -> None:
+    make_folder(tmp_path / "photos", {"cat": 30, "dog": 30})
+    make_folder(tmp_path / "more", {"cats": 10})
+    (tmp_path / "photos" / "cat" / "linked").symlink_to(tmp_path / "more" / "cats")
+    (tmp_path / "photos" / "cat" / "back").symlink_to(tmp_path / "photos" / "cat")
+    assert sum(len(split.labels) for split in splits_of(load(f"imagefolder:{tmp_path / 'photos'}"))) == 70
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     make_folder(tmp_path / "traffic", {"car": 10, "train": 10})
     assert load(f"imagefolder:{tmp_path / 'traffic'}", image_size=8).class_names == ("car", "train")
@@ -842,6 +870,30 @@ def test_wrong_shards(mnist_shards: Path, tmp_path: Path, own_cache: Path) -> No
     refused("mnist", ValueError, "image 0 of mnist's test images has 27x28 pixels, but those of mnist have 28x28")
     write_shard(test, "image", MNIST_PIXELS[60:], [-1] * 30)
     refused("mnist", ValueError, "mnist has 10 classes, but an image with the label -1")
+
+
+def test_shards_that_call_their_images_bytes_alone(mnist_shards: Path, tmp_path: Path) -> None:
+    """As writers other than datasets leave them."""
+    import datasets
+
+    for shard in (mnist_shards / "mnist").iterdir():
+        bare = datasets.Dataset.from_parquet(str(shard), cache_dir=str(tmp_path / "scratch"))
+        bare = bare.cast_column("image", datasets.Image(decode=False)).with_format("arrow")
+        (tmp_path / "mnist").mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(bare[:].replace_schema_metadata(None), tmp_path / "mnist" / shard.name)
+    assert same(load_tiny_mnist(tmp_path), load_tiny_mnist(mnist_shards))
+
+
+def test_shards_of_sorted_pieces_are_shuffled(tmp_path: Path) -> None:
+    """Else the first validation images, which stand for all, are of few classes."""
+    labels = [*range(10)] * 10
+    for number in range(2):
+        path = tmp_path / "mnist" / f"train-0000{number}-of-00002.parquet"
+        write_shard(path, "image", random_images(100, 28, 28, seed=number), sorted(labels))
+    write_shard(tmp_path / "mnist" / "test-00000-of-00001.parquet", "image", random_images(100, 28, 28), labels)
+    digits = load("mnist", tmp_path, validation_size=100)
+    assert len(set(digits.validation.labels[:20].tolist())) > 5
+    assert digits.test.labels.tolist() == labels
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ class Source:
     parts: NDArray[np.int8]  # TRAIN, VALIDATION or TEST
     read: Callable[[Sequence[int]], Sequence[Image | None]]  # None: a shard has null there
     describe: Callable[[int], str]
+    names: Sequence[str] | None = None  # of the images' files, where a folder holds them, whose images come and go
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,12 @@ def build(plan: Plan, staging: Path) -> dict[str, Any]:
     rows, sizes = _arrange(plan, labels, source.parts)
     _write(plan, source, rows, staging / "images.npy")
     np.save(staging / "labels.npy", labels[rows])
+    order = None
+    if source.names is not None:
+        order = hashlib.sha256(json.dumps([source.names[row] for row in rows.tolist()]).encode()).hexdigest()
     del source  # it maps what lies in scratch, and Windows removes no file that is mapped
     shutil.rmtree(scratch)
-    return {"sizes": list(sizes), "class_names": list(class_names)}
+    return {"sizes": list(sizes), "class_names": list(class_names), "order": order}
 
 
 def _choose_classes(plan: Plan, source: Source) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -120,8 +124,17 @@ def _arrange(
 
 
 def _mixed(rows: NDArray[np.int64], labels: NDArray[np.int64], generator: np.random.RandomState) -> NDArray[np.int64]:
-    """The rows, shuffled where they lie class by class: the first n images of a split stand for all of it."""
-    by_class = (np.diff(labels[rows]) >= 0).all()
+    """The rows, shuffled where they lie class by class: the first n images of a split stand for all of it.
+
+    Also where they do in each of several pieces: the class changes from row to row less than half as often as by
+    chance.
+    """
+    if len(rows) == 0:
+        return rows
+    _, counts = np.unique(labels[rows], return_counts=True)
+    by_chance = 1 - float(((counts / len(rows)) ** 2).sum())
+    changes = np.diff(labels[rows])
+    by_class = (changes >= 0).all() or np.count_nonzero(changes) < by_chance / 2 * len(changes)
     return generator.permutation(rows) if by_class else rows
 
 

@@ -20,7 +20,7 @@ from surefoot.core.files import remove_abandoned
 
 logger = logging.getLogger("surefoot.data")
 
-FORMAT = 2  # part of every key: raise it when what is written changes
+FORMAT = 3  # part of every key: raise it when what is written changes
 
 _MIB = 1 << 20
 # Up to here every byte is checked at every start: CRC-32 runs at 1 to 4 GB/s, and the pages are wanted soon
@@ -37,6 +37,8 @@ class Contents(NamedTuple):
     labels: Tensor
     sizes: tuple[int, int, int]
     class_names: tuple[str, ...]
+    order: str | None
+    """A hash of the images' file names in this order, of an image folder."""
 
 
 class _Damaged(Exception):
@@ -64,8 +66,8 @@ def cache_root(cache_dir: str | Path | None) -> Path:
 def open_or_build(root: Path, entry: str, build: Callable[[Path], dict[str, Any]]) -> Contents:
     """The cached set `root/entry`, first built if it is absent or damaged.
 
-    `build` writes `images.npy` and `labels.npy` into the folder it is given and returns `sizes` and
-    `class_names`. That folder lies beside the final one and takes its place in one step: an interrupted
+    `build` writes `images.npy` and `labels.npy` into the folder it is given and returns `sizes`, `class_names` and
+    `order`. That folder lies beside the final one and takes its place in one step: an interrupted
     build leaves nothing that looks finished, and of two processes that build at once the first one wins.
     """
     final = root / entry
@@ -130,6 +132,7 @@ def _read(folder: Path) -> Contents:
         torch.from_numpy(arrays["labels.npy"]),
         (train, validation, test),
         tuple(manifest["class_names"]),
+        manifest["order"],
     )
 
 

@@ -84,6 +84,8 @@ class Dataset:
     test: Split
     num_classes: int
     class_names: tuple[str, ...]
+    order: str | None = None
+    """What tells which image is where: of an image folder a hash of its files' names, in the order of the splits."""
 
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test"):
@@ -112,11 +114,13 @@ class Dataset:
         return int(self.train.images.shape[2])
 
     def fingerprint(self) -> str:
-        """A short hash of the classes and of every split's labels in their order: another split has another.
+        """A short hash of the classes, every split's labels in their order and `order`: another split has another.
 
         Not of the pixels, which another version of an image decoder may read a level higher or lower.
         """
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        if self.order is not None:
+            digest.update(self.order.encode())
         for split in (self.train, self.validation, self.test):
             digest.update(b"/" + split.labels.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -164,6 +168,7 @@ def load(
             missing is drawn, 10 % each. All images become RGB,
             are resized (bilinear, antialiased) until their short side is `image_size`, and are cropped in
             the centre. A split that lies class by class is shuffled, so that its first images are of all classes.
+            Links to folders are followed; files with other suffixes than images' are left out.
         data_dir: a folder of parquet shards, `data_dir/NAME/train-*.parquet` and `test-*.parquet` (or
             these files directly in it); the default is `$SUREFOOT_DATA`. Where either is given the network
             is not touched; otherwise the set is downloaded from the Hugging Face hub. `digits` and
@@ -214,7 +219,8 @@ def load(
     train_split, validation_split, test_split = (
         Split(contents.images[start:stop], contents.labels[start:stop]) for start, stop in pairwise(ends)
     )
-    return Dataset(name, train_split, validation_split, test_split, len(contents.class_names), contents.class_names)
+    names = contents.class_names
+    return Dataset(name, train_split, validation_split, test_split, len(names), names, contents.order)
 
 
 def _plan_named(
@@ -273,7 +279,7 @@ def _plan_imagefolder(
     return Plan(
         name="imagefolder",
         identity=[str(root), class_names, identity],
-        open_source=partial(open_imagefolder, class_names, files),
+        open_source=partial(open_imagefolder, root, class_names, files),
         in_channels=3,
         native_size=None,
         image_size=IMAGEFOLDER_SIZE if image_size is None else image_size,

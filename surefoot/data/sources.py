@@ -21,7 +21,7 @@ from surefoot.data.registry import DatasetSpec
 
 PART_NAMES = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
 """How the folders of training, validation and test images are named."""
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def find_shards(spec: DatasetSpec, data_dir: Path) -> tuple[list[Path], list[Path]]:
@@ -107,9 +107,14 @@ def _part(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Sorted; what is hidden, as a notebook's checkpoints are, is left out with all below it."""
+    """Sorted; what is hidden, as a notebook's checkpoints are, is left out with all below it, links are followed."""
     images = []
-    for place, folders, names in os.walk(folder):
+    been = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in been:  # a link back
+            folders.clear()
+            continue
+        been.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         images += [
             Path(place, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
@@ -192,7 +197,11 @@ def _hub_source(spec: DatasetSpec, train: Any, test: Any) -> Source:
         part, place = ("training", row) if row < len(train) else ("test", row - len(train))
         return f"image {place} of {spec.name}'s {part} images"
 
-    images = [part.select_columns([spec.image_column]) for part in (train, test)]
+    # Cast, for shards that other writers made say of their images' bytes only that they are bytes.
+    images = [
+        part.select_columns([spec.image_column]).cast_column(spec.image_column, datasets.Image())
+        for part in (train, test)
+    ]
     together = datasets.concatenate_datasets(images)
     labels = [
         _labels(part.data.column(spec.label_column), start, describe)
@@ -235,7 +244,9 @@ def _is_whole(label: Any) -> bool:
         return False
 
 
-def open_imagefolder(class_names: tuple[str, ...], files: list[tuple[int, int, Path]], scratch: Path) -> Source:
+def open_imagefolder(
+    root: Path, class_names: tuple[str, ...], files: list[tuple[int, int, Path]], scratch: Path
+) -> Source:
     import datasets
 
     decode = datasets.Image().decode_example
@@ -246,6 +257,7 @@ def open_imagefolder(class_names: tuple[str, ...], files: list[tuple[int, int, P
         # As bytes: given a path, an image that cannot be decoded stays open.
         read=lambda rows: [decode({"path": None, "bytes": files[row][2].read_bytes()}) for row in rows],
         describe=lambda row: str(files[row][2]),
+        names=[path.relative_to(root).as_posix() for _, _, path in files],
     )
 
 
