@@ -5,10 +5,13 @@ A new attack or objective is one row here; every property test then runs over it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +48,7 @@ from surefoot.objectives import (
     SatR3,
     Trades,
 )
+from surefoot.training.fit import only_training
 
 CLASSES = 3
 SHAPE = (2, 6, 6)
@@ -307,3 +311,23 @@ OBJECTIVE_CASES = [
     ),
     ObjectiveCase("sat-r3-both", lambda _: SatR3(EPS, EPS / 4, lam=1.0, tau=0.6, classified="both"), lambda m: 8),
 ]
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Another training is at work in the folder: a thread's, whose locks keep this one out as a process's would."""
+    begun, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with only_training(folder):
+            begun.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert begun.wait(60)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

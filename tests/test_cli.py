@@ -36,9 +36,9 @@ from surefoot.evaluation.identity import weights_sha256
 from surefoot.models import load_factory
 from surefoot.objectives import OBJECTIVES, EnsembleAT
 from surefoot.recipes import RECIPES, load_run, train
-from surefoot.recipes.run import only_training
 from surefoot.training import save_weights
 from surefoot.training.trial import try_training
+from tests.tables import at_work
 
 TOO_MANY = (os.cpu_count() or 1) + 2  # processes on this machine
 QUICK = ["--epochs", "1", "--batch-size", "256"]
@@ -1035,7 +1035,7 @@ def test_help_ends_quietly_when_nobody_reads() -> None:
 def test_a_second_training_in_a_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["train", "digits/normal", *QUICK]
     folder = Path("runs/digits/normal/0")
-    with only_training(folder):
+    with at_work(folder):
         for more in ([], ["--resume"]):
             assert main([*args, *more]) == 2
             assert f"another training is at work in {folder}; wait for it" in capsys.readouterr().err

@@ -31,11 +31,11 @@ from surefoot.evaluation.probes import logit_distances, losses_along, sample_los
 from surefoot.evaluation.stages import predictions
 from surefoot.evaluation.statistics import binomial_tail
 from surefoot.models import build_model
-from surefoot.objectives import SatR1
+from surefoot.objectives import FgsmAT, SatR1
 from surefoot.recipes import RECIPES, load_run, train
 from surefoot.recipes.run import Run, check_folder, recipe_monitor, recipe_repair
 from surefoot.report.plots import AXES
-from surefoot.training import FitConfig, FitResult, Look, Monitor, Phase, describe, fit, monitor_curves
+from surefoot.training import CheckpointError, FitConfig, FitResult, Look, Monitor, Phase, describe, fit, monitor_curves
 from surefoot.training.monitor import Guard, OnMasking
 from tests.tables import forwards_that_spoil_autocast
 
@@ -420,6 +420,36 @@ def test_a_resumed_training_remembers_its_looks_and_where_to_go_back_to(
     assert about["healthy_step"] == cut_about["healthy_step"] == (6 if action == "repair" else 0)
 
 
+@pytest.mark.parametrize("action", ["stop", "repair"])
+def test_a_training_that_was_put_back_goes_on_in_the_same_way_only(
+    grey_data: Dataset, tmp_path: Path, action: OnMasking
+) -> None:
+    class Cut(Exception):
+        pass
+
+    def interrupt(line: dict[str, Any]) -> None:
+        if line["masking"]:
+            raise Cut
+
+    with pytest.raises(Cut):
+        fit_planted(grey_data, action, repair=Push(-0.01), run_dir=tmp_path, on_epoch=interrupt)
+    for other in ("off", "warn"):
+        with pytest.raises(CheckpointError, match=f"on_masking was {action} and is {other}"):
+            fit_planted(grey_data, other, repair=Push(-0.01), run_dir=tmp_path, resume=True)
+    if action == "repair":
+        with pytest.raises(CheckpointError, match=r"repair, speed was -0\.01 and is -0\.2"):
+            fit_planted(grey_data, action, repair=Push(-0.2), run_dir=tmp_path, resume=True)
+    fit_planted(grey_data, action, repair=Push(-0.01), run_dir=tmp_path, resume=True)
+
+
+def test_the_settings_say_how_often_the_monitor_looks(grey_data: Dataset) -> None:
+    images, labels = grey_data.validation
+    monitor = Monitor(images.float() / 255, labels, eps=EPS, every=500)
+    fit(Planted(), grey_data, [Phase(Push(0.0), 2)], SLOWLY, monitor=monitor)  # 8 steps
+    assert [look.step for look in monitor.history] == [3, 6]
+    assert monitor.every == 500
+
+
 def test_a_training_with_the_monitor_on_is_bit_identical_to_one_without() -> None:
     digits = load("digits")
     data = dataclasses.replace(digits, train=Split(digits.train.images[:160], digits.train.labels[:160]))
@@ -460,6 +490,14 @@ def test_recipes_bring_their_monitor_and_their_repair() -> None:
     stopped = dataclasses.replace(RECIPES["digits/normal"], training=stop)
     with pytest.raises(ValueError, match="ordinary training masks no gradients"):
         recipe_monitor(stopped, digits)
+    weak = dataclasses.replace(recipe, objective=FgsmAT(EPS / 2))  # at which nothing looks
+    assert recipe_monitor(weak, digits) is None
+    with pytest.raises(ValueError, match="no objective's eps reaches the recipe's, 0"):
+        recipe_monitor(dataclasses.replace(weak, training=stop), digits)
+    late = dataclasses.replace(weak, epochs=9, then=(Phase(FgsmAT(EPS), 1),))
+    at_the_end = recipe_monitor(late, digits)
+    assert at_the_end is not None
+    assert at_the_end.every == short.every
     off = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, on_masking="off"))
     assert recipe_monitor(off, digits) is None
     assert recipe_repair(recipe) == RECIPES["digits/sat-r1"].objective

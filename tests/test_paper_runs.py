@@ -33,7 +33,7 @@ from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
 from surefoot.paper.schedule import Event, InProcess, Processes, outstanding, run_all
 from surefoot.paper.targets import SOURCES, TABLES
 from surefoot.recipes import RECIPES, Recipe, train
-from surefoot.recipes.run import only_training
+from tests.tables import at_work
 
 MATRIX = Matrix(SMOKE, seeds=1)
 
@@ -179,7 +179,7 @@ def test_a_folder_in_which_a_training_is_at_work_is_not_begun_anew(tmp_path: Pat
         (folder / name).unlink()
     (folder / "metrics.jsonl").write_text("", encoding="utf-8")
     before = {file.name for file in folder.iterdir()}
-    with only_training(folder), pytest.raises(ValueError, match="another training is at work in"):
+    with at_work(folder), pytest.raises(ValueError, match="another training is at work in"):
         model(place)
     assert {file.name for file in folder.iterdir()} - {".lock"} == before
     assert do([model], place)[0] == []

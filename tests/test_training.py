@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -52,6 +53,7 @@ from surefoot.training.fit import StepReport, refuse_non_finite
 from surefoot.training.machines import best_device, make_fabric
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 from surefoot.training.step import EagerStep
+from tests.tables import at_work
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
 
@@ -120,6 +122,15 @@ def test_without_an_attack_the_clean_accuracy_selects_and_no_other_is_told(
     said = capsys.readouterr().err
     assert f"validation {100 * scores[0]:.2f} % clean" in said
     assert "attacked" not in said
+
+
+def test_of_equal_scores_the_clean_accuracy_selects(digits: Dataset) -> None:
+    """An attack that nothing withstands selects the first epoch no longer."""
+    config = dataclasses.replace(QUICK, learning_rate=0.1, schedule="constant")
+    result = fit(network(), digits, [Phase(NormalTraining(), 6)], config, selection=IFGSM(1.0, 3))
+    clean = [line["validation_clean_accuracy"] for line in result.metrics]
+    assert {line["validation_robust_accuracy"] for line in result.metrics} == {0.0}
+    assert result.best_epoch == clean.index(max(clean)) + 1 > 1
 
 
 def test_progress_is_told_with_the_loss_its_terms_the_speed_and_the_time_left(digits: Dataset) -> None:
@@ -443,11 +454,35 @@ def test_a_loss_that_is_not_finite_stops_with_where_and_the_last_good_checkpoint
         fit(network(), digits, [Phase(Exploding([], 2), 1)], dataclasses.replace(QUICK, schedule="one-cycle"))
 
 
+def test_a_training_that_diverges_without_a_folder_leaves_the_best_weights(digits: Dataset) -> None:
+    model, seen = network(), list[dict[str, Tensor]]()
+    per_epoch = -(-len(digits.train.labels) // QUICK.batch_size)
+
+    def kept(line: dict[str, Any]) -> None:
+        seen.append(weights(model))
+
+    with pytest.raises(TrainingDiverged, match=r"the model has the weights of epoch 1, the best so far"):
+        fit(model, digits, [Phase(Exploding([], per_epoch + 2), 3)], QUICK, on_epoch=kept)
+    assert equal(weights(model), seen[0])
+
+
+def test_weights_that_an_epochs_last_step_spoils_are_not_kept(digits: Dataset, tmp_path: Path) -> None:
+    """Whose loss is as it was before the step."""
+
+    def cusp(model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        terms, weight = NormalTraining()(model, inputs, labels), next(model.parameters())
+        return LossTerms(terms.loss + torch.sqrt((weight - weight.detach()) ** 2).sum(), *terms[1:])
+
+    with pytest.raises(TrainingDiverged, match="weights are NaN or infinite after epoch 1, at learning rate"):
+        fit(network(), digits, [Phase(cusp, 1)], dataclasses.replace(QUICK, batch_size=240), run_dir=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_no_loss_that_is_not_finite_passes(value: float) -> None:
     losses = torch.tensor([[1.0, 1.0, 0.0], [value, 1.0, 0.0]])
     with pytest.raises(TrainingDiverged, match=rf"the loss is {value} in epoch 1, step 12, "):
-        refuse_non_finite(losses, 1, 10, lambda step: 0.1, None)
+        refuse_non_finite(losses, 1, 10, lambda step: 0.1, "there is no checkpoint yet")
 
 
 class Steep:
@@ -532,7 +567,7 @@ def test_a_training_whose_selected_epoch_alone_learned_nothing_is_told_so(digits
 
     notes: list[str] = []
     config = dataclasses.replace(QUICK, learning_rate=0.1, weight_decay=0.0)
-    result = fit(network(), digits, [Phase(late, 10)], config, selection=swapped, on_note=notes.append)
+    result = fit(network(1), digits, [Phase(late, 10)], config, selection=swapped, on_note=notes.append)
     assert result.best_epoch == 1
     (note,) = notes
     assert re.search(
@@ -618,6 +653,39 @@ def test_averaged_weights_have_statistics_of_their_own() -> None:
     torch.testing.assert_close(norm.running_var, torch.stack([each.var(dim=(0, 2, 3)) for each in maps]).mean(0))
     assert (norm.momentum, norm.training, average.module.training) == (0.3, False, False)
     assert model[2].running_mean.tolist() == [9.0] * 3
+
+
+def test_a_batch_norm_of_ones_own_class_has_statistics_of_its_own_too() -> None:
+    class Norm(nn.BatchNorm2d):
+        pass
+
+    means = []
+    for kind in (nn.BatchNorm2d, Norm):
+        torch.manual_seed(0)
+        model: Any = nn.Sequential(nn.Conv2d(1, 3, 3), kind(3), nn.Flatten())
+        average: Any = MovingAverage(model, decay=0.5)
+        average.refresh(model, [torch.rand(4, 1, 5, 5)])
+        means.append(average.module[1].running_mean)
+    torch.testing.assert_close(means[0], means[1])
+    assert float(means[0].abs().min()) > 0
+
+
+def test_a_layer_that_is_skipped_at_random_has_its_momentum_from_the_start(digits: Dataset) -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+            self.calls = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            hidden = self.first(inputs.flatten(1)).relu()
+            self.calls += self.training
+            return self.head(hidden if self.training and self.calls < 3 else self.second(hidden))  # type: ignore[no-any-return]
+
+    net = Skips()
+    before = weights(net.second)
+    fit(net, digits, [Phase(NormalTraining(), 1)], dataclasses.replace(QUICK, on_masking="off"))
+    assert not equal(weights(net.second), before)
 
 
 def test_a_batch_norm_that_the_model_keeps_frozen_is_frozen_in_the_average_too(digits: Dataset) -> None:
@@ -982,6 +1050,49 @@ def test_images_that_cannot_be_trained_on_are_refused(labels: list[int], words: 
         fit(network(), dataclasses.replace(digits, train=train_split), [Phase(NormalTraining(), 1)], QUICK)
 
 
+def test_a_validation_label_that_is_no_class_is_refused_before_the_first_epoch(digits: Dataset) -> None:
+    wrong = digits.validation._replace(labels=digits.validation.labels - 1)
+    with pytest.raises(ValueError, match="a label is -1 in the validation split"):
+        fit(network(), dataclasses.replace(digits, validation=wrong), [Phase(NormalTraining(), 1)], QUICK)
+
+
+def test_a_training_called_without_gradients_takes_its_own(digits: Dataset) -> None:
+    model = network()
+    before = weights(model)
+    with torch.no_grad():
+        fit(model, digits, [Phase(NormalTraining(), 1)], QUICK)
+        assert not torch.is_grad_enabled()
+    assert not equal(weights(model), before)
+
+
+def test_numpys_numbers_are_numbers_in_what_is_written(digits: Dataset, tmp_path: Path) -> None:
+    whole: Any = np.int64(32)
+    number: Any = np.float32(0.1)
+    config = dataclasses.replace(QUICK, batch_size=whole, learning_rate=number)
+    fit(network(), digits, [Phase(FgsmAT(number), 1)], config, run_dir=tmp_path)
+    settings = load_metadata(tmp_path / "state.ckpt")["settings"]
+    assert (settings["batch_size"], settings["objective of epoch 1, eps"]) == (32, pytest.approx(0.1))
+    recipe = dataclasses.replace(RECIPES["digits/fgsm-at"], eps=number, epochs=whole)
+    assert Recipe.from_json(recipe.to_json()).epochs == 32
+
+
+def test_what_is_not_finite_is_null_in_the_lines(digits: Dataset, tmp_path: Path) -> None:
+    def far(model: nn.Module, inputs: Tensor, labels: Tensor) -> LossTerms:
+        terms = NormalTraining()(model, inputs, labels)
+        return terms._replace(regularizer=torch.tensor(torch.inf))
+
+    fit(network(), digits, [Phase(far, 1)], QUICK, run_dir=tmp_path)
+    (line,) = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["regularizer"] is None
+
+
+def test_two_trainings_in_one_folder_are_refused(digits: Dataset, tmp_path: Path) -> None:
+    with at_work(tmp_path), pytest.raises(ValueError, match="another training is at work in"):
+        fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path)
+    fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_model_with_fewer_logits_than_labels_is_refused_before_the_first_step(split: str, digits: Dataset) -> None:
     def up_to(highest: int, images: Tensor, labels: Tensor) -> Split:
@@ -1089,6 +1200,12 @@ def test_a_training_goes_on_by_the_settings_that_it_was_begun_with(
         "config": dataclasses.replace(QUICK, on_masking="off"),
     }
     assert len(fit(network(), digits, **begun | longer, run_dir=tmp_path, resume=True).metrics) == 2  # type: ignore[arg-type]
+
+
+def test_a_training_goes_on_by_the_fields_of_an_objective_of_any_kind(digits: Dataset, tmp_path: Path) -> None:
+    fit(network(), digits, [Phase(Steep(1.0), 1)], QUICK, run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"objective of epoch 1, times was 1\.0 and is 2\.0"):
+        fit(network(), digits, [Phase(Steep(2.0), 2)], QUICK, run_dir=tmp_path, resume=True)
 
 
 def test_a_state_without_its_settings_as_older_ones_are_is_gone_on_with(digits: Dataset, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What is printed: results on standard output, progress and messages on standard error."""
 
-import json
 import math
 import os
 import subprocess
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import surefoot
+from surefoot.core.files import as_json
 from surefoot.training import StepReport
 from surefoot.training.machines import is_first_process
 
@@ -88,7 +88,7 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON object on one line of standard output."""
-    stdout.write_line(json.dumps(value))  # in ASCII, which every terminal and pipe can carry
+    stdout.write_line(as_json(value))  # in ASCII, which every terminal and pipe can carry
 
 
 def commit() -> str | None:

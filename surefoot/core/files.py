@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
+
+from surefoot.core.limits import as_number, plain_number
 
 CHECKSUM = "crc32"
 """Where the metadata of a file of ours have its checksum: safetensors itself reads a changed number as it is."""
@@ -87,10 +90,11 @@ def remove_abandoned(root: Path, pattern: str, seconds: float, *, only: Collecti
 def locked(lock: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold a lock file, made where missing, while the block runs; False where another holds it, or wait for that.
 
-    A file system without locks, as some network ones are, lets everybody in.
+    Who holds it already, in the same thread, holds it twice. A file system without locks, as some network ones are,
+    lets everybody in.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
+    held = FileLock(lock, is_singleton=True)
     try:
         held.acquire(timeout=-1 if wait else 0)
     except Timeout:
@@ -137,6 +141,24 @@ def check_can_fill(folder: Path, what: str) -> None:
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{what} needs the folder {folder}, which may not be written in; give another place.")
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON, which has no NaN and no infinity: they are null, and NumPy's numbers are numbers.
+
+    >>> as_json({"loss": float("nan"), "steps": [1, 2.5]})
+    '{"loss": null, "steps": [1, 2.5]}'
+    """
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    value = plain_number(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -227,7 +249,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             whole = whole.clone()
         memories.add(whole.untyped_storage().data_ptr())
         apart[name] = whole
-    about = {key: json.dumps(value) for key, value in metadata.items()}
+    about = {key: json.dumps(value, default=as_number) for key, value in metadata.items()}
     about[CHECKSUM] = checksum(apart, about)
     with atomic_path(path) as temporary:
         save_file(apart, temporary, metadata=about)

@@ -39,6 +39,28 @@ def check_number(name: str, value: Any, *, example: str = "0.5") -> None:
     raise TypeError(f"{name} is {value!r}; it must be a number, for example {example}.") from cause
 
 
+def plain_number(value: Any) -> Any:
+    """Python's own number in place of NumPy's or a tensor of one, which JSON does not know; anything else as it is.
+
+    >>> import torch
+    >>> plain_number(torch.tensor(2)), plain_number("2")
+    (2, '2')
+    """
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+
+
+def as_number(value: Any) -> Any:
+    """For `json.dumps`: what it does not know, where that is a number.
+
+    Raises:
+        TypeError: it is none.
+    """
+    plain = plain_number(value)
+    if plain is value:
+        raise TypeError(f"an object of type {type(value).__name__} is no JSON")
+    return plain
+
+
 def check_flag(name: str, value: Any) -> None:
     """Refuse what is neither True nor False, as the text "no", which counts as true.
 

@@ -35,12 +35,12 @@ from surefoot.recipes.run import (
     check_data,
     is_run,
     load_recipe_data,
-    only_training,
     settings_of,
 )
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
 from surefoot.training.checkpoint import METRICS, SELECTED, STATE
+from surefoot.training.fit import only_training
 from surefoot.training.machines import best_device
 
 VERSION = 1

@@ -23,6 +23,7 @@ def digits(method: str, description: str, objective: AnyObjective) -> Recipe:
         eps=EPS,
         attack_steps=40,
         attack_step_size=0.02,
+        selection_steps=0 if isinstance(objective, NormalTraining) else 3,
         training=FitConfig(batch_size=32, learning_rate=0.1, schedule="one-cycle", device="cpu"),
     )
 

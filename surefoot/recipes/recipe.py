@@ -9,7 +9,7 @@ import tyro
 from torch import nn
 
 from surefoot.attacks import FGSM, IFGSM, PGD, MarginLoss
-from surefoot.core.limits import check_count
+from surefoot.core.limits import as_number, check_count
 from surefoot.core.types import Attack
 from surefoot.models import Normalize
 from surefoot.objectives import (
@@ -133,7 +133,7 @@ class Recipe:
         settings["objective"] = objective_to_json(self.objective)
         for phase, saved in zip(self.then, settings["then"], strict=True):
             saved["objective"] = objective_to_json(phase.objective)
-        return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(settings, default=as_number))  # type: ignore[no-any-return]
 
     @staticmethod
     def from_json(settings: dict[str, Any]) -> "Recipe":
@@ -167,6 +167,11 @@ def objective_to_json(objective: Any) -> dict[str, Any]:
         raise ValueError(
             f"{type(objective).__name__} has no key in surefoot.objectives.OBJECTIVES, by which a recipe's file names "
             "it; give it one, or train with surefoot.training.fit, which takes any objective."
+        )
+    if not all(isinstance(source, str) for source in getattr(objective, "sources", ())):
+        raise ValueError(
+            f"{type(objective).__name__} of a recipe has the names of the recipes that train its sources, as "
+            "'mnist/normal-a'; give these, or train with surefoot.training.fit, which takes networks."
         )
     return {"name": key, **dataclasses.asdict(objective)}
 

@@ -4,8 +4,8 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from surefoot.core.files import (
     CheckpointError,
     check_can_fill,
     load_metadata,
-    locked,
     read_lines,
     remove_unfinished,
     write_text,
@@ -33,15 +32,13 @@ from surefoot.recipes.imagenet import IMAGENET
 from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, Look, Monitor, fit, load_weights
-from surefoot.training.checkpoint import LAST, METRICS, SELECTED, STATE, WRITTEN
-from surefoot.training.fit import StepReport
+from surefoot.training.checkpoint import LAST, LOCK, METRICS, SELECTED, STATE, WRITTEN
+from surefoot.training.fit import StepReport, is_watched, only_training
 from surefoot.training.machines import is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
 from surefoot.training.state import check_place
 from surefoot.training.trial import check_made, try_training
 
-LOCK = ".lock"
-"""A file in a run's folder that is held while it is trained; not part of the run."""
 RECIPE_FILE, DATA_FILE = "recipe.json", "data.json"
 FILES = (RECIPE_FILE, DATA_FILE, *WRITTEN)
 """What a training writes to its folder."""
@@ -78,8 +75,11 @@ class Run:
             return looks
         for number, line in enumerate(file.read_bytes().splitlines(), start=1):
             try:
-                looks += [look_of(seen) for seen in json.loads(line).get("monitor") or []]
-            except (ValueError, TypeError, AttributeError, OverflowError) as error:
+                seen = json.loads(line).get("monitor") or []
+                looks += [
+                    look_of(look) for look in seen if None not in (*look.values(), *look["losses_along"])
+                ]  # null: NaN
+            except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
                 raise ValueError(f"line {number} of {file} is not a line of a training") from error
         return looks
 
@@ -367,27 +367,11 @@ def train(
         )
 
 
-@contextmanager
-def only_training(path: Path) -> Iterator[None]:
-    """Keep a second training out of the folder.
-
-    Raises:
-        ValueError: there is one at work.
-    """
-    with locked(path / LOCK) as alone:
-        if not alone:
-            raise ValueError(f"another training is at work in {path}; wait for it, or give another folder with --out.")
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # held until it is gone; where that cannot be, an idle lock is left
-                (path / LOCK).unlink()
-
-
 def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
     """What looks at a recipe's training, at its eps on its first validation images.
 
-    None in ordinary training, which has nothing to mask, at eps 0, and where nothing is held out.
+    None in ordinary training, which has nothing to mask, at eps 0, where nothing is held out, and where no objective
+    reaches that eps.
 
     Raises:
         ValueError: none of these can be watched, and `on_masking` asks for more than a warning.
@@ -395,12 +379,19 @@ def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
     config = recipe.training
     images, labels = (tensor[:PROBE_SIZE] for tensor in dataset.validation)
     ordinary = all(isinstance(phase.objective, NormalTraining) for phase in recipe.phases())
-    if config.on_masking == "off" or ordinary or recipe.eps == 0 or len(labels) == 0:
+    watched = sum(phase.epochs for phase in recipe.phases() if is_watched(phase.objective, recipe.eps))
+    if config.on_masking == "off" or ordinary or recipe.eps == 0 or len(labels) == 0 or watched == 0:
         if config.on_masking in ("stop", "repair"):
-            why = "ordinary training masks no gradients" if ordinary else "eps is 0 or no images are held out"
+            why = (
+                "ordinary training masks no gradients"
+                if ordinary
+                else "eps is 0 or no images are held out"
+                if watched or recipe.eps == 0
+                else f"no objective's eps reaches the recipe's, {recipe.eps:.4g}, at which it would look"
+            )
             raise ValueError(f"on_masking is {config.on_masking!r}, but {why}; leave it out.")
         return None
-    seen = sum(phase.epochs for phase in recipe.phases()) * len(dataset.train.labels)
+    seen = watched * len(dataset.train.labels)
     every = config.monitor_every or max(1, min(LOOK_EVERY_IMAGES, seen // 2) // config.batch_size)
     return Monitor(images.float() / 255, labels.clone(), eps=recipe.eps, every=every)
 

@@ -70,6 +70,7 @@ class MovingAverage(nn.Module):
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
+        measured: list[tuple[Tensor, Tensor]] = []
         with crafting(self.module) as frozen:  # dropout off
             for norm in norms:
                 norm.reset_running_stats()
@@ -79,6 +80,9 @@ class MovingAverage(nn.Module):
                     frozen(inputs)
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum, norm.training = momentum, False
+                measured += [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]
+        for buffer, value in measured:  # `crafting` puts back those of norms that are not PyTorch's own
+            buffer.copy_(value)
 
 
 def measures(norm: nn.Module) -> bool:

@@ -15,6 +15,8 @@ from surefoot.models.layers import Normalize
 
 METRICS, SELECTED, LAST, STATE = "metrics.jsonl", "model.safetensors", "last.safetensors", "state.ckpt"
 """A line an epoch; the selected epoch's weights; the last one's; all that is needed to go on."""
+LOCK = ".lock"
+"""A file in a run's folder that is held while it is trained; not part of the run."""
 WRITTEN = (METRICS, SELECTED, LAST, STATE)
 """What `fit` writes to a run's folder."""
 

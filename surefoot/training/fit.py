@@ -1,10 +1,9 @@
 """The training loop: phases of objectives, the best and the last epoch kept, resumable to the bit."""
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from surefoot.core.devices import convolves_images, image_format
-from surefoot.core.files import write_text
+from surefoot.core.files import as_json, locked, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, Objective, check_attacks, check_objective
@@ -26,7 +25,7 @@ from surefoot.evaluation.stages import predictions
 from surefoot.evaluation.statistics import binomial_tail
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep, can_capture
-from surefoot.training.checkpoint import LAST, METRICS, SELECTED, STATE, load_weights, save_weights
+from surefoot.training.checkpoint import LAST, LOCK, METRICS, SELECTED, STATE, load_weights, save_weights
 from surefoot.training.machines import make_fabric
 from surefoot.training.monitor import Guard, Monitor
 from surefoot.training.schedules import SCHEDULES
@@ -46,7 +45,7 @@ REMEDY = (
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss that is not finite: where it happened and what can be gone back to."""
+    """A loss or a weight that is not finite: where it happened and what can be gone back to."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,8 @@ def fit(
     stay different.
 
     After each epoch the accuracy on the validation split under `selection` is measured; the epoch of the last phase
-    that scores highest is selected (the paper's authors' code: under I-FGSM with 3 steps). With a `run_dir`,
+    that scores highest is selected, of equal ones that with the highest clean accuracy, and of these the first (the
+    paper's authors' code: under I-FGSM with 3 steps). With a `run_dir`,
     `model.safetensors` holds the selected weights, `last.safetensors` the last ones, `metrics.jsonl` a line an epoch
     and `state.ckpt` all that is needed to go on; each is written atomically after every epoch.
 
@@ -117,8 +117,9 @@ def fit(
             Without it a training that is there is refused, never
             overwritten.
         fabric: a launched one to use instead of a new one of `config`'s device, devices and precision.
-        monitor: looks at the model as `config.on_masking` says; None does not look, nor does any while the objective's
-            own eps is below the monitor's, at which the model is weak and not yet masked. Its looks are in the lines.
+        monitor: looks at the model as `config.on_masking` says, every `config.monitor_every` steps where that is given;
+            None does not look, nor does any while the objective's own eps is below the monitor's, at which the model is
+            weak and not yet masked. Its looks are in the lines.
         repair: what is minimised after going back, where `config.on_masking` is `repair`.
         on_step: told the progress every few steps.
         on_epoch: told the line of `metrics.jsonl` after each epoch.
@@ -128,11 +129,12 @@ def fit(
     Raises:
         ValueError: a bad setting, no training images, a label beyond the classes of the data set or the model, no
             phases, no weight to train, no monitor or repair where `on_masking` needs one, a training in `run_dir`
-            already where `resume` was not asked for, or no `run_dir` where it was.
+            already where `resume` was not asked for, or at work there, or no `run_dir` where it was.
         TypeError: an argument of another kind, or an objective that returns no `LossTerms`.
         CheckpointError: a state that is damaged, pickled, of another run or of other settings; selected weights that
             are gone or damaged.
-        TrainingDiverged: a loss that is not finite, with where and what can be gone back to.
+        TrainingDiverged: a loss or a weight that is not finite, with where and what can be gone back to; without a
+            `run_dir` the model has the best weights so far.
 
     Example:
         >>> from surefoot.data import load
@@ -148,8 +150,15 @@ def fit(
     run = None if run_dir is None else Path(run_dir)
     check_place(run, resume)
     fabric = fabric or make_fabric(config)
-    told = Told(on_step, on_epoch, on_note) if fabric.global_rank == 0 else Told()
-    with seeded(config.seed), left_in_order(plain_module(model)), captured_as(config, monitor):
+    writes = fabric.global_rank == 0
+    told = Told(on_step, on_epoch, on_note) if writes else Told()
+    with (
+        nullcontext() if run is None or not writes else only_training(run),
+        torch.enable_grad(),
+        seeded(config.seed),
+        left_in_order(plain_module(model)),
+        looking_as(config, monitor),
+    ):
         training = _Training(model, dataset, phases, config, selection, run, fabric, monitor, repair, told)
         if resume:
             training.resume()
@@ -180,16 +189,35 @@ def left_in_order(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def captured_as(config: FitConfig, monitor: Monitor | None) -> Iterator[None]:
-    """The monitor's looks are no graphs meanwhile where the training's steps are not to be."""
-    if monitor is None or config.capture == "auto":
+def looking_as(config: FitConfig, monitor: Monitor | None) -> Iterator[None]:
+    """The monitor looks as often as the settings say, and by no graphs where the training's steps are to be none."""
+    if monitor is None:
         yield
         return
-    before, monitor.capture = monitor.capture, config.capture
+    before = monitor.every, monitor.capture
+    monitor.every = config.monitor_every or monitor.every
+    monitor.capture = "off" if config.capture == "off" else monitor.capture
     try:
         yield
     finally:
-        monitor.capture = before
+        monitor.every, monitor.capture = before
+
+
+@contextmanager
+def only_training(path: Path) -> Iterator[None]:
+    """Keep a second training out of the folder; the one that is at work may enter again.
+
+    Raises:
+        ValueError: there is another at work.
+    """
+    with locked(path / LOCK) as alone:
+        if not alone:
+            raise ValueError(f"another training is at work in {path}; wait for it, or give another folder.")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # held until it is gone; where that cannot be, an idle lock is left
+                (path / LOCK).unlink()
 
 
 class _Training:
@@ -208,7 +236,7 @@ class _Training:
         repair: Objective | None,
         told: Told,
     ) -> None:
-        self.dataset, self.config, self.selection, self.run = dataset, config, selection, run
+        self.dataset, self.config, self.selection, self.run, self.repair = dataset, config, selection, run, repair
         self.fabric, self.told = fabric, told
         self.schedule = [phase for phase in phases for _ in range(phase.epochs)]
         self.module = module = plain_module(model)
@@ -242,6 +270,7 @@ class _Training:
         at_once = images_at_once(device, on_cpu=EVALUATION_BATCH)
         self.validation = Batches(dataset.validation, at_once, device=device, channels_last=channels_last)
         self.state = TrainingState(module, optimizer, self.average)
+        self.state.tensors()  # every weight's momentum from the first step on, also of layers that it happens to skip
         if monitor is not None and config.on_masking != "off":
             tensors, tell = self.state.tensors, told.on_note
             self.state.guard = Guard(monitor, config.on_masking, repair, tensors, tell, fabric.broadcast)
@@ -261,7 +290,12 @@ class _Training:
         for epoch in range(len(self.state.metrics) + 1, len(self.schedule) + 1):
             if self.guard is not None and self.guard.did("stop"):
                 break
-            self.epoch(epoch)
+            try:
+                self.epoch(epoch)
+            except TrainingDiverged:
+                if self.best_weights:
+                    self.module.load_state_dict(self.best_weights)
+                raise
         self.fabric.barrier()
         if self.run is not None:
             load_weights(self.module, self.run / SELECTED)
@@ -295,9 +329,10 @@ class _Training:
                 f"often as a guess: {found}"
             )
 
-    def settings(self, epochs: Sequence[Phase]) -> dict[str, Any]:
-        """What the weights after these epochs depend on."""
-        return settings_of_training(self.dataset.fingerprint(), self.config, self.selection, epochs)
+    def settings(self, epochs: Sequence[Phase], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the weights after these epochs depend on, of which these are the lines."""
+        fingerprint = self.dataset.fingerprint()
+        return settings_of_training(fingerprint, self.config, self.selection, epochs, self.repair, metrics)
 
     def rate(self, epoch: int, number: int) -> float:
         """The learning rate of an epoch's step; both count from 1."""
@@ -316,10 +351,11 @@ class _Training:
         if epoch > 1 and self.schedule[epoch - 1] is not self.schedule[epoch - 2]:
             self.state.best = Best()  # an epoch before it has not been through all phases
         history = self.train(epoch)
+        self.refuse_spoiled(epoch)
         train_seconds = time.perf_counter() - started
         clean, robust = self.judge(epoch)
         score = next((each for each in (robust, clean) if each is not None), float(epoch))
-        selected = score > self.state.best.score
+        selected = self.is_better(score, clean)
         loss, classification, regularizer = history.arrived(wait=True).mean(dim=0).tolist()
         images = min(history.added * self.config.batch_size, len(self.dataset.train.labels))
         line = {
@@ -351,6 +387,13 @@ class _Training:
         if self.told.on_epoch is not None:
             self.told.on_epoch(line)
 
+    def is_better(self, score: float, clean: float | None) -> bool:
+        """Is an epoch to be selected instead of the best so far? Of equal scores by its clean accuracy."""
+        best = self.state.best
+        if score != best.score or clean is None:
+            return score > best.score
+        return clean > float(self.state.metrics[best.epoch - 1]["validation_clean_accuracy"])
+
     def train(self, epoch: int) -> LossHistory:
         """The epoch's steps, up to where the monitor stops; gives their losses."""
         fabric, rank, world = self.fabric, self.fabric.global_rank, self.fabric.world_size
@@ -364,7 +407,7 @@ class _Training:
             last = number == len(self.batches)
             if last or number % CHECK_EVERY == 0:
                 losses = history.arrived(wait=last)
-                refuse_non_finite(losses[checked:], epoch, checked, partial(self.rate, epoch), self.run)
+                refuse_non_finite(losses[checked:], epoch, checked, partial(self.rate, epoch), self.way_back(epoch))
                 if self.told.on_step is not None and len(losses) > checked:
                     self.told.on_step(self.report(epoch, number, losses, checked, time.perf_counter() - started))
                 checked = len(losses)
@@ -397,6 +440,28 @@ class _Training:
             clean = accuracy(self.judged, self.validation)
             return clean, None if self.selection is None else accuracy(self.judged, self.validation, self.selection)
 
+    def refuse_spoiled(self, epoch: int) -> None:
+        """Keep no weights that an epoch's last update spoiled, whose loss nobody saw.
+
+        Raises:
+            TrainingDiverged: one of them is NaN or infinite.
+        """
+        floating = [each for each in self.module.parameters() if each.is_floating_point()]
+        if not torch.stack([each.detach().isfinite().all() for each in floating]).all():
+            last = len(self.batches)
+            raise TrainingDiverged(
+                f"weights are NaN or infinite after epoch {epoch}, at learning rate {self.rate(epoch, last):.4g}; "
+                f"{self.way_back(epoch)}. {REMEDY}"
+            )
+
+    def way_back(self, epoch: int) -> str:
+        """What is left of a training that diverged in this epoch."""
+        if self.run is not None and epoch > 1:
+            return f"the last good checkpoint is {self.run / STATE}, after epoch {epoch - 1}"
+        if self.best_weights:
+            return f"the model has the weights of epoch {self.state.best.epoch}, the best so far"
+        return "there is no checkpoint yet"
+
     def keep(self, epoch: int, selected: bool) -> None:
         """Write the epoch's weights and all that training goes on from, or remember what was selected."""
         if self.run is None:
@@ -408,8 +473,8 @@ class _Training:
         if selected:
             save_weights(self.judged, self.run / SELECTED)
         save_weights(self.judged, self.run / LAST)
-        write_text(self.run / METRICS, "".join(json.dumps(line) + "\n" for line in self.state.metrics))
-        self.state.save(self.run / STATE, self.settings(self.schedule[:epoch]))
+        write_text(self.run / METRICS, "".join(as_json(line) + "\n" for line in self.state.metrics))
+        self.state.save(self.run / STATE, self.settings(self.schedule[:epoch], self.state.metrics))
 
 
 def check_arguments(
@@ -457,17 +522,20 @@ def check_training_split(dataset: Dataset) -> None:
     """Refuse images that cannot be trained on, which a step would not look at and a GPU would die of.
 
     Raises:
-        ValueError: there are none, or a label is no class of the data set.
+        ValueError: there are none, or a label of them or of the validation images is no class of the data set.
     """
     labels = dataset.train.labels
     if len(labels) == 0:
         raise ValueError("the training split has no images; give some to train on.")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= dataset.num_classes:
-        raise ValueError(
-            f"a label is {lowest if lowest < 0 else highest} in the training split; labels are class indices from 0 to "
-            f"{dataset.num_classes - 1}, as the data set has {dataset.num_classes} classes."
-        )
+    for name, split in (("training", dataset.train), ("validation", dataset.validation)):
+        if len(split.labels) == 0:
+            continue
+        lowest, highest = int(split.labels.min()), int(split.labels.max())
+        if lowest < 0 or highest >= dataset.num_classes:
+            raise ValueError(
+                f"a label is {lowest if lowest < 0 else highest} in the {name} split; labels are class indices from 0 "
+                f"to {dataset.num_classes - 1}, as the data set has {dataset.num_classes} classes."
+            )
 
 
 def check_answers(module: nn.Module, dataset: Dataset, device: torch.device, seed: int) -> None:
@@ -509,22 +577,23 @@ def make_step(eager: EagerStep, config: FitConfig, on_note: Callable[[str], None
     return CapturedStep(eager, on_note or (lambda note: None))
 
 
-def refuse_non_finite(
-    history: Tensor, epoch: int, first_step: int, rate_of: Callable[[int], float], run: Path | None
-) -> None:
-    """Stop at the first loss in `history [steps, 3]` that is not finite; `rate_of` tells a step's learning rate.
+def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate_of: Callable[[int], float], back: str) -> None:
+    """Stop at the first loss in `history [steps, 3]` that is not finite.
+
+    Args:
+        history: losses of the epoch's steps.
+        epoch: from 1.
+        first_step: of `history`, from 0.
+        rate_of: tells a step's learning rate.
+        back: what can be gone back to.
 
     Raises:
-        TrainingDiverged: naming the epoch, the step, the learning rate and the last good checkpoint.
+        TrainingDiverged: naming the epoch, the step, the learning rate and `back`.
     """
     bad = (~history[:, 0].isfinite()).nonzero()
     if len(bad) == 0:
         return
     step = first_step + int(bad[0])
-    if run is None or epoch == 1:
-        back = "there is no checkpoint yet"
-    else:
-        back = f"the last good checkpoint is {run / STATE}, after epoch {epoch - 1}"
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
         f"{rate_of(step + 1):.4g}; {back}. {REMEDY}"

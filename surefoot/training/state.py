@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from surefoot.core.files import CheckpointError, load_tensors, save_tensors
-from surefoot.core.types import Attack
+from surefoot.core.limits import plain_number
+from surefoot.core.types import Attack, Objective
 from surefoot.training.checkpoint import SELECTED, STATE, check_fits
 from surefoot.training.monitor import Guard
 from surefoot.training.settings import FitConfig, Phase
 
-SAME_WEIGHTS = ("device", "devices", "capture", "on_masking", "monitor_every")  # but for rounding, and for a repair
+SAME_WEIGHTS = ("device", "devices", "capture", "on_masking", "monitor_every")  # but for rounding, and once it acted
 HEALTHY = "healthy."  # before the names of the tensors to go back to
 
 
@@ -98,9 +99,20 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def settings_of_training(
-    fingerprint: str, config: FitConfig, selection: Attack | None, epochs: Sequence[Phase]
+    fingerprint: str,
+    config: FitConfig,
+    selection: Attack | None,
+    epochs: Sequence[Phase],
+    repair: Objective | None = None,
+    metrics: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What the weights after these epochs depend on, as far as it is numbers and words, one a name.
+
+    Args:
+        fingerprint: of the data.
+        config, selection, repair: as `fit` is given them.
+        epochs: the phase of each.
+        metrics: the line of each, which says what was done about masking.
 
     Example:
         >>> from surefoot.objectives import FgsmAT
@@ -111,6 +123,10 @@ def settings_of_training(
     """
     found = {name: value for name, value in dataclasses.asdict(config).items() if name not in SAME_WEIGHTS}
     found |= {"fingerprint of the data": fingerprint} | named("selection", selection)
+    acted = {(line.get("masking") or {}).get("action") for line in metrics} & {"stop", "repair"}
+    if acted:  # what it went on with, or that it did not
+        found["on_masking"] = config.on_masking
+        found |= named("repair", repair if acted == {"repair"} else None)
     for number, phase in enumerate(epochs, start=1):
         found |= named(f"objective of epoch {number}", phase.objective)
         found[f"learning rate of epoch {number}"] = phase.learning_rate
@@ -119,8 +135,11 @@ def settings_of_training(
 
 def named(name: str, chosen: Any) -> dict[str, Any]:
     """The class of an attack or an objective and its numbers and words, each under a name of its own."""
-    fields = dataclasses.fields(chosen) if dataclasses.is_dataclass(chosen) else ()
-    values = {f"{name}, {field.name}": getattr(chosen, field.name) for field in fields}
+    if dataclasses.is_dataclass(chosen):
+        fields = {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+    else:
+        fields = dict(getattr(chosen, "__dict__", {}))
+    values = {f"{name}, {field}": plain_number(value) for field, value in fields.items()}
     return {name: None if chosen is None else type(chosen).__name__} | {
         key: value for key, value in values.items() if isinstance(value, float | int | str | None)
     }
@@ -128,7 +147,7 @@ def named(name: str, chosen: Any) -> dict[str, Any]:
 
 def check_same_training(
     run: Path,
-    settings: Callable[[Sequence[Phase]], dict[str, Any]],
+    settings: Callable[[Sequence[Phase], Sequence[Mapping[str, Any]]], dict[str, Any]],
     schedule: Sequence[Phase],
     about: Mapping[str, Any],
 ) -> None:
@@ -136,7 +155,7 @@ def check_same_training(
 
     Args:
         run: its folder.
-        settings: of a training of these epochs, as `settings_of_training` gives them.
+        settings: of a training of these epochs and lines, as `settings_of_training` gives them.
         schedule: the phase of each epoch.
         about: what its state says about itself.
 
@@ -149,7 +168,7 @@ def check_same_training(
             f"{path} is of another run: it has {epochs} epochs, and the phases {len(schedule)}; give the phases that "
             "it was trained by, or another run_dir."
         )
-    before, now = about.get("settings", {}), settings(schedule[:epochs])
+    before, now = about.get("settings", {}), settings(schedule[:epochs], about["metrics"])
     both = [name for name in before if name in now]  # an older or newer version may know others, or none
     changed = [f"{name} was {before[name]} and is {now[name]}" for name in both if before[name] != now[name]]
     if changed:
