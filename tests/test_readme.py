@@ -58,6 +58,19 @@ def test_the_questions_python_runs_as_printed(capsys: pytest.CaptureFixture[str]
     assert all(math.isfinite(loss) for loss in losses)
 
 
+def test_the_python_that_is_shown_passes_a_strict_type_checker(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    # What others wrote is not followed: reading PyTorch takes longer than all else.
+    settings = f"strict = true\nfollow_imports = skip\nmypy_path = {ROOT}\n[mypy-surefoot.*]\nfollow_imports = silent\n"
+    (tmp_path / "mypy.ini").write_text(f"[mypy]\n{settings}", encoding="utf-8")
+    for name, page in (("readme", README), ("questions", QUESTIONS)):
+        blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+        (tmp_path / f"{name}.py").write_text("\n".join(blocks), encoding="utf-8")
+    folders = ["--config-file", str(tmp_path / "mypy.ini"), "--cache-dir", str(tmp_path / "cache")]
+    found, _, status = api.run([*folders, str(tmp_path / "readme.py"), str(tmp_path / "questions.py")])
+    assert status == 0, found
+
+
 def test_what_the_tour_ends_at_and_sat_r1_on_the_digits_is_what_was_measured() -> None:
     tour = (ROOT / "results" / "digits" / "readme-tour.txt").read_text(encoding="utf-8")
     numbers = re.findall(r"(\d+\.\d) %", tour)
