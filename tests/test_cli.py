@@ -347,6 +347,9 @@ def test_anybodys_network_can_be_trained_and_evaluated(capsys: pytest.CaptureFix
     assert [record["attack"] for record in records] == [None, "FGSM", "IFGSM", "PGD", "PGD", "WorstCase"]
     assert [record["attack_seed"] for record in records] == [None, *[0] * 5]
     assert main(["evaluate", name, *common, *attack[:-1], "--device", "cuda"]) == 2
+    capsys.readouterr()
+    assert main(["evaluate", name, *common]) == 2
+    assert "of this network behind a normalisation; give --mean 0.5 and --std 0.5" in capsys.readouterr().err
     # The network's own weights, saved by whoever normalised outside of it, do as well.
     own = {
         key.removeprefix("network."): tensor

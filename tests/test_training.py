@@ -796,6 +796,20 @@ def test_a_model_with_its_normalisation_in_front_takes_the_weights_of_its_networ
         load_weights(build("digits-net", mean=[0.3], std=[0.25]), tmp_path / "weights.safetensors")
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_of_a_network_behind_a_normalisation_say_so_to_the_bare_one(tmp_path: Path, prefix: str) -> None:
+    build = partial(build_model, num_classes=10, in_channels=1, image_size=8)
+    names = weights(build("digits-net", mean=[0.3], std=[0.25]))
+    save_file({prefix + name: each for name, each in names.items()}, tmp_path / "weights.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"of this network behind a normalisation; give --mean 0\.3 and --std 0\.25"
+    ):
+        load_weights(build("digits-net"), tmp_path / "weights.safetensors")
+    for other in (build("lenet-small"), build("digits-net", num_classes=7)):
+        with pytest.raises(CheckpointError, match="of another model"):
+            load_weights(other, tmp_path / "weights.safetensors")
+
+
 def test_a_wrapped_models_weights_are_saved_and_loaded_as_the_models_own(tmp_path: Path) -> None:
     whole, other = network(1), network(2)
     compiled: Any = torch.compile(whole, backend="eager")

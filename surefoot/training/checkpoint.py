@@ -110,7 +110,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             makes one, they may be the network's alone, as whoever normalises outside of the model saves them.
 
     Raises:
-        CheckpointError: those of `read_weights`, or weights of another model or of one that normalises otherwise.
+        CheckpointError: those of `read_weights`, or weights of another model, of one that normalises otherwise, or of
+            this one behind a normalisation.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -127,6 +128,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         module, in_front = module.get_submodule("network"), False
     wanted = module.state_dict()
     tensors = out_of_wrappers(tensors, wanted)
+    check_not_behind_normalisation(Path(path), tensors, wanted)
     check_fits(Path(path), tensors, wanted)
     for name in ("mean", "std") if in_front else ():
         theirs, ours = tensors[f"normalize.{name}"].flatten(), wanted[f"normalize.{name}"].flatten()
@@ -136,6 +138,24 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
                 f"{shown(ours)}; give the same."
             )
     module.load_state_dict(tensors)
+
+
+def check_not_behind_normalisation(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse the weights of this network behind a normalisation that it is here without.
+
+    Raises:
+        CheckpointError: with the mean and std to give.
+    """
+    names = [*(f"network.{name}" for name in wanted), "normalize.mean", "normalize.std"]
+    tensors = out_of_wrappers(dict(tensors), dict.fromkeys(names))
+    if tensors.keys() == set(names) and all(
+        tensors[f"network.{name}"].shape == tensor.shape for name, tensor in wanted.items()
+    ):
+        mean, std = (tensors[f"normalize.{name}"].flatten() for name in ("mean", "std"))
+        raise CheckpointError(
+            f"{path} is of this network behind a normalisation; give --mean {shown(mean)} and --std {shown(std)}, in "
+            "Python build_model(..., mean=, std=)."
+        )
 
 
 def shown(values: Tensor) -> str:
