@@ -72,6 +72,16 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"surefoot {verb}" in capsys.readouterr().out
 
 
+def test_the_source_of_an_audit_is_explained_as_an_audits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["audit", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "For the check by transfer: the model" in out
+    assert "score on MODEL" not in out
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

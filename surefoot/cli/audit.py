@@ -46,6 +46,8 @@ LEARNED_FROM = 5000  # training images that substitutes learn a model's answers 
 class Options(AtOneRadius):
     """What `surefoot audit` takes beside the models."""
 
+    source: str | None = None
+    """For the check by transfer: the model (run or package.module:factory) to craft on; None trains small ones."""
     num_examples: int | None = 256
     """Only the first N images; None takes all."""
     batch_size: int = 128
