@@ -82,6 +82,20 @@ def test_the_source_of_an_audit_is_explained_as_an_audits(
     assert "score on MODEL" not in out
 
 
+def test_the_attacks_to_choose_from_are_in_the_order_of_the_documents(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    table = page[page.index("| `--attacks` |") : page.index("In Python each is")]
+    names = re.findall(r"`([\w-]+)`", " ".join(row.split("|")[1] for row in table.strip().splitlines()[2:]))
+    assert len(names) == 13
+    assert main(["evaluate", "a", "--attacks", "foo"]) == 2
+    assert f"Expected one of {(*names, 'None')}" in capsys.readouterr().err
+    assert main(["evaluate", "a", "--attacks", "fgsm", "None"]) == 2
+    assert "None is given beside other names" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

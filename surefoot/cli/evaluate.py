@@ -49,13 +49,13 @@ AttackName = Literal[
     "mi-fgsm",
     "pgd",
     "pgd-cw",
-    "deepfool",
-    "cw",
+    "auto-attack",
     "apgd",
     "apgd-t",
     "fab-t",
     "square",
-    "auto-attack",
+    "deepfool",
+    "cw",
 ]
 WHITE_BOX: tuple[AttackName, ...] = ("fgsm", "i-fgsm", "pgd", "pgd-cw")
 BLACK_BOX: tuple[AttackName, ...] = ("fgsm", "mi-fgsm")

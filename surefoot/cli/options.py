@@ -4,7 +4,8 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import torch
 import tyro
@@ -67,6 +68,36 @@ def _floats_or_fractions(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[An
         instance_from_str=numbers,
         is_instance=lambda value: isinstance(value, tuple) and all(isinstance(each, int | float) for each in value),
         str_from_instance=lambda value: [f"{each:g}" for each in value],
+    )
+
+
+@REGISTRY.primitive_rule
+def _choices_or_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    # Tyro's own shows the choices of what may be None in another order each time.
+    kinds = [kind for kind in get_args(info.type) if kind is not NoneType]
+    if NoneType not in get_args(info.type) or len(kinds) != 1:
+        return None
+    several = get_origin(kinds[0]) is tuple
+    literal = get_args(kinds[0])[0] if several else kinds[0]
+    if get_origin(literal) is not Literal:
+        return None
+    names = get_args(literal)
+
+    def read(texts: list[str]) -> Any:
+        if "None" not in texts:
+            return tuple(texts) if several else texts[0]
+        if len(texts) > 1:
+            raise ValueError("None is given beside other names; give it alone, or leave it out")
+        return None
+
+    shown = "{" + ",".join(names) + "}"
+    return PrimitiveConstructorSpec(
+        nargs="*" if several else 1,
+        metavar="{None}|" + (f"{{[{shown} [...]]}}" if several else shown),
+        instance_from_str=read,
+        is_instance=lambda value: value is None or set(value if several else [value]) <= set(names),
+        str_from_instance=lambda value: ["None"] if value is None else list(value) if several else [value],
+        choices=(*names, "None"),
     )
 
 
