@@ -10,7 +10,10 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
+from surefoot.audit import Audit
+from surefoot.audit.audit import audit
 from surefoot.cli.train import recipe_named
 from surefoot.core.files import checked_lines
 from surefoot.evaluation import Record, read_records
@@ -36,13 +39,19 @@ RESULTS = ROOT / "results" / "mnist"
 PAPER = ROOT.parent / "shared" / "paper" / "regularizers-for-single-step-adversarial-training.md"
 
 
-def test_the_tours_python_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tours_python_runs_as_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def audited(model: nn.Module, inputs: Tensor, labels: Tensor, **fields: Any) -> Audit:
+        return audit(model, inputs[:8], labels[:8], budget_minutes=0.02, **fields)  # for time
+
+    monkeypatch.setattr("surefoot.audit.audit", audited)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     space: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), space)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    *told, verdict = capsys.readouterr().out.splitlines()
+    assert " at ε = 0.3: " in verdict
+    lines = [line.split() for line in told]
     assert [line[0] for line in lines] == ["clean", "FGSM", "PGD"]
     clean, fgsm, pgd = (float(line[1]) for line in lines)
     assert clean > 70  # it has learned
