@@ -173,7 +173,9 @@ def test_what_users_ask_has_a_heading_that_the_readme_leads_to(word: str) -> Non
 def test_the_intervals_of_questions_md_are_wilsons() -> None:
     (few, many) = (wilson_interval(9 * count // 10, count) for count in (1_000, 10_000))
     told = [f"{100 * low:.1f} to {100 * high:.1f}" for low, high in (few, many)]
-    assert f"Of 90 % it is {told[0]} on 1,000 images and {told[1]} on 10,000" in words("docs/questions.md")
+    assert f"of 90 % has the interval {told[0]} % on 1,000 images and {told[1]} % on 10,000" in words(
+        "docs/questions.md"
+    )
 
 
 def test_what_questions_md_says_of_anothers_network_is_what_was_trained() -> None:
