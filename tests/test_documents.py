@@ -75,6 +75,15 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
     assert broken(page) == ["#lenet", "none.md"]
 
 
+def test_the_source_distribution_carries_what_the_readme_needs() -> None:
+    lines = [line.split() for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()]
+    carried = {word for first, *rest in lines if first in ("include", "graft") for word in rest}
+    led_to = {
+        link.partition("#")[0].partition("/")[0] for link in links((ROOT / "README.md").read_text(encoding="utf-8"))
+    }
+    assert carried >= {"Makefile", "constraints.txt", *led_to} - {""}
+
+
 def test_the_commands_have_the_options_that_they_show(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +241,7 @@ def test_what_the_readme_says_of_its_table_is_what_was_measured() -> None:
     masked, left = rows["FGSM-AT"][3], rows["SAT-R3"][9]
     assert isinstance(masked, Cell)
     assert isinstance(left, Cell)
-    assert f"PGD-100 leaves {min(masked.values):.1f} to {max(masked.values):.1f} %, by the seed" in text
+    assert f"PGD-100 leaves {min(masked.values):.1f} to {max(masked.values):.1f} %, depending on the seed" in text
     low, middle, high = sorted(left.values)
     assert f"AutoAttack leaves {low:.0f}, {middle:.0f} and {high:.0f} % of the three" in text
 
