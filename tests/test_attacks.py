@@ -16,7 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import surefoot.attacks
-from surefoot.attacks import APGD, FGSM, IFGSM, MIFGSM, PGD, RFGSM, MarginLoss, WorstCase
+from surefoot.attacks import (
+    APGD,
+    FABT,
+    FGSM,
+    IFGSM,
+    MIFGSM,
+    PGD,
+    RFGSM,
+    CarliniWagnerL2,
+    DeepFool,
+    MarginLoss,
+    Square,
+    WorstCase,
+)
 from surefoot.attacks.gradient_sign import ascend
 from surefoot.core.geometry import check_batch, linf_distance, project
 from surefoot.core.gradients import crafting, input_gradient, plain_module
@@ -961,3 +974,53 @@ def test_going_on_takes_a_tenth_of_the_steps_three_times_as_long_and_stays_in_th
     assert linf_distance(after, x).max() <= EPS + 1e-6
     assert after.min() >= 0
     assert after.max() <= 1
+
+
+class RootOfFlat(nn.Module):
+    """The same function as its network, with a gradient that is NaN where the image is flat."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        around = nn.functional.avg_pool2d(inputs * inputs, 3, 1, 1) - nn.functional.avg_pool2d(inputs, 3, 1, 1) ** 2
+        return self.net(inputs + 0 * around.clamp(min=0).sqrt())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [MIFGSM(EPS, 10), FABT(EPS, steps=10, targets=2), CarliniWagnerL2(steps=50, search_steps=3), DeepFool(steps=10)],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_pixels_whose_gradient_is_nan_do_not_stop_an_attack(attack: Attack) -> None:
+    net, inputs, labels = trained()
+    inputs = inputs.clone()
+    inputs[:, :, :4, :4] = 0
+    right = net(inputs).argmax(dim=1) == labels
+    inputs, labels = inputs[right], labels[right]
+    model = RootOfFlat(net)
+    gradient, _ = input_gradient(model, inputs, lambda logits: cross_entropy(logits, labels))
+    assert bool(gradient.isnan().any())
+    torch.manual_seed(0)
+    adv_inputs = attack(model, inputs, labels)
+    assert float((net(adv_inputs).argmax(dim=1) == labels).float().mean()) < 0.5
+
+
+@pytest.mark.parametrize("attack", [Square(0.1, queries=20), WorstCase([Square(0.1, queries=20)])])
+def test_a_model_that_writes_to_its_inputs_is_refused(attack: Attack) -> None:
+    net, inputs, labels = trained()
+
+    class Writes(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return net(inputs.sub_(0.1))  # type: ignore[no-any-return]
+
+    with pytest.raises(ValueError, match="the model changes the images that it is given"):
+        attack(Writes(), inputs, labels)
+
+
+def test_weights_made_in_inference_mode_are_told() -> None:
+    with torch.inference_mode():
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(TypeError, match=r"weights were made under torch\.inference_mode"):
+        FGSM(EPS)(net, torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))

@@ -724,3 +724,20 @@ def test_a_model_or_a_label_that_does_not_fit_is_refused(attack: Attack) -> None
         attack(random_net(lambda: PlainNet(classes=1)), inputs, labels)
     with pytest.raises(ValueError, match=re.escape("a label is 3, but the model has the classes 0 to 2")):
         attack(random_net(), inputs, labels + 1)
+
+
+@pytest.mark.parametrize("loss", ["dlr", "targeted"])
+def test_classes_that_are_masked_by_minus_infinity_are_as_if_they_were_far_below(loss: str) -> None:
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 0])
+    pairs = torch.stack([labels, (labels + 1) % 3], dim=1)
+    found = []
+    for low in (-torch.inf, -1e30):
+        logits = torch.randn(4, 10, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        masked = logits.masked_fill(torch.arange(10) >= (2 if loss == "dlr" else 3), low)
+        values = dlr_loss(masked, labels.clamp(max=1)) if loss == "dlr" else targeted_dlr_loss(masked, pairs)
+        (gradient,) = torch.autograd.grad(values.sum(), logits)
+        assert bool(values.isfinite().all())
+        found.append(gradient.sign())
+    assert torch.equal(*found)
+    assert bool(found[0].any(dim=1).all())

@@ -951,11 +951,18 @@ def test_a_look_holds_finite_numbers(run_folder: str) -> None:
     assert main(["train", "digits/fgsm-at", *QUICK, "--monitor-every", "2"]) == 0
     run = load_run(Path("runs/digits/fgsm-at/0"))
     (look, *_) = run.looks()
-    for wrong in ({"fgsm_loss": math.nan}, {"pgd_loss": "low"}, {"losses_along": [1.0, None]}, {"losses_along": 3}):
-        line = {"epoch": 1, "monitor": [{**dataclasses.asdict(look), **wrong}]}
+
+    def write(wrong: dict[str, Any]) -> None:
+        line = {"epoch": 1, "monitor": [{**dataclasses.asdict(look), **wrong}, dataclasses.asdict(look)]}
         (run.path / "metrics.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+
+    for wrong in ({"fgsm_loss": math.nan}, {"pgd_loss": "low"}, {"losses_along": 3}):
+        write(wrong)
         with pytest.raises(ValueError, match=r"line 1 of .* is not a line of a training"):
             run.looks()
+    for unknown in ({"rfgsm_distance": None}, {"losses_along": [1.0, None]}):  # it was not finite: there is no point
+        write(unknown)
+        assert run.looks() == [look]
 
 
 def test_an_audit_refuses_a_bad_place_for_its_page_before_it_begins(
@@ -1182,7 +1189,7 @@ def __getattr__(kind): return lambda: Own(kind)
         ("none", "returns a NoneType for float32 [4, 1, 8, 8] images in [0, 1] in training mode; it must return"),
         ("text", "returns a str"),
         ("array", "returns a ndarray"),
-        ("dict", "returns a dict"),
+        ("dict", "returns a dict (surefoot.models.LogitsOnly(model, entry) takes the logits out) for"),
         ("flat", "returns float32 [4] for"),
         ("deep", "returns float32 [4, 10, 1] for"),
         ("few", "returns float32 [4, 5] for"),

@@ -816,8 +816,9 @@ def test_no_trace_is_left(draws: int | None) -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_the_callers_grad_mode_does_not_matter(mode: Callable[[], Any]) -> None:
+    model, images = After(lambda z, x: z.softmax(1)), batch()
     with mode():
-        found, _ = recognise(After(lambda z, x: z.softmax(1)), *batch())
+        found, _ = recognise(model, *images)
     assert inside(found) == ["FromProbabilities"]
     assert not torch.equal(FGSM(EPS)(found, *batch()), batch()[0])
 
@@ -829,3 +830,20 @@ def test_wrappers_take_the_mode_of_their_model_and_pass_it_on() -> None:
     assert net.training is False
     stacked.train()
     assert net.training
+
+
+def test_a_gradient_that_is_nan_is_told() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            flat = inputs.flatten(1)
+            return self.linear(flat + 0 * (0 * flat).sqrt())  # type: ignore[no-any-return]
+
+    model = Root()
+    found, said = recognise(model, torch.rand(20, 1, 4, 4), torch.arange(20) % 3)
+    assert found is model
+    assert len(said) == 1
+    assert said[0].startswith("The gradient by the pixels is NaN on 16 of 16 images, as that of a square root at 0 is;")

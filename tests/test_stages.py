@@ -19,11 +19,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from surefoot.attacks import FGSM, IFGSM, MIFGSM, PGD, AutoAttack, CarliniWagnerL2, DeepFool, MarginLoss, WorstCase
+from surefoot.attacks import (
+    FABT,
+    FGSM,
+    IFGSM,
+    MIFGSM,
+    PGD,
+    AutoAttack,
+    CarliniWagnerL2,
+    DeepFool,
+    MarginLoss,
+    WorstCase,
+)
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import evaluate, evaluate_transfer
-from surefoot.evaluation.attack_settings import screening_of
+from surefoot.evaluation.attack_settings import screening_of, stopping_early
 from surefoot.evaluation.identity import Nameless, settings_known_by
 from surefoot.evaluation.outcomes import Outcome, Store
 from surefoot.evaluation.precision import fast_in_half
@@ -438,6 +449,17 @@ def test_an_attack_that_stopped_too_early_for_eight_bits_goes_on() -> None:
     batches = [(grey(127 / 255), torch.tensor([0]))]
     attack = IFGSM(4 / 255, steps=16)
     assert evaluate(Threshold(), batches, [attack], eight_bit=True)[1].robust_accuracy == 0
+
+
+@pytest.mark.parametrize("eps", [8 / 255, 12 / 255, 16 / 255])
+def test_an_attack_that_ends_at_the_boundary_is_rounded_away_from_the_image(eps: float) -> None:
+    """Rounding to the nearest undoes what ends at its first hit."""
+    net, inputs, labels = trained()
+    inputs = (inputs * 255).round() / 255
+    attack = FABT(eps, steps=20, targets=3)
+    exact, rounded = (evaluate(net, [(inputs, labels)], [attack], eight_bit=each)[1] for each in (False, True))
+    assert 0 < exact.robust_accuracy < 1
+    assert rounded.robust_accuracy <= exact.robust_accuracy + 0.02
 
 
 # Several attacks and several models.
@@ -912,6 +934,53 @@ def test_a_random_model_goes_on_with_the_draws_that_it_would_have_had(
     whole = evaluate(model, batches, [FGSM(EPS / 2)])
     assert without_time(resumed) == without_time(whole)
     assert 0 < whole[1].robust_accuracy < whole[0].robust_accuracy < 1
+
+
+def test_a_random_model_is_attacked_to_the_last_step() -> None:
+    """What one noisy answer calls wrong, the next may call right."""
+    model = Averaged(Through(lambda net, x: net(x + 0.4 * torch.randn_like(x))), 2)
+    batches = trained_batches()[1]
+    attack = PGD(EPS / 2, steps=19, step_size=EPS / 20)
+
+    def to_the_end(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        return attack(model, inputs, labels)
+
+    clean, found, expected = evaluate(model, batches, [attack, to_the_end])
+    assert found.attack_fields["stop_when_fooled"] is False
+    assert found.robust_accuracy == expected.robust_accuracy < clean.robust_accuracy
+
+
+def test_attacks_within_an_attack_within_another_let_go_at_any_iterate_too() -> None:
+    inner = WorstCase([IFGSM(EPS, 3)])
+    settled: Any = stopping_early(WorstCase([inner, FGSM(EPS)]))
+    assert settled == WorstCase([WorstCase([IFGSM(EPS, 3, stop_when_fooled=True)]), FGSM(EPS)])
+
+
+def test_a_model_that_is_called_by_keyword_is_counted() -> None:
+    net, batches = trained_batches()
+
+    class Named(nn.Module):
+        def forward(self, pixel_values: Tensor) -> Tensor:
+            return net(pixel_values)  # type: ignore[no-any-return]
+
+    def named(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        model(pixel_values=inputs)
+        return inputs
+
+    total = sum(len(labels) for _, labels in batches)
+    assert evaluate(Named(), batches, [named])[1].forwards == 2 * total
+
+
+def test_weights_that_an_attack_of_ones_own_freezes_learn_again() -> None:
+    net, batches = trained_batches()
+    frozen = next(net.parameters()).requires_grad_(False)
+
+    def freezing(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        model.requires_grad_(False)
+        return inputs
+
+    evaluate(net, batches, [freezing])
+    assert [each.requires_grad for each in net.parameters()] == [each is not frozen for each in net.parameters()]
 
 
 def test_a_random_model_has_the_same_clean_draws_alone_and_with_others() -> None:

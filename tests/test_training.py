@@ -53,6 +53,7 @@ from surefoot.training.fit import StepReport, refuse_non_finite
 from surefoot.training.machines import best_device, make_fabric
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 from surefoot.training.step import EagerStep
+from surefoot.training.trial import try_training
 from tests.tables import at_work
 
 QUICK = FitConfig(batch_size=32, learning_rate=0.05, device="cpu")
@@ -1068,6 +1069,17 @@ def test_a_validation_label_that_is_no_class_is_refused_before_the_first_epoch(d
     wrong = digits.validation._replace(labels=digits.validation.labels - 1)
     with pytest.raises(ValueError, match="a label is -1 in the validation split"):
         fit(network(), dataclasses.replace(digits, validation=wrong), [Phase(NormalTraining(), 1)], QUICK)
+
+
+def test_weights_that_are_not_made_yet_are_refused(digits: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"the model has layers that take their size from their first input"):
+        fit(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), digits, [Phase(NormalTraining(), 1)], QUICK)
+
+
+def test_one_number_a_sample_is_told_what_makes_two_logits_of_it(digits: Dataset) -> None:
+    two = Split(digits.train.images, digits.train.labels % 2)
+    with pytest.raises(ValueError, match=r"returns float32 \[4, 1\] \(surefoot\.models\.TwoLogits\(model\) makes"):
+        try_training(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "it", two, 2, torch.device("cpu"))
 
 
 def test_a_training_called_without_gradients_takes_its_own(digits: Dataset) -> None:

@@ -30,7 +30,7 @@ def dlr_loss(logits: Tensor, labels: Tensor) -> Tensor:
         labels: `[batch]` int64.
 
     Returns:
-        `[batch]`, above 0 where misclassified.
+        `[batch]`, above 0 where misclassified; not divided where z_(3) is -inf, of a class that is masked.
 
     Example:
         >>> dlr_loss(torch.tensor([[4.0, 3.0, 2.0]]), torch.tensor([0]))
@@ -45,7 +45,7 @@ def dlr_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         return loss
     top = logits.topk(3, dim=1).values
-    return loss / (top[:, 0] - top[:, 2] + TINY)
+    return loss / spread(top[:, 0], top[:, 2])
 
 
 def targeted_dlr_loss(logits: Tensor, pairs: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def targeted_dlr_loss(logits: Tensor, pairs: Tensor) -> Tensor:
         pairs: `[batch, 2]` int64, the label y and the target t.
 
     Returns:
-        `[batch]`, above 0 where the target is more likely than the label.
+        `[batch]`, above 0 where the target is more likely than the label; not divided where z_(3) or z_(4) is -inf.
 
     Example:
         >>> targeted_dlr_loss(torch.tensor([[4.0, 3.0, 2.0, 2.0]]), torch.tensor([[0, 1]]))
@@ -70,7 +70,17 @@ def targeted_dlr_loss(logits: Tensor, pairs: Tensor) -> Tensor:
     if logits.shape[1] < 4:
         return target - true
     top = logits.topk(4, dim=1).values
-    return (target - true) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + TINY)
+    return (target - true) / spread(top[:, 0], (top[:, 2] + top[:, 3]) / 2)
+
+
+def spread(highest: Tensor, lower: Tensor) -> Tensor:
+    """Their difference; 1 where the lower is -inf, by which nothing could be divided.
+
+    >>> spread(torch.tensor([2.0, 2.0]), torch.tensor([0.5, -torch.inf]))
+    tensor([1.5000, 1.0000])
+    """
+    masked = lower == -torch.inf
+    return torch.where(masked, 1, highest - lower.masked_fill(masked, 0) + TINY)
 
 
 def likeliest_others(logits: Tensor, labels: Tensor) -> Tensor:

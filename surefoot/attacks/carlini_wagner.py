@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, per_sample
-from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.gradients import crafting, input_gradient, without_gradients, without_nan
 from surefoot.core.limits import check_above_zero, check_count, check_flag, check_not_negative, check_number
 from surefoot.core.losses import check_logits, check_logits_shape, full_precision, margin
 
@@ -139,7 +139,7 @@ class CarliniWagnerL2:
             closest = torch.where(per_sample(closer, inputs), adv_inputs, closest)
 
             # dx'/dw = (1 - tanh^2) / 2
-            gradient = (full_precision(gradient) + 2 * away) * 2 * images * (1 - images)
+            gradient = (full_precision(without_nan(gradient)) + 2 * away) * 2 * images * (1 - images)
             mean = mean.lerp(gradient, 0.1)
             square = square.lerp(gradient.square(), 0.001)
             spread = (square / (1 - 0.999**step)).sqrt() + 1e-8

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_labels, per_sample
-from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients
+from surefoot.core.gradients import NO_GRADIENT, crafting, without_gradients, without_nan
 from surefoot.core.limits import check_count, check_number
 from surefoot.core.losses import answered, check_logits_shape, full_precision
 
@@ -132,7 +132,7 @@ class DeepFool:
             (slope,) = torch.autograd.grad(gaps[:, k].sum(), points, retain_graph=not last, allow_unused=True)
             if slope is None:  # only the weights are in the graph: the inputs were detached on the way
                 raise ValueError(NO_GRADIENT)
-            slopes.append(full_precision(slope).flatten(1))
+            slopes.append(full_precision(without_nan(slope)).flatten(1))
         return gaps.detach(), torch.stack(slopes, dim=1)
 
     def _by_distance(self, gaps: Tensor, slopes: Tensor) -> Tensor:

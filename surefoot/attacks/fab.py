@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from surefoot.attacks.apgd import likeliest_others, random_start
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, linf_distance, per_sample
-from surefoot.core.gradients import input_gradient
+from surefoot.core.gradients import input_gradient, without_nan
 from surefoot.core.limits import check_count
 from surefoot.core.losses import answered
 
@@ -78,7 +78,7 @@ def nearest_adversarial(
     for _ in range(steps):
         gradient, logits = input_gradient(model, adv_inputs, lambda z, p=pairs: lead(z, p))  # type: ignore[misc]
         gap = lead(logits, pairs)
-        here, origin, weights = adv_inputs.flatten(1), inputs.flatten(1), gradient.flatten(1)
+        here, origin, weights = adv_inputs.flatten(1), inputs.flatten(1), without_nan(gradient).flatten(1)
         clean_gap = gap + (weights * (origin - here)).sum(dim=1)  # of the linearisation, at the clean input
         moves = move_to_plane(torch.cat([here, origin]), torch.cat([weights] * 2), -torch.cat([gap, clean_gap]))
         from_here, from_origin = moves.abs().amax(dim=1, keepdim=True).clamp(min=1e-8).chunk(2)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_radius, per_sample, project
-from surefoot.core.gradients import crafting, input_gradient, without_gradients
+from surefoot.core.gradients import crafting, input_gradient, without_gradients, without_nan
 from surefoot.core.limits import check_count, check_flag, check_not_negative
 from surefoot.core.losses import answered, cross_entropy, full_precision
 from surefoot.core.types import PerSampleLoss, check_loss
@@ -66,6 +66,7 @@ def ascend(
             lambda z, t=targets: loss(z, t),  # type: ignore[misc]
         )
         if decay is not None:
+            gradient = without_nan(gradient)
             length = gradient.abs().flatten(1).sum(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = gradient / per_sample(length, gradient)
             gradient = momentum = gradient if momentum is None else decay * momentum + gradient

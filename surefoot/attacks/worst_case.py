@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_labels
-from surefoot.core.gradients import crafting
+from surefoot.core.gradients import CHANGES_INPUTS, crafting
 from surefoot.core.losses import answered, full_precision
 from surefoot.core.types import Attack, check_attacks
 
@@ -39,7 +39,7 @@ def fool_in_turn(model: nn.Module, inputs: Tensor, labels: Tensor, runs: Callabl
         else what the first run made.
 
     Raises:
-        ValueError: fewer than two classes, or a label that is none of them.
+        ValueError: fewer than two classes, a label that is none of them, or a model that writes to its inputs.
     """
     check_batch(inputs, labels)
     if len(inputs) == 0:
@@ -48,6 +48,8 @@ def fool_in_turn(model: nn.Module, inputs: Tensor, labels: Tensor, runs: Callabl
         clean, labels = full_precision(inputs.detach()).clone(), labels.clone()
         with torch.no_grad():
             logits = logits_of(clean)
+        if not torch.equal(clean, full_precision(inputs.detach())):
+            raise ValueError(CHANGES_INPUTS)
         if logits.dim() != 2 or logits.shape[1] < 2:
             raise ValueError(
                 f"the model's logits have shape {list(logits.shape)}; give [batch, classes] with two classes or more."

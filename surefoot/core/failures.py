@@ -51,3 +51,8 @@ def explain_types(model: nn.Module, inputs: Tensor, error: RuntimeError) -> None
     """
     if told := types_apart(model, inputs, error):
         raise TypeError(f"{told}; convert one of the two, for example with model.to(inputs.dtype).") from error
+    if any(each.is_inference() for each in model.parameters()) and "nference tensor" in str(error):
+        raise TypeError(
+            f"the model's weights were made under torch.inference_mode, which no gradient goes through ({error}); "
+            "make or copy the model outside of it."
+        ) from error

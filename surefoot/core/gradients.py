@@ -276,6 +276,15 @@ def input_gradient(
     return gradient, logits.detach()
 
 
+def without_nan(gradient: Tensor) -> Tensor:
+    """The gradient with 0 where it is NaN, as that of a square root at 0 is; one such pixel would spoil a norm.
+
+    >>> without_nan(torch.tensor([torch.nan, 2.0]))
+    tensor([0., 2.])
+    """
+    return gradient.masked_fill(gradient.isnan(), 0)
+
+
 def in_float16(inputs: Tensor, logits: Tensor) -> bool:
     """Does the way from the inputs to the logits go through float16, in which less than 6e-8 is zero?"""
     return torch.float16 in (inputs.dtype, logits.dtype, autocast_dtype(inputs.device.type))

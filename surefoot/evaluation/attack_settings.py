@@ -54,8 +54,11 @@ def radius_of(attack: object) -> float | None:
 def stopping_early(attack: Attack) -> Attack:
     """The same attack that lets go of a sample once it is fooled, where it can."""
     settings: Any = attack
-    if dataclasses.is_dataclass(settings) and hasattr(settings, "stop_when_fooled"):
-        settings = dataclasses.replace(settings, stop_when_fooled=True)  # type: ignore[type-var]
+    names = {field.name for field in dataclasses.fields(settings)} if dataclasses.is_dataclass(settings) else set()
+    if "attacks" in names and isinstance(attack, CompoundAttack):
+        settings = dataclasses.replace(settings, attacks=tuple(stopping_early(part) for part in attack.attacks))
+    elif "stop_when_fooled" in names:
+        settings = dataclasses.replace(settings, stop_when_fooled=True)
     return settings  # type: ignore[no-any-return]
 
 

@@ -25,18 +25,18 @@ class PassCounter:
 
     def __enter__(self) -> "PassCounter":
         if isinstance(self.module, torch.jit.ScriptModule):  # refuses hooks of its own
-            self._handle = register_module_forward_hook(self._count)
+            self._handle = register_module_forward_hook(self._count, with_kwargs=True)
         else:
-            self._handle = self.module.register_forward_hook(self._count)
+            self._handle = self.module.register_forward_hook(self._count, with_kwargs=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._handle.remove()
 
-    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    def _count(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         if module is not self.module:
             return
-        samples = len(inputs[0])
+        samples = next((len(each) for each in (*inputs, *named.values()) if isinstance(each, Tensor)), 0)
         self.forwards += samples
         if isinstance(output, Tensor) and output.requires_grad:
 

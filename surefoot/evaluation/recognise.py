@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from surefoot.core.failures import types_apart
 from surefoot.core.geometry import check_batch
-from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, plain_module
-from surefoot.core.losses import full_precision
+from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, input_gradient, plain_module
+from surefoot.core.losses import cross_entropy, full_precision
 from surefoot.core.seeding import seeded
 from surefoot.evaluation.precision import exact_float32
 from surefoot.models.wrappers import (
@@ -59,6 +59,7 @@ def recognise(
     - An answer to an image that changes with the other images of its batch, or with its place there: refused.
     - Another range than [0, 1]: refused, see below. Not asked of a model that answers randomly: brighter pixels
       truly help against noise.
+    - A gradient by the pixels that is NaN on one of the first 16 images: said.
 
     Changes are measured in units of the logits' spread, their median distance from their row's median, which a few
     huge logits, as those of masked classes, do not move: rounding is 0.001 of it for the same shape of batch (or the
@@ -108,9 +109,22 @@ def recognise(
         check_neighbours(wrapped, inputs, random=random)
         if check_range and not random:  # a brighter range would seem better where it drowns the model's noise
             check_pixels(wrapped, inputs, labels)
+        tell_of_nan(wrapped, inputs[:ENOUGH], labels[:ENOUGH], said)
     if random and draws is not None:
         wrapped = Averaged(wrapped, draws)
     return model if wrapped is plain else wrapped, said
+
+
+def tell_of_nan(model: nn.Module, inputs: Tensor, labels: Tensor, said: list[str]) -> None:
+    """Say so where the gradient is NaN; one that is missing is left to the attacks, which refuse it."""
+    with seeded(0), crafting(model) as frozen, suppress(ValueError):
+        gradient, _ = input_gradient(frozen, inputs, lambda logits: cross_entropy(logits, labels))
+        spoiled = int(gradient.isnan().flatten(1).any(dim=1).sum())
+        if spoiled:
+            said.append(
+                f"The gradient by the pixels is NaN on {spoiled} of {len(labels)} images, as that of a square root at "
+                "0 is; attacks take it for 0 there, and may be weak: add a small number under the root."
+            )
 
 
 def answer(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> Any:

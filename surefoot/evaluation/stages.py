@@ -67,15 +67,17 @@ def crafted(attack: Attack, model: nn.Module, inputs: Tensor, labels: Tensor) ->
     It may call backward, change the model's mode and all its buffers by that, and write to what it is given.
     """
     module = plain_module(model)
-    before = [(parameter, parameter.grad) for parameter in module.parameters()]
+    before = [(parameter, parameter.grad, parameter.requires_grad) for parameter in module.parameters()]
     try:
         with buffers_put_back(module.modules()), crafting(module) as frozen:
-            for parameter, _ in before:
+            for parameter, _, _ in before:
                 parameter.grad = None
             return attack(frozen, inputs.clone(), labels.clone())
     finally:
-        for parameter, gradient in before:
+        for parameter, gradient, learns in before:
             parameter.grad = gradient
+            if parameter.requires_grad != learns:
+                parameter.requires_grad_(learns)
 
 
 def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -168,8 +170,12 @@ class StageRunner:
         return [Stage(f"{name}: screening", screening, half, last=False), main]
 
     def prepared(self, attack: Attack) -> Attack:
-        """The attack as it is run: letting go of fooled samples, unless all must be attacked to the end."""
-        return attack if self.everybody else stopping_early(attack)
+        """The attack as it is run: letting go of fooled samples, unless all must be attacked to the end.
+
+        As they must where the model answers at random: what one answer calls wrong the next may call right.
+        """
+        random = isinstance(plain_module(self.crafter), Averaged)
+        return attack if self.everybody or random else stopping_early(attack)
 
     def arithmetic(self, *attacks: Attack) -> Arithmetic:
         """What an attack, or a part of one, is crafted in."""
@@ -255,20 +261,26 @@ class StageRunner:
         """Adversarial inputs as they are scored: in float32, in 8 bits where asked for, their hits confirmed."""
         adv_inputs = self.call(stage.attack, stage.arithmetic, number, inputs, labels)
         seen = self.as_scored(stage.attack, adv_inputs, inputs)
-        early = getattr(stage.attack, "stop_when_fooled", False) or stage.arithmetic == "tf32"
-        exact = stage.arithmetic == "fp32" and not self.settings.eight_bit
-        if exact or not (early and self.white_box and stage.last):
+        eight_bit, early = self.settings.eight_bit, getattr(stage.attack, "stop_when_fooled", False)
+        again_if_missed = early or stage.arithmetic == "tf32"
+        exact = stage.arithmetic == "fp32" and not eight_bit
+        if exact or not (self.white_box and stage.last and (again_if_missed or eight_bit)):
             return seen
-        # A sample was let go because lower precision, or unrounded pixels, took it for fooled: to the last step, then,
-        # or in float32 where an attack always lets go.
+        # A sample was let go because lower precision, or unrounded pixels, took it for fooled: rounded away from the
+        # image, then; to the last step; or in float32 where an attack always lets go.
         model = self.crafter
         with computed_in(stage.arithmetic, inputs.device):
             let_go = self.halving(lambda part, _: predictions(model, part), adv_inputs, labels) != labels
         standing = self.halving(lambda part, _: predictions(model, part), seen, labels) == labels
         again = let_go & standing
-        if again.any():
+        if eight_bit and again.any():
+            further = eight_bit_pixels(adv_inputs, inputs, radius_of(stage.attack), outwards=True)
+            fools = self.halving(lambda part, _: predictions(model, part), further, labels) != labels
+            seen[again & fools] = further[again & fools]
+            again &= ~fools
+        if again_if_missed and again.any():
             to_the_end, arithmetic = stage.attack, stage.arithmetic
-            if hasattr(stage.attack, "stop_when_fooled"):
+            if early:
                 to_the_end = dataclasses.replace(stage.attack, stop_when_fooled=False)  # type: ignore[type-var]
             else:
                 arithmetic = "fp32"
@@ -376,12 +388,14 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
-def eight_bit_pixels(adv_inputs: Tensor, inputs: Tensor, eps: float | None) -> Tensor:
+def eight_bit_pixels(adv_inputs: Tensor, inputs: Tensor, eps: float | None, *, outwards: bool = False) -> Tensor:
     """`adv_inputs` in 8 bits: the nearest multiples of 1/255, inside the ball where there is one.
 
     A pixel whose ball holds no multiple of 1/255, that of an image which is not in 8 bits itself, stays clean.
+    With `outwards` the next multiples away from `inputs`: as long a step or a longer one in the same direction.
     """
-    levels = (adv_inputs * 255).round()
+    levels = adv_inputs * 255
+    levels = torch.where(adv_inputs > inputs, levels.ceil(), levels.floor()) if outwards else levels.round()
     if eps is None:
         return levels.clamp(0, 255) / 255
     rim = 1e-3  # eps itself is often a multiple of 1/255, up to rounding

@@ -32,6 +32,7 @@ from surefoot.training.schedules import SCHEDULES
 from surefoot.training.settings import FitConfig, Phase
 from surefoot.training.state import Best, TrainingState, check_place, check_same_training, settings_of_training
 from surefoot.training.step import EagerStep, LossHistory, Step
+from surefoot.training.trial import check_made
 
 EVALUATION_BATCH = 500
 REFRESHING = 2048  # training images that measure the batch-norm statistics of averaged weights
@@ -488,6 +489,7 @@ def check_arguments(
 ) -> None:
     """Refuse what cannot be trained, or not in this way; raises as `fit` does."""
     module = plain_module(model)
+    check_made(module, "the model")
     for name, value, kind, how in (
         ("dataset", dataset, Dataset, "a Dataset, as surefoot.data.load gives it"),
         ("config", config, FitConfig, "a FitConfig"),

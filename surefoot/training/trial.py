@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from surefoot.core.failures import in_one_line, type_name
+from surefoot.core.geometry import ONE_NUMBER
 from surefoot.core.gradients import buffers_put_back
 from surefoot.core.seeding import seeded
 from surefoot.data import Split
@@ -89,7 +90,11 @@ def other_kinds(model: nn.Module) -> list[str]:
 def what_is_wrong(output: Any, images: int, num_classes: int) -> str | None:
     """What a model returned, where that is not one row of finite logits an image."""
     if not isinstance(output, Tensor):
-        return f"a {type(output).__name__}"
+        holds = isinstance(output, dict | tuple | list) or hasattr(output, "logits")
+        how = " (surefoot.models.LogitsOnly(model, entry) takes the logits out)" if holds else ""
+        return f"a {type(output).__name__}{how}"
+    if num_classes == 2 and output.is_floating_point() and output.numel() == images:
+        return f"{type_name(output.dtype)} {list(output.shape)} ({ONE_NUMBER})"
     if not output.is_floating_point() or output.dim() != 2 or len(output) != images or output.shape[1] < num_classes:
         return f"{type_name(output.dtype)} {list(output.shape)}"
     return None if output.isfinite().all() else "NaN or infinity"
