@@ -378,6 +378,24 @@ def test_records_without_weights_need_no_training_until_more_is_asked_for(tmp_pa
     assert first.records(place)[1].weights_sha256 == second.records(place)[1].weights_sha256 == model.sha256(place)
 
 
+def test_a_finished_training_whose_weights_are_damaged_is_trained_again_by_the_same_command(
+    tmp_path: Path, trained: list[str]
+) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/normal")
+    do([model], place)
+    file, before = model.folder(place) / "model.safetensors", model.sha256(place)
+    for number, content in enumerate((file.read_bytes()[:-40], b"", file.read_bytes()[:40]), start=1):
+        file.write_bytes(content)
+        task = Evaluation(model, FGSM(number / 10), 8)
+        assert outstanding([task], place) == [model, task]
+        assert do([task], place)[0] == []
+        assert (model.sha256(place), len(trained)) == (before, 1 + number)
+        assert file.with_name("damaged.safetensors").read_bytes() == content
+    damage(file)
+    assert do([Evaluation(model, FGSM(0.5), 8)], place)[0] == []
+    assert len(trained) == 5
+
+
 def test_measurements_count_until_a_training_without_weights_has_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,7 +258,7 @@ def test_what_is_trained_again_and_measured_before_is_told_of(
     assert smoke("fig10", "--only", "sat-r3", out=tmp_path) == 0
     for file in tmp_path.rglob("model.safetensors"):  # as committed results are
         file.unlink()
-    says = "train mnist/sat-r3, seed 0, again, for its weights are not in"
+    says = "train mnist/sat-r3, seed 0, again, for its weights are missing or damaged in"
     capsys.readouterr()
     assert smoke("fig10", "--only", "sat-r3", "--dry-run", out=tmp_path) == 0
     assert says not in capsys.readouterr().err
@@ -290,7 +290,7 @@ def test_a_figure_of_a_training_that_was_not_watched_trains_it_again(
     assert "fig1 was not run" in capsys.readouterr().err
     assert smoke("fig1", "fig5", *args, out=out) == 0
     err = " ".join(capsys.readouterr().err.split())
-    assert "train mnist/fgsm-at, seed 0, again, for its weights or what a figure shows of it are not in" in err
+    assert "train mnist/fgsm-at, seed 0, again, for its weights or what a figure shows of it are missing or damaged in" in err
     panels = (out / "smoke" / "fig1.jsonl").read_text(encoding="utf-8").splitlines()[1:]
     assert not any("missing" in json.loads(panel) for panel in panels)
     (folder / "watch.jsonl").write_text('{"epoch": 1}\n', encoding="utf-8")

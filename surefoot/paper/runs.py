@@ -12,14 +12,14 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from surefoot.core.devices import in_image_format
-from surefoot.core.files import load_tensors, read_lines, write_text
+from surefoot.core.files import CheckpointError, load_tensors, read_lines, write_text
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
@@ -158,8 +158,9 @@ class Training:
         return sum(sha256 in file.read_text(encoding="utf-8", errors="replace") for file in files) if sha256 else 0
 
     def has_weights(self, place: Workplace) -> bool:
-        """Finished, and with its weights, which committed results lack."""
-        return self.finished(place) and (self.folder(place) / SELECTED).exists()
+        """Finished, and with its weights whole; committed results lack them."""
+        file = self.folder(place) / SELECTED
+        return self.finished(place) and file.exists() and is_whole(file, file.stat().st_mtime_ns)
 
     def minutes(self, place: Workplace) -> float | None:
         """What the training took, selection of the epoch included; None before."""
@@ -283,6 +284,16 @@ class Training:
             for name in (SELECTED, METRICS, STATE, DATA_FILE, RECIPE_FILE):
                 if (found / name).exists():  # not all are needed, and older versions did not write them all
                     shutil.copy2(found / name, folder / name)
+
+
+@cache  # the tasks of a plan ask it of the same few files
+def is_whole(file: Path, changed: int) -> bool:
+    """Can the tensors of a file, last `changed` then, be read?"""
+    try:
+        load_tensors(file)
+    except CheckpointError:
+        return False
+    return True
 
 
 def read_sha256(file: Path) -> str | None:
