@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -146,6 +147,29 @@ def test_what_is_damaged_is_made_anew(tmp_path: Path, trained: list[str]) -> Non
     for damaged in ("", whole[: len(whole) // 3], whole.splitlines()[0] + "\n", "{}\n{}\n"):
         file.write_text(damaged, encoding="utf-8")
         assert (task.done(place), task.records(place)) == (False, [])
+    clean, attacked = (json.loads(line) for line in whole.splitlines())
+    wrong: list[dict[str, Any]] = [
+        {"parts": "zzz"},
+        {"parts": ["zzz"]},
+        {"versions": 3},
+        {"device": None},
+        {"attack_fields": []},
+        {"attack": "PGD"},
+        {"robust_accuracy": 1.5},
+        {"clean_accuracy": -0.5},
+        {"robust_accuracy": math.nan},
+        {"robust_interval": [0.1]},
+        {"num_examples": 0},
+        {"num_examples": "8"},
+        {"seconds": math.inf},
+        {"mean_l2": "zzz"},
+    ]
+    for first, second in ((attacked, clean), *((clean, {**attacked, **fields}) for fields in wrong)):
+        file.write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n", encoding="utf-8")
+        assert (task.done(place), task.records(place)) == (False, []), second
+    file.write_text(whole, encoding="utf-8")
+    assert task.done(place)
+    file.write_text("", encoding="utf-8")
     assert outstanding([task], place) == [task]
     assert do([task], place)[0] == []
     assert task.done(place)

@@ -110,8 +110,8 @@ def run(args: list[str]) -> int:
         for training, (_, measurements) in before.items():
             what = "its weights or what a figure shows of it" if training.followed else "its weights"
             say(
-                f"{training.title}, again, for {what} are missing or damaged in {training.folder(place)}: unless the very same come "
-                f"out, {counted(measurements)} of it no longer count, nor those crafted on it."
+                f"{training.title}, again, for {what} are missing or damaged in {training.folder(place)}: unless the "
+                f"very same come out, {counted(measurements)} of it no longer count, nor those crafted on it."
             )
     if options.dry_run:
         show_plan(tasks, place, options)
