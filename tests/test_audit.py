@@ -956,6 +956,19 @@ def test_a_weak_attack_is_warned_of() -> None:
     assert "too weak" in judged(ONE_FAILED, [], 180).warnings[0]
 
 
+def test_a_failed_check_beside_attacks_that_get_through_leaves_too_few_images() -> None:
+    looks = [Looks("PGD-40", 250, 34, 4, steps=40)]
+    found = decide(ONE_FAILED, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, classes=10)
+    assert found.name == "inconclusive"
+    assert "too few to say whether 10.0 % are reached" in found.sentence
+    assert found.sentence.endswith("PGD-40 alone leaves 13.3 %; of loss-rises much was measured.")
+    assert found.warnings == ("Too few images: give more with --num-examples.",)
+    unasked = [*ONE_FAILED, check("steps-saturate", "unclear", samples=[])]
+    told = decide(unasked, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, classes=10).sentence
+    assert "1 of 13 checks were not made" in told
+    assert told.endswith("of loss-rises much was measured.")
+
+
 # --- the whole
 
 
