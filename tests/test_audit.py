@@ -73,6 +73,13 @@ class Matching(nn.Module):
         return (inputs.flatten(1) - 0.5) @ self.weight.T
 
 
+class Constant(nn.Module):
+    """The first of two classes, wherever it is asked."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 0 * inputs.flatten(1)[:, :2] + torch.tensor([1.0, 0.0])
+
+
 def images(count: int = 96) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 3
@@ -223,6 +230,17 @@ def test_gradients_that_change_from_point_to_point_fail() -> None:
     check = QUESTIONS["gradients-exist"](bench(Wrinkled(Matching(), 860.0, 0.01)))
     assert check.outcome == "failed"
     assert check.values["agreement"] < 0.2
+
+
+def test_a_model_that_does_not_move_has_no_linearity_error() -> None:
+    inputs, labels = images()
+    model = Constant()
+    check = QUESTIONS["no-sharp-curvature"](Bench(model, model, inputs, labels * 0, EPS, classes=2, effort=QUICK))
+    assert (check.outcome, check.values["local_linearity_error"]) == ("failed", None)
+    assert check.measured.endswith("or neither moves.")
+    moving = QUESTIONS["no-sharp-curvature"](bench(Matching()))
+    assert moving.values["local_linearity_error"] < 0.1
+    assert "the local linearity error is 0.0" in moving.measured
 
 
 def test_what_is_not_clear_about_gradients_is_not_passed() -> None:
@@ -611,10 +629,6 @@ def test_what_was_not_tried_is_not_fooled() -> None:
 
 def test_the_worst_case_at_the_largest_radius_is_of_all_images() -> None:
     """PGD with every pixel free is tried on the first 128 images alone."""
-
-    class Constant(nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return 0 * inputs.flatten(1)[:, :2] + torch.tensor([1.0, 0.0])
 
     inputs, labels = torch.rand(200, 1, 4, 4), torch.zeros(200, dtype=torch.int64)
     found = audit(Constant(), inputs, labels, 1.0)

@@ -290,7 +290,10 @@ def test_a_figure_of_a_training_that_was_not_watched_trains_it_again(
     assert "fig1 was not run" in capsys.readouterr().err
     assert smoke("fig1", "fig5", *args, out=out) == 0
     err = " ".join(capsys.readouterr().err.split())
-    assert "train mnist/fgsm-at, seed 0, again, for its weights or what a figure shows of it are missing or damaged in" in err
+    assert (
+        "train mnist/fgsm-at, seed 0, again, for its weights or what a figure shows of it are missing or damaged in"
+        in err
+    )
     panels = (out / "smoke" / "fig1.jsonl").read_text(encoding="utf-8").splitlines()[1:]
     assert not any("missing" in json.loads(panel) for panel in panels)
     (folder / "watch.jsonl").write_text('{"epoch": 1}\n', encoding="utf-8")
