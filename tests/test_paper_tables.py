@@ -113,7 +113,7 @@ def test_section_5_4_fails_a_model_that_masks(tmp_path: Path) -> None:
     def robust(task: Any) -> float:
         eps: float = task.attack.eps
         steps: int = getattr(task.attack, "steps", 1)
-        return max(0.0, 0.8 - eps) - (0.1 if steps > 1 else 0.0) + (0.2 if isinstance(task, Transfer) else 0.0)
+        return max(0.0, 0.8 - eps - (0.1 if steps > 1 else 0.0) + (0.2 if isinstance(task, Transfer) else 0.0))
 
     def masked(task: Any) -> float:
         eps: float = task.attack.eps

@@ -309,8 +309,8 @@ def gradients_exist(bench: Bench) -> Finding:
     at_odds = by_share(apart & ~gone, rows & ~gone, 0.5, "", "", level=CHECK_ERROR / 2)
     worse = max(no_gradient, at_odds, key=lambda each: (OUTCOMES.index(each.outcome), each.strength))
     told = (
-        f"Of {total} images {counts['zero']} have, at the image or at a random point of its ball, a gradient of exactly "
-        f"zero, {counts['non_finite']} one that is not finite, {counts['underflow']} one below 1e-30"
+        f"Of {total} images {counts['zero']} have, at the image or at a random point of its ball, a gradient of "
+        f"exactly zero, {counts['non_finite']} one that is not finite, {counts['underflow']} one below 1e-30"
     )
     if (rows & ~gone).any():
         told += (
