@@ -20,10 +20,11 @@ from surefoot.evaluation import Record, evaluate
 from surefoot.evaluation.attack_settings import screening_of, stopping_early
 from surefoot.objectives import SatR1, SatR2, SatR3
 from surefoot.paper import figures
-from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells
+from surefoot.paper.beside import PERCENT, Cell, Table, accuracy_cell, fooling_cells
 from surefoot.paper.curves import logit_gaps, loss_curves
 from surefoot.paper.matrix import Matrix, pgd, pgd_at, radius_columns
 from surefoot.paper.measurements import Around
+from surefoot.paper.page import Number
 from surefoot.paper.panels import FIGURES
 from surefoot.paper.profiles import PAPER, QUICK, SMOKE, Profile
 from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace, write_records
@@ -62,7 +63,10 @@ def test_fooling_rates_count_what_was_wrong_before() -> None:
 
 
 def test_a_table_is_markdown_and_csv_and_says_what_is_missing_and_far() -> None:
-    rows = (("A", (Cell((50.0,), (40.0, 60.0), 16, 55.0), "Yes")), ("B", (Cell(paper=(1.0, 0.5)), "No")))
+    rows = (
+        ("A", (Cell((50.0,), (40.0, 60.0), 16, 55.0, limits=PERCENT), "Yes")),
+        ("B", (Cell(paper=(1.0, 0.5), limits=PERCENT), "No")),
+    )
     table = Table("table0", "A title", "trained by", ("PGD", "models"), rows, ("A note.",))
     assert table.grid().splitlines()[2:] == ["| A | 50.00 (55.00) | Yes |", "| B | - (1.00 ± 0.50) | No |"]
     text = table.markdown()
@@ -73,7 +77,8 @@ def test_a_table_is_markdown_and_csv_and_says_what_is_missing_and_far() -> None:
     part = dataclasses.replace(table, columns=("PGD", "FGSM"), rows=(("B", (Cell((1.0,)), Cell())),))
     assert part.missing() == ["B FGSM"]
     assert table.far() == ["A PGD -5.00"]
-    assert dataclasses.replace(part, rows=(("B", (Cell((53.0,), paper=55.0), Cell())),)).far() == []
+    assert dataclasses.replace(part, rows=(("B", (Cell((53.0,), paper=55.0, limits=PERCENT), Cell())),)).far() == []
+    assert table.far_note() == "More than two points from the paper's: A PGD -5.00."
     first, second = csv.DictReader(io.StringIO(table.csv()))
     assert (first["row"], first["ours"], first["low"], first["images"], first["paper"]) == (
         "A",
@@ -83,6 +88,16 @@ def test_a_table_is_markdown_and_csv_and_says_what_is_missing_and_far() -> None:
         "55.0",
     )
     assert (second["seeds"], second["ours"], second["paper_deviation"]) == ("0", "", "0.5")
+
+
+def test_lengths_are_far_from_a_tenth_of_the_papers_on_in_the_note_and_on_the_page() -> None:
+    found = [record(0.0, mean_l2=length) for length in (1.46, 2.45, 2.41)]
+    rows = tuple((f"row {number}", fooling_cells([each], (97.0, 2.69))) for number, each in enumerate(found))
+    table = Table("table6", "Table 6", "trained by", ("FR", "l2"), rows)
+    assert table.far() == ["row 0 FR +3.00", "row 0 l2 -1.23", "row 1 FR +3.00", "row 2 FR +3.00", "row 2 l2 -0.28"]
+    assert table.far_note().startswith("More than two points from the paper's, or a tenth of it where it is a length: ")
+    assert [Number.of(cells[1]).state for _, cells in rows] == ["far", "near", "far"]
+    assert dataclasses.replace(table, rows=()).far_note() == ""
 
 
 def finish(training: Training, place: Workplace) -> None:

@@ -371,7 +371,7 @@ def test_the_document_is_drawn_from_the_committed_records() -> None:
         kept = [line for line in lines if line.startswith(("| SAT-R1 |", "| SAT-R2 |"))]
         assert "\n".join([*lines[:2], *kept]) in text
     words = " ".join(text.split())
-    assert "More than two points from the paper's: " + "; ".join(table_3.far()) in words
+    assert table_3.far_note() in words
     assert "(the set above has more): " + "; ".join(table_3.missing()) in words
     # SAT-R1, R2 and R3 are within two points in every column of Table 3, as the text says.
     assert not any(name.startswith("SAT") for name in table_3.far())

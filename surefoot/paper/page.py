@@ -13,10 +13,6 @@ from surefoot.paper.scales import Ends, apart, scales
 from surefoot.report.page import document
 from surefoot.report.plots import number, rounded
 
-NEAR = 2.0
-"""Points, up to which a difference from the paper is near."""
-NEAR_SHARE = 0.1
-"""The same as a share of the paper's number, where it is not a percentage."""
 WIDE = 20.0
 """Points: an interval that spans more holds too much to agree with anything."""
 ROOM = 0.05
@@ -115,9 +111,8 @@ class Number:
         if low <= theirs <= high or printed(mean, cell.printed_digits) == printed(theirs, cell.printed_digits):
             wide = cell.limits == PERCENT and high - low > WIDE
             return replace(shown, state=("wide" if wide else "within") if judged else "unjudged")
-        close = NEAR if cell.limits == PERCENT else NEAR_SHARE * theirs
         apart = f"{difference:+.{cell.digits}f}".replace("-", "\N{MINUS SIGN}")
-        state = "near" if abs(difference) <= close else "far"
+        state = "far" if cell.far() else "near"
         return replace(shown, apart=apart, state=state if judged else "unjudged")
 
 

@@ -114,11 +114,11 @@ def notes(matrix: Matrix, table: Table, records: Sequence[Record], extra: Sequen
         torch_versions = ", ".join(sorted({record.versions.get("torch", "?") for record in records}))
         minutes = sum(record.seconds for record in records) / 60
         found.append(f"Attacked on {devices} with torch {torch_versions}, for {minutes:.1f} minutes.")
-    missing, far = table.missing(), table.far()
+    missing, far = table.missing(), table.far_note()
     if missing:
         found.append(f"Not run: {'; '.join(missing)}.")
     if far and matrix.profile.name.startswith("paper"):
-        found.append(f"More than two points from the paper's: {'; '.join(far)}.")
+        found.append(far)
     return tuple(found)
 
 
