@@ -57,6 +57,10 @@ class Cell:
     paper_digits: int | None = None
     limits: tuple[float, float] | None = None
 
+    def missing(self) -> bool:
+        """Was it not run? What was run may have no number: a mean length where nothing was fooled."""
+        return not self.values and self.images is None
+
     def mean(self) -> float | None:
         """Over the seeds."""
         return statistics.fmean(self.values) if self.values else None
@@ -215,7 +219,7 @@ class Table:
             numbers = [
                 (column, cell) for column, cell in zip(self.columns, cells, strict=True) if isinstance(cell, Cell)
             ]
-            lost = [column for column, cell in numbers if not cell.values and cell.images is None]
+            lost = [column for column, cell in numbers if cell.missing()]
             found += [name] if len(lost) == len(numbers) else [f"{name} {column}" for column in lost]
         return found
 

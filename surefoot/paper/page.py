@@ -79,12 +79,13 @@ class Number:
     """A cell as it is shown.
 
     Args:
-        ours: the mean; empty where it was not run.
+        ours: the mean; empty where there is none.
         deviation: over several seeds; else empty.
         paper: with its deviation; empty where the paper has none.
         apart: ours less the paper's, where the paper's is not `within`.
         state: `within` our interval, `wide` where that would hold much else too, `near`, `far`, `unjudged`, or
             `alone` where one of the two is missing.
+        missing: was it not run?
     """
 
     ours: str
@@ -92,6 +93,7 @@ class Number:
     paper: str = ""
     apart: str = ""
     state: str = "alone"
+    missing: bool = False
 
     @staticmethod
     def of(cell: Cell | str, *, judged: bool = True) -> "Number":
@@ -102,6 +104,7 @@ class Number:
             ours="" if mean is None else f"{mean:.{cell.digits}f}",
             deviation="" if deviation is None else f"{deviation:.{cell.digits}f}",
             paper=cell.paper_text(),
+            missing=cell.missing(),
         )
         theirs = cell.paper_mean()
         if mean is None or theirs is None:
@@ -162,7 +165,7 @@ class Beside:
             wide=states.count("wide"),
             near=states.count("near"),
             far=states.count("far"),
-            not_run=sum(not number.ours for _, numbers in rows for number in numbers),
+            not_run=sum(number.missing for _, numbers in rows for number in numbers),
             against=against(table),
         )
 
