@@ -28,7 +28,7 @@ from surefoot.paper.page import Number
 from surefoot.paper.panels import FIGURES
 from surefoot.paper.profiles import PAPER, QUICK, SMOKE, Profile
 from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace, write_records
-from surefoot.paper.targets import TABLES, screened
+from surefoot.paper.targets import TABLES, screened, seeds_behind
 
 
 def record(robust: float, clean: float = 0.9, **changes: Any) -> Record:
@@ -98,6 +98,24 @@ def test_lengths_are_far_from_a_tenth_of_the_papers_on_in_the_note_and_on_the_pa
     assert table.far_note().startswith("More than two points from the paper's, or a tenth of it where it is a length: ")
     assert [Number.of(cells[1]).state for _, cells in rows] == ["far", "near", "far"]
     assert dataclasses.replace(table, rows=()).far_note() == ""
+
+
+@pytest.mark.parametrize(
+    ("behind", "told"),
+    [
+        ({"a": (0,), "b": (0,)}, "1 seed (0)"),
+        ({"a": (1,), "b": (1,)}, "1 seed (1)"),
+        ({"a": (1, 2), "b": (2, 1)}, "2 seeds (1-2)"),
+        ({"a": (0, 2)}, "2 seeds (0, 2)"),
+        ({"a": (0,), "b": (1,)}, "1 seed a number"),
+        ({"a": (0, 1), "b": (1, 2)}, "2 seeds a number"),
+        ({"a": (0, 1, 2), "b": (1,)}, "1 to 3 seeds a number"),
+        ({"a": (None,)}, "1 seed"),
+    ],
+)
+def test_a_table_names_the_seeds_that_are_behind_it(behind: dict[str, tuple[int | None, ...]], told: str) -> None:
+    records = [record(0.5, recipe=recipe, seed=seed) for recipe, seeds in behind.items() for seed in seeds]
+    assert seeds_behind(records, 3) == told
 
 
 def finish(training: Training, place: Workplace) -> None:
