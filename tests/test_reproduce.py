@@ -141,6 +141,37 @@ def test_a_dry_run_runs_nothing(
     assert "Nothing was run" in err
 
 
+def test_a_dry_run_without_data_lists_the_tasks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def nothing(recipe: Any, _: Any) -> Any:
+        asked.append(recipe.dataset)
+        raise ConnectionError("there is no mnist")
+
+    monkeypatch.setattr(runs, "load_recipe_data", nothing)
+    args = ("reproduce", "table9", "table8", "--only", "sat-r3", "--dry-run", "--out", str(tmp_path / "out"))
+    assert main([*args, "--json"]) == 0
+    out, err = capsys.readouterr()
+    *others, passes = (json.loads(line) for line in out.splitlines())
+    assert others[0]["task"] == "train mnist/sat-r3, seed 0"
+    assert {(line["seconds"], line["basis"]) for line in others} == {(None, "no data")}
+    assert passes["seconds"] > 0
+    assert "There is no estimate of time where it says `no data`: there is no mnist." in " ".join(err.split())
+    assert asked == ["mnist"]  # once
+    assert main([*args[:2], *args[3:]]) == 0
+    out, err = capsys.readouterr()
+    assert "12 tasks that are not done" in out
+    assert err.endswith("Nothing was run.\n")
+    assert "one worker" not in err
+    monkeypatch.undo()  # and a run that is there is not compared with data that are not
+    assert smoke("fig10", "--only", "sat-r3", out=tmp_path / "out") == 0
+    monkeypatch.setattr(runs, "load_recipe_data", nothing)
+    assert smoke("fig10", "fig9", "--only", "sat-r3", "--dry-run", out=tmp_path / "out") == 0
+    assert "losses of mnist/sat-r3, seed 0" in capsys.readouterr().out
+
+
 def test_a_failed_task_is_told_of_and_the_others_finish(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
