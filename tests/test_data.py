@@ -6,6 +6,7 @@ import ast
 import importlib
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
