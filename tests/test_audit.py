@@ -73,6 +73,13 @@ class Matching(nn.Module):
         return (inputs.flatten(1) - 0.5) @ self.weight.T
 
 
+class Constant(nn.Module):
+    """The first of two classes, wherever it is asked."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 0 * inputs.flatten(1)[:, :2] + torch.tensor([1.0, 0.0])
+
+
 def images(count: int = 96) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 3
@@ -207,7 +214,9 @@ def zero_off_grid(gradient: Tensor, inputs: Tensor) -> Tensor:
 def test_a_gradient_with_one_bad_pixel_or_at_one_bad_point_is_of_no_use(
     change: Callable[[Tensor, Tensor], Tensor], found: str
 ) -> None:
-    assert QUESTIONS["gradients-exist"](bench(Hooked(change))).values[found] == 96
+    check = QUESTIONS["gradients-exist"](bench(Hooked(change)))
+    assert check.values[found] == 96
+    assert "at the image or at a random point of its ball" in check.measured  # right at the image, maybe
 
 
 def test_gradients_are_too_small_below_1e_30_and_compared_down_to_there() -> None:
@@ -221,6 +230,17 @@ def test_gradients_that_change_from_point_to_point_fail() -> None:
     check = QUESTIONS["gradients-exist"](bench(Wrinkled(Matching(), 860.0, 0.01)))
     assert check.outcome == "failed"
     assert check.values["agreement"] < 0.2
+
+
+def test_a_model_that_does_not_move_has_no_linearity_error() -> None:
+    inputs, labels = images()
+    model = Constant()
+    check = QUESTIONS["no-sharp-curvature"](Bench(model, model, inputs, labels * 0, EPS, classes=2, effort=QUICK))
+    assert (check.outcome, check.values["local_linearity_error"]) == ("failed", None)
+    assert check.measured.endswith("or neither moves.")
+    moving = QUESTIONS["no-sharp-curvature"](bench(Matching()))
+    assert moving.values["local_linearity_error"] < 0.1
+    assert "the local linearity error is 0.0" in moving.measured
 
 
 def test_what_is_not_clear_about_gradients_is_not_passed() -> None:
@@ -610,10 +630,6 @@ def test_what_was_not_tried_is_not_fooled() -> None:
 def test_the_worst_case_at_the_largest_radius_is_of_all_images() -> None:
     """PGD with every pixel free is tried on the first 128 images alone."""
 
-    class Constant(nn.Module):
-        def forward(self, inputs: Tensor) -> Tensor:
-            return 0 * inputs.flatten(1)[:, :2] + torch.tensor([1.0, 0.0])
-
     inputs, labels = torch.rand(200, 1, 4, 4), torch.zeros(200, dtype=torch.int64)
     found = audit(Constant(), inputs, labels, 1.0)
     assert found.worst_case_accuracy == 1
@@ -954,6 +970,19 @@ def test_an_audit_of_a_model_that_guesses_says_so(required: float | None) -> Non
 
 def test_a_weak_attack_is_warned_of() -> None:
     assert "too weak" in judged(ONE_FAILED, [], 180).warnings[0]
+
+
+def test_a_failed_check_beside_attacks_that_get_through_leaves_too_few_images() -> None:
+    looks = [Looks("PGD-40", 250, 34, 4, steps=40)]
+    found = decide(ONE_FAILED, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, classes=10)
+    assert found.name == "inconclusive"
+    assert "too few to say whether 10.0 % are reached" in found.sentence
+    assert found.sentence.endswith("PGD-40 alone leaves 13.3 %; of loss-rises much was measured.")
+    assert found.warnings == ("Too few images: give more with --num-examples.",)
+    unasked = [*ONE_FAILED, check("steps-saturate", "unclear", samples=[])]
+    told = decide(unasked, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, classes=10).sentence
+    assert "1 of 13 checks were not made" in told
+    assert told.endswith("of loss-rises much was measured.")
 
 
 # --- the whole

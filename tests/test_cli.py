@@ -27,7 +27,7 @@ from surefoot.cli import audit as cli_audit
 from surefoot.cli import main, models, output
 from surefoot.cli import train as cli_train
 from surefoot.cli.benchmark import ObjectiveName
-from surefoot.cli.demo import what_it_means
+from surefoot.cli.demo import AUDITED, what_it_means
 from surefoot.cli.evaluate import AttackName, step_at
 from surefoot.cli.options import number, parse
 from surefoot.data import load
@@ -888,6 +888,10 @@ def test_the_demos_lines_follow_the_audits() -> None:
     only = what_it_means({"normal": measured["normal"]}, {"normal": demo_audit("not robust", 0.0)})
     assert "looks" not in only
     assert "holds" not in only
+
+
+def test_the_demo_audits_all_test_digits() -> None:
+    assert len(load("digits").test.labels) == AUDITED  # it has no option to give more
 
 
 def test_the_demo_runs_ends_with_a_page_and_a_second_one_trains_nothing(

@@ -6,6 +6,7 @@ import ast
 import importlib
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -226,7 +227,13 @@ def test_where_the_shards_may_lie(
     (tmp_path / "copied" / "mnist").mkdir()  # with no shards in it, it hides none
     assert same(mnist, load_tiny_mnist(tmp_path / "copied"))
     assert len(entries(own_cache)) == 1  # by content, wherever it lies
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    layout = "mnist/train-*.parquet and mnist/test-*.parquet with --data-dir (in Python data_dir) or $SUREFOOT_DATA"
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"nowhere does not exist: give the folder that holds {layout}")
+    ):
+        load("mnist")
+    (tmp_path / "nowhere").mkdir()
+    with pytest.raises(FileNotFoundError, match=re.escape(f"give the folder that holds {layout}, or neither")):
         load("mnist")
     assert load("digits").num_classes == 10  # needs no folder
 
@@ -238,6 +245,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[..., Any]) -> Non
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", answer)
+    monkeypatch.setattr("surefoot.data.sources.no_way_to_hub", lambda hub_id: None)
 
 
 def test_tiny_imagenet_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,9 +278,37 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, own_
         raise RuntimeError("no route to host")
 
     fake_hub(monkeypatch, answer)
-    with pytest.raises(ConnectionError, match=r"ylecun/mnist \(no route to host\): .*data_dir or \$SUREFOOT_DATA"):
+    with pytest.raises(ConnectionError, match=r"ylecun/mnist \(no route to host\): .*data_dir\) or \$SUREFOOT_DATA$"):
         load("mnist")
     assert list(own_cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [("ConnectError", "no route"), ("ConnectionError", "no route"), ("HfHubHTTPError", None), ("ReadTimeout", None)],
+)
+def test_a_hub_to_which_no_connection_can_be_made_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path, kind: str, why: str | None
+) -> None:
+    import datasets
+    from huggingface_hub import HfApi
+
+    offline: list[bool] = []
+
+    def lost(*args: object, **kwargs: object) -> NoReturn:
+        raise type(kind, (Exception,), {})("no route")
+
+    def answer(*args: object, **kwargs: object) -> NoReturn:
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        raise RuntimeError("tried in vain")
+
+    monkeypatch.setattr(HfApi, "dataset_info", lost)
+    monkeypatch.setattr(datasets, "load_dataset", answer)
+    with pytest.raises(
+        ConnectionError, match=rf"ylecun/mnist \({why or 'tried in vain'}\): give the folder that holds"
+    ):
+        load("mnist")
+    assert (offline, datasets.config.HF_HUB_OFFLINE) == ([why is not None], False)
 
 
 # The cache

@@ -26,7 +26,7 @@ from surefoot.audit.record import OutcomeName, VerdictName
 from surefoot.report import write_page
 from surefoot.report.page import LARGEST, page
 from surefoot.report.pictures import difference
-from surefoot.report.plots import AXES, MOST_POINTS, Plot, line_styles, thinned
+from surefoot.report.plots import AXES, MOST_POINTS, Plot, line_styles, surface_in_words, thinned
 from tests.pages import NO_WEBGL, Visit, open_page
 
 HOSTILE = """</script><script>throw Error("run")</script><img src=x onerror=alert(1)>"' & {{ 7*7 }}"""
@@ -239,7 +239,11 @@ def test_it_says_everything(one: Read) -> None:
         "Required 20.0 %",
         "1 passed, 1 failed, 1 could not tell",
         "PGD-100 12.5 % 7.2–18.8 % 100 20,200 20,000 2.0",
-        "Image 3 is a “digit 3” but, even unchanged, taken for “three”",
+        "Image 3 is a “digit 3”, but the model says “three”.",
+        "image 3 (label digit 3)",
+        "attack accuracy 95 % interval attacked forwards",
+        "ran only on the images that earlier ones left (column attacked)",
+        "FGSM's loss should rise with ε.",
         it.command,
         it.weights_sha256,
         "torch 2.13.0, surefoot 0.1.0",
@@ -250,6 +254,19 @@ def test_it_says_everything(one: Read) -> None:
     ):
         assert str(words) in said, words
     assert [h for h, _ in one.elements if h == "h1"] == ["h1"]
+
+
+def test_what_could_not_be_told_is_called_so_for_those_who_hear_it_too() -> None:
+    text = page([audit(), audit(model="another")])
+    assert text.count('<span class="hidden">could not tell</span>') == 2
+    assert '<span class="hidden">unclear</span>' not in text
+
+
+def test_a_surface_tells_whether_the_model_is_right() -> None:
+    right = replace(surface(0), label="7", prediction="7")
+    assert surface_in_words(right).startswith("Image 0 is a “7”, and the model says so. The loss is ")
+    wrong = surface_in_words(replace(right, prediction="2"))
+    assert wrong.startswith("Image 0 is a “7”, but the model says “2”. The loss is ")
 
 
 def test_each_verdict_has_a_word_a_colour_and_a_shape() -> None:
@@ -543,7 +560,7 @@ def test_the_surface_turns(opened: Visit) -> None:
     assert math.isclose(math.hypot(*dragged), math.hypot(*turned), rel_tol=1e-6)
     opened.page.keyboard.press("-")
     assert math.isclose(math.hypot(*opened.eye()), 1.1 * math.hypot(*turned), rel_tol=1e-6)
-    opened.page.get_by_role("button", name="Turn back").click()
+    opened.page.get_by_role("button", name="Reset view").click()
     assert opened.eye() == opened.ask("[-1.25, -1.25, 0.8]")
     assert not opened.faults
 

@@ -97,6 +97,16 @@ def test_it_counts_what_agrees_and_what_was_not_run() -> None:
     assert HOSTILE not in points
 
 
+def test_what_was_run_and_has_no_number_is_not_counted_as_not_run() -> None:
+    nothing_fooled = Cell((), None, 100, 4.5, limits=NOT_NEGATIVE)
+    rows = (("SAT-R1", (percent(0.0, paper=89.0), nothing_fooled)), ("SAT-R2", (percent(), Cell(paper=4.5))))
+    fooled = Table("table6", "Table 6", "trained by", ("FR", "l2"), rows)
+    assert fooled.missing() == ["SAT-R2"]
+    assert Beside.of(fooled).not_run == 2
+    body = reproduction([fooled], [], note=NOTE).partition("<body>")[2]
+    assert (body.count("> not run<"), body.count("> no number<")) == (2, 1)
+
+
 def test_a_table_without_a_number_of_ours_is_named_and_not_shown() -> None:
     columns, row = ("Clean", "pre-trained"), (percent(paper=90.0), "Yes")
     empty = Table("table9", "Table 9: sequences at eps 0.3", "trained by", columns, (("SAT-R1", row),))

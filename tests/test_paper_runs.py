@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -146,6 +147,30 @@ def test_what_is_damaged_is_made_anew(tmp_path: Path, trained: list[str]) -> Non
     for damaged in ("", whole[: len(whole) // 3], whole.splitlines()[0] + "\n", "{}\n{}\n"):
         file.write_text(damaged, encoding="utf-8")
         assert (task.done(place), task.records(place)) == (False, [])
+    clean, attacked = (json.loads(line) for line in whole.splitlines())
+    wrong: list[dict[str, Any]] = [
+        {"parts": "zzz"},
+        {"parts": ["zzz"]},
+        {"versions": 3},
+        {"device": None},
+        {"attack_fields": []},
+        {"attack": "PGD"},
+        {"robust_accuracy": 1.5},
+        {"clean_accuracy": -0.5},
+        {"robust_accuracy": math.nan},
+        {"robust_interval": [0.1]},
+        {"num_examples": 0},
+        {"num_examples": "8"},
+        {"seconds": math.inf},
+        {"mean_l2": "zzz"},
+    ]
+    for first, second in ((attacked, clean), *((clean, {**attacked, **fields}) for fields in wrong)):
+        file.write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n", encoding="utf-8")
+        assert (task.done(place), task.records(place)) == (False, []), second
+        Costs(place)  # nor does a plan break on it
+    file.write_text(whole, encoding="utf-8")
+    assert task.done(place)
+    file.write_text("", encoding="utf-8")
     assert outstanding([task], place) == [task]
     assert do([task], place)[0] == []
     assert task.done(place)
@@ -376,6 +401,24 @@ def test_records_without_weights_need_no_training_until_more_is_asked_for(tmp_pa
     assert do([first, second], place)[0] == []
     assert len(trained) == 2
     assert first.records(place)[1].weights_sha256 == second.records(place)[1].weights_sha256 == model.sha256(place)
+
+
+def test_a_finished_training_whose_weights_are_damaged_is_trained_again_by_the_same_command(
+    tmp_path: Path, trained: list[str]
+) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/normal")
+    do([model], place)
+    file, before = model.folder(place) / "model.safetensors", model.sha256(place)
+    for number, content in enumerate((file.read_bytes()[:-40], b"", file.read_bytes()[:40]), start=1):
+        file.write_bytes(content)
+        task = Evaluation(model, FGSM(number / 10), 8)
+        assert outstanding([task], place) == [model, task]
+        assert do([task], place)[0] == []
+        assert (model.sha256(place), len(trained)) == (before, 1 + number)
+        assert file.with_name("damaged.safetensors").read_bytes() == content
+    damage(file)
+    assert do([Evaluation(model, FGSM(0.5), 8)], place)[0] == []
+    assert len(trained) == 5
 
 
 def test_measurements_count_until_a_training_without_weights_has_others(

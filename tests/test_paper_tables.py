@@ -20,19 +20,21 @@ from surefoot.evaluation import Record, evaluate
 from surefoot.evaluation.attack_settings import screening_of, stopping_early
 from surefoot.objectives import SatR1, SatR2, SatR3
 from surefoot.paper import figures
-from surefoot.paper.beside import Cell, Table, accuracy_cell, fooling_cells
+from surefoot.paper.beside import PERCENT, Cell, Table, accuracy_cell, fooling_cells
 from surefoot.paper.curves import logit_gaps, loss_curves
 from surefoot.paper.matrix import Matrix, pgd, pgd_at, radius_columns
 from surefoot.paper.measurements import Around
+from surefoot.paper.page import Number
 from surefoot.paper.panels import FIGURES
 from surefoot.paper.profiles import PAPER, QUICK, SMOKE, Profile
 from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace, write_records
-from surefoot.paper.targets import TABLES, screened
+from surefoot.paper.targets import TABLES, screened, seeds_behind
 
 
 def record(robust: float, clean: float = 0.9, **changes: Any) -> Record:
     (found,) = evaluate(nn.Linear(2, 2), [(torch.rand(2, 2), torch.tensor([0, 1]))], [])
-    fields = {"robust_accuracy": robust, "clean_accuracy": clean, "robust_interval": (robust - 0.1, robust + 0.1)}
+    interval = (max(0.0, robust - 0.1), min(1.0, robust + 0.1))
+    fields = {"robust_accuracy": robust, "clean_accuracy": clean, "robust_interval": interval}
     return Record(**{**vars(found), "attack": "PGD", "attack_fields": {"steps": 5}, **fields, **changes})
 
 
@@ -61,7 +63,10 @@ def test_fooling_rates_count_what_was_wrong_before() -> None:
 
 
 def test_a_table_is_markdown_and_csv_and_says_what_is_missing_and_far() -> None:
-    rows = (("A", (Cell((50.0,), (40.0, 60.0), 16, 55.0), "Yes")), ("B", (Cell(paper=(1.0, 0.5)), "No")))
+    rows = (
+        ("A", (Cell((50.0,), (40.0, 60.0), 16, 55.0, limits=PERCENT), "Yes")),
+        ("B", (Cell(paper=(1.0, 0.5), limits=PERCENT), "No")),
+    )
     table = Table("table0", "A title", "trained by", ("PGD", "models"), rows, ("A note.",))
     assert table.grid().splitlines()[2:] == ["| A | 50.00 (55.00) | Yes |", "| B | - (1.00 ± 0.50) | No |"]
     text = table.markdown()
@@ -72,7 +77,8 @@ def test_a_table_is_markdown_and_csv_and_says_what_is_missing_and_far() -> None:
     part = dataclasses.replace(table, columns=("PGD", "FGSM"), rows=(("B", (Cell((1.0,)), Cell())),))
     assert part.missing() == ["B FGSM"]
     assert table.far() == ["A PGD -5.00"]
-    assert dataclasses.replace(part, rows=(("B", (Cell((53.0,), paper=55.0), Cell())),)).far() == []
+    assert dataclasses.replace(part, rows=(("B", (Cell((53.0,), paper=55.0, limits=PERCENT), Cell())),)).far() == []
+    assert table.far_note() == "More than two points from the paper's: A PGD -5.00."
     first, second = csv.DictReader(io.StringIO(table.csv()))
     assert (first["row"], first["ours"], first["low"], first["images"], first["paper"]) == (
         "A",
@@ -82,6 +88,34 @@ def test_a_table_is_markdown_and_csv_and_says_what_is_missing_and_far() -> None:
         "55.0",
     )
     assert (second["seeds"], second["ours"], second["paper_deviation"]) == ("0", "", "0.5")
+
+
+def test_lengths_are_far_from_a_tenth_of_the_papers_on_in_the_note_and_on_the_page() -> None:
+    found = [record(0.0, mean_l2=length) for length in (1.46, 2.45, 2.41)]
+    rows = tuple((f"row {number}", fooling_cells([each], (97.0, 2.69))) for number, each in enumerate(found))
+    table = Table("table6", "Table 6", "trained by", ("FR", "l2"), rows)
+    assert table.far() == ["row 0 FR +3.00", "row 0 l2 -1.23", "row 1 FR +3.00", "row 2 FR +3.00", "row 2 l2 -0.28"]
+    assert table.far_note().startswith("More than two points from the paper's, or a tenth of it where it is a length: ")
+    assert [Number.of(cells[1]).state for _, cells in rows] == ["far", "near", "far"]
+    assert dataclasses.replace(table, rows=()).far_note() == ""
+
+
+@pytest.mark.parametrize(
+    ("behind", "told"),
+    [
+        ({"a": (0,), "b": (0,)}, "1 seed (0)"),
+        ({"a": (1,), "b": (1,)}, "1 seed (1)"),
+        ({"a": (1, 2), "b": (2, 1)}, "2 seeds (1-2)"),
+        ({"a": (0, 2)}, "2 seeds (0, 2)"),
+        ({"a": (0,), "b": (1,)}, "1 seed a number"),
+        ({"a": (0, 1), "b": (1, 2)}, "2 seeds a number"),
+        ({"a": (0, 1, 2), "b": (1,)}, "1 to 3 seeds a number"),
+        ({"a": (None,)}, "1 seed"),
+    ],
+)
+def test_a_table_names_the_seeds_that_are_behind_it(behind: dict[str, tuple[int | None, ...]], told: str) -> None:
+    records = [record(0.5, recipe=recipe, seed=seed) for recipe, seeds in behind.items() for seed in seeds]
+    assert seeds_behind(records, 3) == told
 
 
 def finish(training: Training, place: Workplace) -> None:
@@ -98,18 +132,21 @@ def pretend(place: Workplace, matrix: Matrix, name: str, accuracy: Any) -> None:
     for task in TABLES[name].tasks(matrix):
         for training in task.needs:
             finish(training, place)
+        if isinstance(task, Transfer | Evaluation):
+            attack = type(task.attack).__name__
+            records = [record(0.9, attack=None), record(accuracy(task), attack=attack)]
         if isinstance(task, Transfer):
             for model in task.models:
-                write_records(task.file(place, model), [record(0.9), record(accuracy(task))])
+                write_records(task.file(place, model), records)
         elif isinstance(task, Evaluation):
-            write_records(task.file(place), [record(0.9), record(accuracy(task))])
+            write_records(task.file(place), records)
 
 
 def test_section_5_4_fails_a_model_that_masks(tmp_path: Path) -> None:
     def robust(task: Any) -> float:
         eps: float = task.attack.eps
         steps: int = getattr(task.attack, "steps", 1)
-        return max(0.0, 0.8 - eps) - (0.1 if steps > 1 else 0.0) + (0.2 if isinstance(task, Transfer) else 0.0)
+        return max(0.0, 0.8 - eps - (0.1 if steps > 1 else 0.0) + (0.2 if isinstance(task, Transfer) else 0.0))
 
     def masked(task: Any) -> float:
         eps: float = task.attack.eps

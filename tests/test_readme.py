@@ -819,7 +819,7 @@ def check_lengths(drawn: Table, text: str) -> None:
     """Table 6 in the text, and what the text says of how long its perturbations are."""
     words = " ".join(text.split())
     assert marked_rows(text, "table-6") == [line.strip("| ").split(" | ") for line in drawn.grid().splitlines()[2:]]
-    assert "More than two points from the paper's: " + "; ".join(drawn.far()) in words
+    assert drawn.far_note() in words
     rows = {name: [cell for cell in cells if isinstance(cell, Cell)] for name, cells in drawn.rows}
     ours = {name: [fmean(cell.values) for cell in cells] for name, cells in rows.items()}
     longer = {name: sorted(each[place] / ours["NT"][place] for place in (1, 3)) for name, each in ours.items()}

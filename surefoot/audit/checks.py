@@ -309,8 +309,8 @@ def gradients_exist(bench: Bench) -> Finding:
     at_odds = by_share(apart & ~gone, rows & ~gone, 0.5, "", "", level=CHECK_ERROR / 2)
     worse = max(no_gradient, at_odds, key=lambda each: (OUTCOMES.index(each.outcome), each.strength))
     told = (
-        f"Of {total} images {counts['zero']} have a gradient of exactly zero, {counts['non_finite']} one that is not "
-        f"finite, {counts['underflow']} one below 1e-30"
+        f"Of {total} images {counts['zero']} have, at the image or at a random point of its ball, a gradient of "
+        f"exactly zero, {counts['non_finite']} one that is not finite, {counts['underflow']} one below 1e-30"
     )
     if (rows & ~gone).any():
         told += (
@@ -388,15 +388,20 @@ def no_sharp_curvature(bench: Bench) -> Finding:
 
     found = batched(bench, errors, *signs)
     rows = bench.right
+    error = mean(found[rows]) if found[rows].isfinite().any() else None
+    told = (
+        ""
+        if error is None
+        else f"; the local linearity error is {error:.2f} in the mean (0: linear, 1: the tangent says nothing)"
+    )
     return by_share(
         ~(found <= TANGENT),
         rows,
         0.5,
         "On {bad} of {total} images ({share}) the margin ε/8 away is far from its tangent in most directions, or "
-        f"neither moves; the local linearity error is {mean(found[rows]):.2f} in the mean (0: linear, 1: the tangent "
-        "says nothing).",
+        f"neither moves{told}.",
         f"sound models stay below {TANGENT} on most",
-        local_linearity_error=mean(found[rows]),
+        local_linearity_error=error,
     )
 
 

@@ -151,7 +151,7 @@ def decide(
     doubtful = [each for each in looks if each.doubtful(each in looked)]
     guesses = binomial_tail(right, total, 1 / classes) > CHECK_ERROR
     missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
-    strongest = min(looks, key=lambda each: each.left, default=None)
+    strongest = [each.told(total) for each in sorted(looks, key=lambda each: each.left)[:1]]
     warnings = told_apart(checks)
     name: VerdictName
     if deceived:
@@ -164,12 +164,11 @@ def decide(
     elif low >= required and total >= FEWEST and not (guesses or against or missing or doubtful):
         name, text = "robust", f"{worst}, where {percent(required)} are required"
         passed = sum(each.outcome == "passed" for each in checks)
-        pieces = [strongest.told(total)] if strongest is not None else []
-        pieces.append(f"{passed} of {len(checks)} checks passed")
+        pieces = [*strongest, f"{passed} of {len(checks)} checks passed"]
     elif high < required:
         name, text = "not robust", f"{worst}, where {percent(required)} are required"
         pieces = [each.measured for each in against[:1]]
-        pieces = ([strongest.told(total)] if strongest is not None else []) + (pieces or ["no check speaks of masking"])
+        pieces = [*strongest, *(pieces or ["no check speaks of masking"])]
     elif guesses and total >= FEWEST:
         name = "inconclusive"
         text = (
@@ -182,7 +181,7 @@ def decide(
             "This model knows no more than guessing: train it first, or see whether its labels and pixels are those it "
             "is made for.",
         )
-    elif against:
+    elif against and low >= required:
         name, text = "inconclusive", f"{worst}, but the attacks cannot be trusted on this model"
         pieces = [each.measured for each in against[:2]]
         warnings.insert(0, "The attacks were too weak to tell: a check failed and still they do not get through.")
@@ -193,10 +192,10 @@ def decide(
         warnings.insert(0, "Weak attacks miss so much on this model that attacks stronger than these may take more.")
     elif missing:
         name, text = "inconclusive", f"{worst}, but {len(missing)} of {len(checks)} checks were not made"
-        pieces = [strongest.told(total)] if strongest is not None else []
+        pieces = [*strongest, *(each.measured for each in against[:1])]
     else:
         name, text = "inconclusive", f"{worst}, which are too few to say whether {percent(required)} are reached"
-        pieces = [strongest.told(total)] if strongest is not None else []
+        pieces = [*strongest, *(each.measured for each in against[:1])]
         warnings.insert(0, "Too few images: give more with --num-examples.")
     told = "; ".join([text, *map(inside, dict.fromkeys(pieces))])
     return Verdict(name, f"{name.capitalize()} at ε = {eps:g}: {told}.", tuple(warnings))

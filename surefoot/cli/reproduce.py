@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,8 @@ and HTML, the runs behind them to OUT/runs."""
 
 NOT_EVIDENCE = (".gitignore", "*.lock", "*.safetensors", "*.ckpt", "*.html", "/logs/", "/unfinished/")
 """What of OUT is not worth a commit: the rest is what the tables and figures are drawn from."""
+NO_DATA = (ConnectionError, FileNotFoundError)
+"""What loading raises where the data are not there."""
 TARGETS: dict[str, Target | Figure] = {**TABLES, **FIGURES}
 
 
@@ -106,12 +108,13 @@ def run(args: list[str]) -> int:
     tasks = outstanding(asked, place)
     before = trained_before(tasks, place)
     if not options.draw:
-        check_task_data(asked, [] if options.dry_run else tasks, place)
+        with suppress(*NO_DATA) if options.dry_run else nullcontext():  # the plan tells of it
+            check_task_data(asked, [] if options.dry_run else tasks, place)
         for training, (_, measurements) in before.items():
             what = "its weights or what a figure shows of it" if training.followed else "its weights"
             say(
-                f"{training.title}, again, for {what} are not in {training.folder(place)}: unless the very same come "
-                f"out, {counted(measurements)} of it no longer count, nor those crafted on it."
+                f"{training.title}, again, for {what} are missing or damaged in {training.folder(place)}: unless the "
+                f"very same come out, {counted(measurements)} of it no longer count, nor those crafted on it."
             )
     if options.dry_run:
         show_plan(tasks, place, options)
@@ -201,22 +204,35 @@ def show_plan(tasks: list[Task], place: Workplace, options: Options) -> None:
     options.set_threads()
     costs = Costs(place)
     seconds = 0.0
+    lost: dict[str, Exception] = {}  # data sets, and why they are not there
     table = Table(title=f"{len(tasks)} tasks that are not done", title_justify="left")
     for name in ("task", "about", "estimated from"):
         table.add_column(name, justify="right" if name == "about" else "left")
     for task in tasks:
-        estimate = costs(task)
-        seconds += estimate.seconds
+        about, basis, sets = None, "no data", {training.recipe.dataset for training in trainings_of([task])}
+        if lost.keys().isdisjoint(sets):
+            try:
+                estimate = costs(task)
+            except NO_DATA as error:
+                lost |= dict.fromkeys(sets, error)
+            else:
+                about, basis = estimate.seconds, estimate.basis
+                seconds += about
         if options.json:
-            fields = {"task": task.title, "id": task.id, "seconds": estimate.seconds, "basis": estimate.basis}
-            print_json(fields)
+            print_json({"task": task.title, "id": task.id, "seconds": about, "basis": basis})
         else:
-            table.add_row(task.title, duration(estimate.seconds), estimate.basis)
+            table.add_row(task.title, "" if about is None else duration(about), basis)
     if not options.json:
         stdout.print(table)
+    for why in dict.fromkeys(map(str, lost.values())):
+        say(f"There is no estimate of time where it says `no data`: {why}.")
+    if lost and not seconds:
+        say("Nothing was run.")
+        return
     workers = max(1, options.workers)
     say(
-        f"{duration(seconds)} on one worker like this process ({torch.get_num_threads()} threads)"
+        ("The others: " if lost else "")
+        + f"{duration(seconds)} on one worker like this process ({torch.get_num_threads()} threads)"
         + (f", {duration(seconds / workers)} on {workers} that do not slow each other down." if workers > 1 else ".")
         + " `measured`: what finished runs took; `a step`: one of training, timed just now; `passes`: counted passes "
         f"times what one took just now on this machine ({best_device().type}). Nothing was run."

@@ -26,10 +26,7 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".pn
 
 def find_shards(spec: DatasetSpec, data_dir: Path) -> tuple[list[Path], list[Path]]:
     if not data_dir.is_dir():
-        raise FileNotFoundError(
-            f"the data folder {data_dir} does not exist: "
-            f"give the folder that holds {spec.name}/train-*.parquet and {spec.name}/test-*.parquet"
-        )
+        raise FileNotFoundError(f"the data folder {data_dir} does not exist: {_how_to_give(spec)}")
     folder = data_dir / spec.name
     if not any(folder.glob("*.parquet")):
         folder = data_dir
@@ -39,7 +36,7 @@ def find_shards(spec: DatasetSpec, data_dir: Path) -> tuple[list[Path], list[Pat
         if not paths:
             raise FileNotFoundError(
                 f"no {part}-*.parquet of {spec.name} in {data_dir / spec.name} or {data_dir}: "
-                "put the shards there, or leave data_dir and $SUREFOOT_DATA out to download the set"
+                f"{_how_to_give(spec)}, or neither of them to download the set"
             )
         # Some versions of datasets write a hash of the shard behind its number.
         promised = re.search(r"-of-(\d+)(-[0-9a-f]+)?\.parquet$", paths[0].name)
@@ -54,6 +51,13 @@ def find_shards(spec: DatasetSpec, data_dir: Path) -> tuple[list[Path], list[Pat
                 "add the missing ones"
             )
     return train, test
+
+
+def _how_to_give(spec: DatasetSpec) -> str:
+    return (
+        f"give the folder that holds {spec.name}/train-*.parquet and {spec.name}/test-*.parquet with --data-dir "
+        "(in Python data_dir) or $SUREFOOT_DATA"
+    )
 
 
 def list_images(root: Path, num_classes: int | None, seed: int) -> tuple[tuple[str, ...], list[tuple[int, int, Path]]]:
@@ -170,16 +174,31 @@ def open_parquet(spec: DatasetSpec, shards: tuple[list[Path], list[Path]], scrat
 def open_hub(spec: DatasetSpec, scratch: Path) -> Source:
     import datasets
 
+    lost = no_way_to_hub(str(spec.hub_id))
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or lost is not None  # what was downloaded before is taken all the same
     try:
         train = datasets.load_dataset(spec.hub_id, split="train")
         test = datasets.load_dataset(spec.hub_id, split=spec.hub_test_split)
     except Exception as error:
         raise ConnectionError(
             f"{spec.name} could not be downloaded from the Hugging Face hub as {spec.hub_id} "
-            f"({reason(error)}): "
-            "name a folder of its parquet shards with data_dir or $SUREFOOT_DATA instead"
+            f"({reason(lost or error)}): {_how_to_give(spec)}"
         ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
     return _hub_source(spec, train, test)
+
+
+def no_way_to_hub(hub_id: str) -> Exception | None:
+    """Why no connection can be made, found out at once: the hub's library tries six times, for half a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().dataset_info(hub_id, timeout=10)
+    except Exception as error:  # of the library's client, which has been another from version to version
+        return error if type(error).__name__ in ("ConnectError", "ConnectionError") else None
+    return None
 
 
 def _hub_source(spec: DatasetSpec, train: Any, test: Any) -> Source:

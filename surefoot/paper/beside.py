@@ -16,8 +16,10 @@ from surefoot.report import markdown_table
 
 PERCENT = (0.0, 100.0)
 NOT_NEGATIVE = (0.0, math.inf)
-FAR = 2.0
-"""Points, beyond which a difference from the paper is named."""
+NEAR = 2.0
+"""Points, up to which a difference from the paper is near."""
+NEAR_SHARE = 0.1
+"""The same as a share of the paper's number, where it is not a percentage."""
 CSV_COLUMNS = (
     "table",
     "row",
@@ -55,6 +57,10 @@ class Cell:
     paper_digits: int | None = None
     limits: tuple[float, float] | None = None
 
+    def missing(self) -> bool:
+        """Was it not run? What was run may have no number: a mean length where nothing was fooled."""
+        return not self.values and self.images is None
+
     def mean(self) -> float | None:
         """Over the seeds."""
         return statistics.fmean(self.values) if self.values else None
@@ -87,6 +93,17 @@ class Cell:
     def paper_mean(self) -> float | None:
         """The paper's number without its deviation."""
         return self.paper[0] if isinstance(self.paper, tuple) else self.paper
+
+    def far(self) -> bool:
+        """Is the mean more than two points from the paper's, or more than a tenth of that where it is a length?
+
+        >>> Cell((52.5,), paper=50.0, limits=PERCENT).far(), Cell((2.5,), paper=2.6, limits=NOT_NEGATIVE).far()
+        (True, False)
+        """
+        mean, theirs = self.mean(), self.paper_mean()
+        if mean is None or theirs is None:
+            return False
+        return abs(mean - theirs) > (NEAR if self.limits == PERCENT else NEAR_SHARE * theirs)
 
     def paper_text(self) -> str:
         """The paper's number as it prints it; empty where it has none."""
@@ -202,17 +219,27 @@ class Table:
             numbers = [
                 (column, cell) for column, cell in zip(self.columns, cells, strict=True) if isinstance(cell, Cell)
             ]
-            lost = [column for column, cell in numbers if not cell.values and cell.images is None]
+            lost = [column for column, cell in numbers if cell.missing()]
             found += [name] if len(lost) == len(numbers) else [f"{name} {column}" for column in lost]
         return found
 
     def far(self) -> list[str]:
-        """The cells whose mean is more than two points from the paper's."""
-        found = []
-        for line in self.lines():
-            if line["ours"] is not None and line["paper"] is not None and abs(line["ours"] - line["paper"]) > FAR:
-                found.append(f"{line['row']} {line['column']} {line['ours'] - line['paper']:+.2f}")
-        return found
+        """The cells whose mean is far from the paper's, and by how much."""
+        return [
+            f"{name} {column} {cell.mean() - cell.paper_mean():+.2f}"  # type: ignore[operator]
+            for name, cells in self.rows
+            for column, cell in zip(self.columns, cells, strict=True)
+            if isinstance(cell, Cell) and cell.far()
+        ]
+
+    def far_note(self) -> str:
+        """These in a sentence, with the rule; empty where there are none."""
+        printed = [
+            cell for _, cells in self.rows for cell in cells if isinstance(cell, Cell) and cell.paper is not None
+        ]
+        lengths = ", or a tenth of it where it is a length" if any(cell.limits != PERCENT for cell in printed) else ""
+        far = "; ".join(self.far())
+        return f"More than two points from the paper's{lengths}: {far}." if far else ""
 
 
 def interval_text(cell: Cell | str) -> str:
@@ -235,7 +262,7 @@ def printed(value: Printed, digits: int = 2) -> str:
 def accuracy_cell(records: Sequence[Record], paper: Printed | None = None, *, clean: bool = False) -> Cell:
     """Robust (or clean) accuracy in percent from one record a seed."""
     if not records:
-        return Cell(paper=paper)
+        return Cell(paper=paper, limits=PERCENT)
     values = tuple(100 * (record.clean_accuracy if clean else record.robust_accuracy) for record in records)
     images = records[0].num_examples
     low, high = records[0].robust_interval
@@ -248,7 +275,7 @@ def fooling_cells(records: Sequence[Record], paper: tuple[float, float] | None) 
     """Fooling rate in percent and mean l2 of what fooled, from one record a seed."""
     rate, length = (None, None) if paper is None else paper
     if not records:
-        return Cell(paper=rate, paper_digits=0), Cell(paper=length)
+        return Cell(paper=rate, paper_digits=0, limits=PERCENT), Cell(paper=length, limits=NOT_NEGATIVE)
     images = records[0].num_examples
     rates = tuple(100 * (1 - record.robust_accuracy) for record in records)
     low, high = records[0].robust_interval

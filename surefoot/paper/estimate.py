@@ -24,7 +24,7 @@ from surefoot.models import build_model
 from surefoot.objectives import NormalTraining
 from surefoot.paper.curves import PGD_STEPS
 from surefoot.paper.measurements import Around, PassCount, recipe_passes
-from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace
+from surefoot.paper.runs import Evaluation, Task, Training, Transfer, Workplace, is_sound
 from surefoot.recipes import Recipe
 from surefoot.recipes.recipe import objective_to_json, source_names, with_sources
 from surefoot.recipes.run import RECIPE_FILE, settings_of
@@ -79,7 +79,7 @@ class Costs:
                 self.epochs.setdefault(training_key(recipe, objective), []).append(line["seconds"])
             for file in (folder / "records.jsonl", *sorted((folder / "evaluations").glob("*.jsonl"))):
                 for record in read_records(file) if file.exists() else ():
-                    if record.source is not None:
+                    if record.source is not None or not is_sound(record):
                         continue
                     seconds = record.seconds / record.num_examples
                     label = attack_label(record.attack, record.attack_fields)

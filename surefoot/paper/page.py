@@ -13,10 +13,6 @@ from surefoot.paper.scales import Ends, apart, scales
 from surefoot.report.page import document
 from surefoot.report.plots import number, rounded
 
-NEAR = 2.0
-"""Points, up to which a difference from the paper is near."""
-NEAR_SHARE = 0.1
-"""The same as a share of the paper's number, where it is not a percentage."""
 WIDE = 20.0
 """Points: an interval that spans more holds too much to agree with anything."""
 ROOM = 0.05
@@ -83,12 +79,13 @@ class Number:
     """A cell as it is shown.
 
     Args:
-        ours: the mean; empty where it was not run.
+        ours: the mean; empty where there is none.
         deviation: over several seeds; else empty.
         paper: with its deviation; empty where the paper has none.
         apart: ours less the paper's, where the paper's is not `within`.
         state: `within` our interval, `wide` where that would hold much else too, `near`, `far`, `unjudged`, or
             `alone` where one of the two is missing.
+        missing: was it not run?
     """
 
     ours: str
@@ -96,6 +93,7 @@ class Number:
     paper: str = ""
     apart: str = ""
     state: str = "alone"
+    missing: bool = False
 
     @staticmethod
     def of(cell: Cell | str, *, judged: bool = True) -> "Number":
@@ -106,6 +104,7 @@ class Number:
             ours="" if mean is None else f"{mean:.{cell.digits}f}",
             deviation="" if deviation is None else f"{deviation:.{cell.digits}f}",
             paper=cell.paper_text(),
+            missing=cell.missing(),
         )
         theirs = cell.paper_mean()
         if mean is None or theirs is None:
@@ -115,9 +114,8 @@ class Number:
         if low <= theirs <= high or printed(mean, cell.printed_digits) == printed(theirs, cell.printed_digits):
             wide = cell.limits == PERCENT and high - low > WIDE
             return replace(shown, state=("wide" if wide else "within") if judged else "unjudged")
-        close = NEAR if cell.limits == PERCENT else NEAR_SHARE * theirs
         apart = f"{difference:+.{cell.digits}f}".replace("-", "\N{MINUS SIGN}")
-        state = "near" if abs(difference) <= close else "far"
+        state = "far" if cell.far() else "near"
         return replace(shown, apart=apart, state=state if judged else "unjudged")
 
 
@@ -167,7 +165,7 @@ class Beside:
             wide=states.count("wide"),
             near=states.count("near"),
             far=states.count("far"),
-            not_run=sum(not number.ours for _, numbers in rows for number in numbers),
+            not_run=sum(number.missing for _, numbers in rows for number in numbers),
             against=against(table),
         )
 

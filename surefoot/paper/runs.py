@@ -8,18 +8,19 @@ does its work; killed at any moment and called again, it goes on.
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
 
 from surefoot.core.devices import in_image_format
-from surefoot.core.files import load_tensors, read_lines, write_text
+from surefoot.core.files import CheckpointError, load_tensors, read_lines, write_text
 from surefoot.core.types import Attack
 from surefoot.data import Batches, Dataset, Split, images_at_once
 from surefoot.evaluation import Record, evaluate, evaluate_transfer, read_records
@@ -158,8 +159,9 @@ class Training:
         return sum(sha256 in file.read_text(encoding="utf-8", errors="replace") for file in files) if sha256 else 0
 
     def has_weights(self, place: Workplace) -> bool:
-        """Finished, and with its weights, which committed results lack."""
-        return self.finished(place) and (self.folder(place) / SELECTED).exists()
+        """Finished, and with its weights whole; committed results lack them."""
+        file = self.folder(place) / SELECTED
+        return self.finished(place) and file.exists() and is_whole(file, file.stat().st_mtime_ns)
 
     def minutes(self, place: Workplace) -> float | None:
         """What the training took, selection of the epoch included; None before."""
@@ -285,6 +287,16 @@ class Training:
                     shutil.copy2(found / name, folder / name)
 
 
+@cache  # the tasks of a plan ask it of the same few files
+def is_whole(file: Path, changed: int) -> bool:
+    """Can the tensors of a file, last `changed` then, be read?"""
+    try:
+        load_tensors(file)
+    except CheckpointError:
+        return False
+    return True
+
+
 def read_sha256(file: Path) -> str | None:
     """The hash of a training's weights; None where there is none, or a damaged one, so that it is written anew."""
     try:
@@ -336,7 +348,7 @@ class Evaluation:
 
     def records(self, place: Workplace) -> list[Record]:
         """Clean, and under the attack; empty while it is not done."""
-        return clean_and_attacked(self.file(place))
+        return clean_and_attacked(self.file(place), self.attack)
 
     def __call__(self, place: Workplace) -> None:
         dataset = place.data(self.model.recipe)
@@ -401,7 +413,7 @@ class Transfer:
 
     def records(self, place: Workplace, model: Training) -> list[Record]:
         """Clean, and under the attack; empty while it is not done on this model."""
-        return clean_and_attacked(self.file(place, model))
+        return clean_and_attacked(self.file(place, model), self.attack)
 
     def without(self, failed: set[str]) -> "Transfer":
         """The same on the models that could be trained."""
@@ -459,7 +471,7 @@ def write_records(file: Path | None, records: Sequence[Record]) -> None:
     write_text(file, "".join(record.to_json() + "\n" for record in records))
 
 
-def clean_and_attacked(file: Path | None) -> list[Record]:
+def clean_and_attacked(file: Path | None, attack: Attack) -> list[Record]:
     """The two records of one evaluation; none where they are not there, or damaged, so that it is made anew."""
     if file is None or not file.exists():
         return []
@@ -467,15 +479,19 @@ def clean_and_attacked(file: Path | None) -> list[Record]:
         records = read_records(file)
     except ValueError:
         return []
-    numbers = [
-        number
-        for each in records
-        for number in (
-            each.clean_accuracy,
-            each.robust_accuracy,
-            *each.robust_interval,
-            each.num_examples,
-            each.seconds,
-        )
-    ]
-    return records if len(numbers) == 12 and all(isinstance(number, int | float) for number in numbers) else []
+    in_order = [each.attack for each in records] == [None, type(attack).__name__]
+    return records if in_order and all(is_sound(each) for each in records) else []
+
+
+def is_sound(record: Record) -> bool:
+    """Are the fields that tables show of the types and in the ranges that `evaluate` gives them?"""
+    shares = (record.clean_accuracy, record.robust_accuracy, *record.robust_interval)
+    others = (record.num_examples, record.seconds, *([] if record.mean_l2 is None else [record.mean_l2]))
+    return (
+        len(record.robust_interval) == 2
+        and all(isinstance(number, int | float) and 0 <= number < math.inf for number in (*shares, *others))
+        and max(shares) <= 1 <= record.num_examples
+        and isinstance(record.parts, list)
+        and all(isinstance(each, dict) for each in (record.attack_fields, record.versions, *record.parts))
+        and isinstance(record.device, str)
+    )

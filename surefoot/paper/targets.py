@@ -114,11 +114,11 @@ def notes(matrix: Matrix, table: Table, records: Sequence[Record], extra: Sequen
         torch_versions = ", ".join(sorted({record.versions.get("torch", "?") for record in records}))
         minutes = sum(record.seconds for record in records) / 60
         found.append(f"Attacked on {devices} with torch {torch_versions}, for {minutes:.1f} minutes.")
-    missing, far = table.missing(), table.far()
+    missing, far = table.missing(), table.far_note()
     if missing:
         found.append(f"Not run: {'; '.join(missing)}.")
     if far and matrix.profile.name.startswith("paper"):
-        found.append(f"More than two points from the paper's: {'; '.join(far)}.")
+        found.append(far)
     return tuple(found)
 
 
@@ -143,19 +143,27 @@ def screened(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def seeds_behind(records: Sequence[Record], planned: int) -> str:
-    """How many trainings the numbers rest on; where nothing was run, how many they would.
+    """Which trainings the numbers rest on, or how many where they differ; where nothing was run, which they would.
 
     >>> seeds_behind([], 3), seeds_behind([], 1)
     ('3 seeds (0-2)', '1 seed (0)')
     """
-    seeds: dict[tuple[str | None, ...], set[int | None]] = {}
+    found: dict[tuple[str | None, ...], set[int | None]] = {}
     for each in records:
-        seeds.setdefault((each.recipe, each.source, each.attack, str(each.attack_fields)), set()).add(each.seed)
-    counts = [len(found) for found in seeds.values()] or [planned]
-    fewest, most = min(counts), max(counts)
+        found.setdefault((each.recipe, each.source, each.attack, str(each.attack_fields)), set()).add(each.seed)
+    behind = list(found.values()) or [set(range(planned))]
+    fewest, most = min(map(len, behind)), max(map(len, behind))
     if fewest < most:
         return f"{fewest} to {most} seeds a number"
-    return f"{most} seeds (0-{most - 1})" if most > 1 else "1 seed (0)"
+    counted = "1 seed" if most == 1 else f"{most} seeds"
+    if any(each != behind[0] for each in behind):
+        return f"{counted} a number"
+    named = sorted(seed for seed in behind[0] if seed is not None)
+    if len(named) < most:
+        return counted
+    if named == list(range(named[0], named[-1] + 1)) and len(named) > 1:
+        return f"{counted} ({named[0]}-{named[-1]})"
+    return f"{counted} ({', '.join(map(str, named))})"
 
 
 def all_records(grid: Grid, matrix: Matrix, results: Results) -> list[Record]:

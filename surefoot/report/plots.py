@@ -30,13 +30,13 @@ AXES: dict[str, Axes] = {
         x="ε",
         y="accuracy (%)",
         percent=True,
-        note="An attack that may do more never does worse: the lines fall, and reach zero where ε is large.",
+        note="Accuracy should fall as ε grows; under PGD it should reach zero where ε is large.",
     ),
     "loss-eps": Axes(
         title="Loss against ε",
         x="ε",
         y="loss (nats)",
-        note="The loss rises along the gradient, and one step and many agree; where they part, one step is fooled.",
+        note="FGSM's loss should rise with ε. Compare it with PGD's: where it is much lower, gradients are masked.",
     ),
     "accuracy-steps": Axes(
         title="Accuracy against steps",
@@ -277,9 +277,9 @@ def surface_in_words(surface: Surface) -> str:
     """What a loss surface shows, as sentences."""
     values = finite(surface)
     known = surface.prediction == surface.label
-    taken = "and, unchanged, taken for one" if known else f"but, even unchanged, taken for “{surface.prediction}”"
+    said = "and the model says so" if known else f"but the model says “{surface.prediction}”"
     return (
-        f"Image {surface.sample} is a “{surface.label}” {taken}. The loss is "
+        f"Image {surface.sample} is a “{surface.label}”, {said}. The loss is "
         f"{loss_at(surface, 0, 0):z.3f} at the image and {loss_at(surface, surface.eps, 0):z.3f} after a step of "
         f"ε = {radius(surface.eps)} along its gradient; on the whole surface it lies between {min(values):z.3f} and "
         f"{max(values):z.3f}. Within ε it leaves its tangent plane by at most {surface.local_linearity_error:.3f} "
