@@ -247,7 +247,7 @@ def show(found: Audit) -> None:
     )
 
 
-ANSWERS = {"failed": ("failed", "red"), "unclear": ("cannot tell", "magenta"), "passed": ("passed", "green")}
+ANSWERS = {"failed": ("failed", "red"), "unclear": ("could not tell", "magenta"), "passed": ("passed", "green")}
 
 
 def told(check: Check) -> str:

@@ -35,8 +35,8 @@ METHODS = {
 
 DESCRIPTION = """Train normal, FGSM-AT, SAT-R1, SAT-R2 and SAT-R3 models on scikit-learn's embedded 8 x 8 digits and
 attack them with FGSM (one step) and PGD (many), and audit them: do they only look robust? The page with all evidence
-is OUT/audit.html. About two minutes on a CPU core, no network. Models that an earlier demo finished are taken as they
-are."""
+is OUT/audit.html. One to six minutes, by how busy the machine is; no network. Models that an earlier demo finished are
+not trained again."""
 
 AUDITED = 360  # all test images: of fewer it would end inconclusive, asking for more
 

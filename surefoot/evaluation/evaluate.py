@@ -157,8 +157,8 @@ def evaluate(
         on_record: given each record as soon as its attack is done.
         on_note: told in a sentence what a user should know, as that a batch was halved.
         unfinished: a folder that keeps finished batches until all is done: the same call goes on from there. A model
-            is known by its weights, its modules, their settings and how it answers; of an attack that is or holds
-            something without an importable name, as a lambda, nothing is kept, nor where the folder cannot be written.
+            is known by its weights, its modules, their settings and how it answers. Nothing is kept of an attack that
+            is or holds something that cannot be imported, such as a lambda, nor where the folder cannot be written.
         samples: a folder to write each attack's per-sample outcomes to, as `1-FGSM.safetensors` for the first attack,
             whose settings are in its metadata; in the batches' order: `adv_inputs`, `labels`, `clean_prediction`,
             `prediction`, `robust` (it survived), `l2` and `linf`.
