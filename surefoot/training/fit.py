@@ -39,10 +39,6 @@ REFRESHING = 2048  # training images that measure the batch-norm statistics of a
 CHECK_EVERY = 50  # steps between looks at the loss
 CHANCE = 0.05  # of so many right answers among guesses, below which something was learned
 FAR = 10  # times the loss of a guess, which a training that learns is below on the mean of an epoch
-REMEDY = (
-    "Train again with a bound on the gradient (max_grad_norm, for example 1), a smaller learning rate or, where "
-    "precision is bf16, with fp32."
-)
 
 
 class TrainingDiverged(RuntimeError):
@@ -320,7 +316,7 @@ class _Training:
         if guesses(given, labels):
             better = max(lines.values(), key=lambda line: float(line["validation_clean_accuracy"]))
             found = (
-                f"nothing was learned. {REMEDY}"
+                f"nothing was learned. {remedy(self.config, or_longer=True)}"
                 if may_guess(better, labels)
                 else f"epoch {better['epoch']} is right on {percent(better)}, but withstands the attack that selects "
                 "no better than a guess. Select by clean accuracy (selection=None, --selection-steps 0)."
@@ -380,7 +376,7 @@ class _Training:
             self.told.on_note(
                 f"epoch {epoch} has a mean classification loss of {classification:.4g}, where guessing one of "
                 f"{self.dataset.num_classes} classes has {math.log(self.dataset.num_classes):.3g}: the training has "
-                f"diverged. {REMEDY}"
+                f"diverged. {remedy(self.config)}"
             )
         if selected:
             self.state.best = Best(epoch, score)
@@ -408,7 +404,8 @@ class _Training:
             last = number == len(self.batches)
             if last or number % CHECK_EVERY == 0:
                 losses = history.arrived(wait=last)
-                refuse_non_finite(losses[checked:], epoch, checked, partial(self.rate, epoch), self.way_back(epoch))
+                back = f"{self.way_back(epoch)}. {remedy(self.config)}"
+                refuse_non_finite(losses[checked:], epoch, checked, partial(self.rate, epoch), back)
                 if self.told.on_step is not None and len(losses) > checked:
                     self.told.on_step(self.report(epoch, number, losses, checked, time.perf_counter() - started))
                 checked = len(losses)
@@ -452,7 +449,7 @@ class _Training:
             last = len(self.batches)
             raise TrainingDiverged(
                 f"weights are NaN or infinite after epoch {epoch}, at learning rate {self.rate(epoch, last):.4g}; "
-                f"{self.way_back(epoch)}. {REMEDY}"
+                f"{self.way_back(epoch)}. {remedy(self.config)}"
             )
 
     def way_back(self, epoch: int) -> str:
@@ -587,7 +584,7 @@ def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate_of: Cal
         epoch: from 1.
         first_step: of `history`, from 0.
         rate_of: tells a step's learning rate.
-        back: what can be gone back to.
+        back: what can be gone back to, and what may help.
 
     Raises:
         TrainingDiverged: naming the epoch, the step, the learning rate and `back`.
@@ -598,8 +595,21 @@ def refuse_non_finite(history: Tensor, epoch: int, first_step: int, rate_of: Cal
     step = first_step + int(bad[0])
     raise TrainingDiverged(
         f"the loss is {history[step - first_step, 0].item()} in epoch {epoch}, step {step + 1}, at learning rate "
-        f"{rate_of(step + 1):.4g}; {back}. {REMEDY}"
+        f"{rate_of(step + 1):.4g}; {back}"
     )
+
+
+def remedy(config: FitConfig, *, or_longer: bool = False) -> str:
+    """What may help a training that learned nothing, of what these settings leave.
+
+    >>> remedy(FitConfig(max_grad_norm=1.0), or_longer=True)
+    'Train again with a smaller learning rate or more epochs.'
+    """
+    ways = ["a bound on the gradient (max_grad_norm, for example 1)"] if config.max_grad_norm is None else []
+    ways += ["a smaller learning rate", *(["fp32"] if config.precision == "bf16" else [])]
+    ways += ["more epochs"] if or_longer else []
+    *others, last = ways
+    return f"Train again with {', '.join(others)}{' or ' if others else ''}{last}."
 
 
 def may_guess(line: dict[str, Any], labels: Tensor) -> bool:
