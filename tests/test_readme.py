@@ -983,6 +983,14 @@ def test_what_the_readings_differ_by_is_what_was_measured() -> None:
     code = [far["SAT-R2 by its authors' code", seed][3] + TABLE_3["SAT-R2"][3][0] for seed in ("0", "1")]  # type: ignore[index]
     assert f"PGD-100 leaves {code[0]:.2f} and {code[1]:.2f} % of two seeds; by the equation {seeds[0]:.2f}," in told
     assert f"{seeds[1]:.2f} and {seeds[2]:.2f} % of three; the paper has 90.03" in told
+    coded = auto["SAT-R2 by its authors' code"]
+    equations = [float(row[3]) for row in marked_rows(text, "auto-attack") if row[0] == "SAT-R2"]
+    assert coded is not None
+    assert len(equations) == 5
+    assert (
+        f"AutoAttack leaves {100 * coded.robust_accuracy:.1f} % of the code's seed 0; of five trainings by the "
+        f"equation {min(equations):.1f} to {max(equations):.1f}."
+    ) in told
     forty = far["SAT-R1 by the paper's 40 steps", "0"][3] + TABLE_3["SAT-R1"][3][0]  # type: ignore[index]
     assert f"with 40 of them PGD-100 leaves {forty:.2f} %, within the 88.68 ± 1.66 of" in told
 
