@@ -380,15 +380,15 @@ def recipe_monitor(recipe: Recipe, dataset: Dataset) -> Monitor | None:
     images, labels = (tensor[:PROBE_SIZE] for tensor in dataset.validation)
     ordinary = all(isinstance(phase.objective, NormalTraining) for phase in recipe.phases())
     watched = sum(phase.epochs for phase in recipe.phases() if is_watched(phase.objective, recipe.eps))
-    if config.on_masking == "off" or ordinary or recipe.eps == 0 or len(labels) == 0 or watched == 0:
+    why = None
+    if ordinary:
+        why = "ordinary training masks no gradients"
+    elif watched == 0:
+        why = f"no objective's eps reaches the recipe's, {recipe.eps:.4g}, at which it would look"
+    elif recipe.eps == 0 or len(labels) == 0:
+        why = "eps is 0 or no images are held out"
+    if config.on_masking == "off" or why is not None:
         if config.on_masking in ("stop", "repair"):
-            why = (
-                "ordinary training masks no gradients"
-                if ordinary
-                else "eps is 0 or no images are held out"
-                if watched or recipe.eps == 0
-                else f"no objective's eps reaches the recipe's, {recipe.eps:.4g}, at which it would look"
-            )
             raise ValueError(f"on_masking is {config.on_masking!r}, but {why}; leave it out.")
         return None
     seen = watched * len(dataset.train.labels)

@@ -444,8 +444,7 @@ class _Training:
         Raises:
             TrainingDiverged: one of them is NaN or infinite.
         """
-        floating = [each for each in self.module.parameters() if each.is_floating_point()]
-        if not torch.stack([each.detach().isfinite().all() for each in floating]).all():
+        if not torch.stack([each.detach().isfinite().all() for each in self.module.parameters()]).all():
             last = len(self.batches)
             raise TrainingDiverged(
                 f"weights are NaN or infinite after epoch {epoch}, at learning rate {self.rate(epoch, last):.4g}; "
