@@ -48,7 +48,7 @@ from surefoot.objectives import (
     SatR3,
     Trades,
 )
-from surefoot.training.fit import only_training
+from surefoot.training.state import only_training
 
 CLASSES = 3
 SHAPE = (2, 6, 6)

@@ -41,8 +41,8 @@ from surefoot.recipes.run import (
 from surefoot.report import attack_label
 from surefoot.report.plots import radius
 from surefoot.training.checkpoint import METRICS, SELECTED, STATE
-from surefoot.training.fit import only_training
 from surefoot.training.machines import best_device
+from surefoot.training.state import only_training
 
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""

@@ -33,10 +33,10 @@ from surefoot.recipes.mnist import MNIST
 from surefoot.recipes.recipe import Recipe, source_names, with_sources
 from surefoot.training import FitResult, Look, Monitor, fit, load_weights
 from surefoot.training.checkpoint import LAST, LOCK, METRICS, SELECTED, STATE, WRITTEN
-from surefoot.training.fit import StepReport, is_watched, only_training
+from surefoot.training.fit import StepReport, is_watched
 from surefoot.training.machines import is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
-from surefoot.training.state import check_place
+from surefoot.training.state import check_place, only_training
 from surefoot.training.trial import check_made, try_training
 
 RECIPE_FILE, DATA_FILE = "recipe.json", "data.json"

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from surefoot.core.devices import convolves_images, image_format
-from surefoot.core.files import as_json, locked, write_text
+from surefoot.core.files import as_json, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, Objective, check_attacks, check_objective
@@ -25,12 +25,19 @@ from surefoot.evaluation.stages import predictions
 from surefoot.evaluation.statistics import binomial_tail
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep, can_capture
-from surefoot.training.checkpoint import LAST, LOCK, METRICS, SELECTED, STATE, load_weights, save_weights
+from surefoot.training.checkpoint import LAST, METRICS, SELECTED, STATE, load_weights, save_weights
 from surefoot.training.machines import make_fabric
 from surefoot.training.monitor import Guard, Monitor
 from surefoot.training.schedules import SCHEDULES
 from surefoot.training.settings import FitConfig, Phase
-from surefoot.training.state import Best, TrainingState, check_place, check_same_training, settings_of_training
+from surefoot.training.state import (
+    Best,
+    TrainingState,
+    check_place,
+    check_same_training,
+    only_training,
+    settings_of_training,
+)
 from surefoot.training.step import EagerStep, LossHistory, Step
 from surefoot.training.trial import check_made
 
@@ -198,23 +205,6 @@ def looking_as(config: FitConfig, monitor: Monitor | None) -> Iterator[None]:
         yield
     finally:
         monitor.every, monitor.capture = before
-
-
-@contextmanager
-def only_training(path: Path) -> Iterator[None]:
-    """Keep a second training out of the folder; the one that is at work may enter again.
-
-    Raises:
-        ValueError: there is another at work.
-    """
-    with locked(path / LOCK) as alone:
-        if not alone:
-            raise ValueError(f"another training is at work in {path}; wait for it, or give another folder.")
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # held until it is gone; where that cannot be, an idle lock is left
-                (path / LOCK).unlink()
 
 
 class _Training:

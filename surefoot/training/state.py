@@ -1,7 +1,8 @@
 """What a training goes on from: every tensor and line of it, in `state.ckpt`, and only under the same settings."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from surefoot.core.files import CheckpointError, load_tensors, save_tensors
+from surefoot.core.files import CheckpointError, load_tensors, locked, save_tensors
 from surefoot.core.limits import plain_number
 from surefoot.core.types import Attack, Objective
-from surefoot.training.checkpoint import SELECTED, STATE, check_fits
+from surefoot.training.checkpoint import LOCK, SELECTED, STATE, check_fits
 from surefoot.training.monitor import Guard
 from surefoot.training.settings import FitConfig, Phase
 
@@ -195,3 +196,20 @@ def check_place(run: Path | None, resume: bool) -> None:
             f"{run} holds a training already ({', '.join(there)}), which is never overwritten; go on with it by "
             "resume=True, or give another folder."
         )
+
+
+@contextmanager
+def only_training(path: Path) -> Iterator[None]:
+    """Keep a second training out of the folder; the one that is at work may enter again.
+
+    Raises:
+        ValueError: there is another at work.
+    """
+    with locked(path / LOCK) as alone:
+        if not alone:
+            raise ValueError(f"another training is at work in {path}; wait for it, or give another folder.")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # held until it is gone; where that cannot be, an idle lock is left
+                (path / LOCK).unlink()
