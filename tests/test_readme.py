@@ -17,6 +17,7 @@ from surefoot.audit.audit import audit
 from surefoot.cli.train import recipe_named
 from surefoot.core.files import checked_lines
 from surefoot.evaluation import Record, read_records
+from surefoot.objectives import NormalTraining, PgdAT, SatR1
 from surefoot.paper.beside import Cell, Table, printed
 from surefoot.paper.matrix import Matrix
 from surefoot.paper.page import Number
@@ -386,6 +387,7 @@ def test_what_attacks_cost_on_a_gpu_is_what_was_measured() -> None:
     seconds = [f"{line['seconds']:.1f}" for line in lines if line["attack"] == "accuracy"]
     assert f"torchattacks' {seconds[2]} seconds here: `strict` {seconds[0]}," in told
     assert f"and `fast` {seconds[1]}." in told
+    assert f"`strict` takes {seconds[5]} seconds, `fast` {seconds[6]}, torchattacks {seconds[7]}." in told
 
 
 def test_what_all_of_autoattack_takes_on_a_gpu_is_what_was_measured() -> None:
@@ -420,7 +422,7 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
         assert f"{gains[0]:.1f} to {gains[-1]:.1f} {words}" in told
     captured, eager = (1000 * steps["sat-r3", "fp32", mode]["seconds_per_step"] for mode in ("captured", "eager"))
     assert f"{captured:.2f} ms in place of {eager:.2f}" in (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("short-sat-r1", "short-sat-r3", "fastat-sat-r1"):
+    for name in ("fast", "short-sat-r1", "short-sat-r3", "fastat-sat-r1"):
         folder = ROOT / "results" / "gpu" / "cifar10" / name
         records = by_attack(folder)
         epochs = checked_lines(folder / "metrics.jsonl")
@@ -436,6 +438,41 @@ def test_what_a_gpu_does_is_what_was_measured() -> None:
     assert min(look["agreement"] for line in epochs[2:29] for look in line["monitor"]) > 0.94
     assert f"sinks from 0.97 to {looks[-1]['agreement']:.2f}" in told
     assert f"FGSM's accuracy on the monitor's images rises to {100 * looks[-1]['fgsm_accuracy']:.0f} %" in told
+
+
+def test_the_shortest_trainings_on_a_gpu_are_what_was_measured() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    table = text.split("<!-- shortest -->")[1].split("<!-- end of shortest -->")[0].strip().splitlines()[2:]
+    place = ROOT / "results" / "gpu" / "cifar10"
+    short = {NormalTraining: "ordinary", PgdAT: "Fast-AT", SatR1: "SAT-R1"}
+    rows, validated = [], {}
+    for folder in (place / "fast", *(place / "shortest").iterdir()):
+        recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text(encoding="utf-8")))
+        epochs = checked_lines(folder / "metrics.jsonl")
+        records = by_attack(folder) if (folder / "records.jsonl").exists() else {}
+        phases = " + ".join(f"{phase.epochs} {short[type(phase.objective)]}" for phase in recipe.phases())
+        last = recipe.phases()[-1].objective
+        if isinstance(last, SatR1) and last.label_smoothing:
+            phases += f", smoothing {last.label_smoothing}, lam {last.lam}"
+        validated[folder.name] = max(line["validation_robust_accuracy"] for line in epochs)
+        seconds = sum(line["seconds"] for line in epochs)
+        tested = [
+            100 * records[name].robust_accuracy if name in records else None for name in (None, "PGD", "AutoAttack")
+        ]
+        row = [phases, str(recipe.training.batch_size), str(recipe.training.learning_rate), f"{seconds:.1f}"]
+        row += [f"{100 * validated[folder.name]:.1f}", *("" if each is None else f"{each:.2f}" for each in tested)]
+        rows.append(re.sub("  +", " ", f"| {' | '.join(row)} |"))
+        assert not any(line.get("masking") for line in epochs)
+        if folder.name == "fast":
+            told = f"a ResNet-18 to {tested[-1]:.1f} % under AutoAttack in {seconds:.0f} seconds"
+            assert told in (ROOT / "README.md").read_text(encoding="utf-8")
+            ours = dataclasses.replace(
+                RECIPES["cifar10/fast"], training=recipe.training, description=recipe.description
+            )
+            assert recipe == ours
+            assert recipe.training == dataclasses.replace(RECIPES["cifar10/fast"].training, device="cuda")
+    assert sorted(rows) == sorted(table)
+    assert max(validated, key=lambda name: validated[name]) == "fast"  # no test image chose it
 
 
 def test_sat_r3_in_the_papers_batches_is_what_was_measured() -> None:
