@@ -179,13 +179,13 @@ class Plan:
         """`cifar10/fast`, and ways that may get to AutoAttack 43.2 % as soon, by what PGD-50 leaves of each."""
         if self.tiny:
             return
-        average, pairs = ("--ema-decay", "0.996"), ("--objective.k", "16")  # of 256 images a step
-        larger = ("--batch-size", "256", *average, *pairs)
+        larger = ("--batch-size", "256", "--ema-decay", "0.996", "--learning-rate", "0.5")
         for folder, recipe, options in (
             ("fast", "fast", ()),
             ("fast-at-0.8", "fast", ("--learning-rate", "0.8")),
             ("fast-at-0.8-longer", "fast", ("--learning-rate", "0.8", "--then.0.epochs", "17")),
-            ("sat-r1-at-0.5", f"short-{SHORT[0]}", (*larger, "--learning-rate", "0.5")),
+            ("nfgsm-at-at-0.5", "short-nfgsm-at", larger),
+            ("sat-r1-at-0.5", "short-sat-r1", (*larger, "--objective.k", "16")),
         ):
             yield self.train(f"cifar10/{recipe}", "cifar10", folder, 0, 40, *options)
             yield self.evaluate("cifar10", folder, 0, "PGD", 15, "--attacks", "pgd")

@@ -40,6 +40,7 @@ from surefoot.evaluation import Record
 from surefoot.objectives import (
     EnsembleAT,
     FgsmAT,
+    NFgsmAT,
     NormalTraining,
     PgdAT,
     RFgsmAT,
@@ -273,6 +274,7 @@ OBJECTIVE_CASES = [
     ObjectiveCase("fgsm-at-all", lambda _: FgsmAT(EPS, share=1.0, label_smoothing=0.1), mixed_cost(1.0)),
     ObjectiveCase("rfgsm-at", lambda _: RFgsmAT(EPS, random_step=EPS / 4), mixed_cost(1.0), random=True),
     ObjectiveCase("rfgsm-at-half", lambda _: RFgsmAT(EPS, EPS / 4, share=0.5), mixed_cost(0.5), random=True),
+    ObjectiveCase("nfgsm-at", lambda _: NFgsmAT(EPS, noise=EPS / 4), lambda m: 5, random=True),
     ObjectiveCase("ensemble-at", lambda sources: EnsembleAT(EPS, sources), mixed_cost(0.5), random=True),
     ObjectiveCase("pgd-at", lambda _: PgdAT(EPS, steps=3, step_size=EPS / 2), lambda m: 3 + 2 * 3, random=True),
     ObjectiveCase(

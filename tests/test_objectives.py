@@ -25,6 +25,7 @@ from surefoot.objectives import (
     OBJECTIVES,
     EnsembleAT,
     FgsmAT,
+    NFgsmAT,
     NormalTraining,
     PgdAT,
     RFgsmAT,
@@ -572,6 +573,25 @@ def test_pgd_training_is_equation_13(seed: int) -> None:
     assert_same_terms(PgdAT(eps, steps, step_size), ce(net, point, y), torch.zeros(()), 0.0, net, seed)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_n_fgsm_training_steps_from_strong_noise_and_is_not_cut_to_the_ball(seed: int) -> None:
+    eps, noise = 0.05, 0.1
+    net, (x, y) = a_net(seed), random_batch(dtype=torch.float64, seed=seed)
+    torch.manual_seed(seed)
+    point = (x + torch.empty_like(x).uniform_(-noise, noise)).clip(0, 1)
+    point = sign_step(net, point, y, eps)
+    assert float((point - x).abs().max()) > noise
+    assert_same_terms(NFgsmAT(eps, noise), ce(net, point, y), torch.zeros(()), 0.0, net, seed)
+    assert_same_terms(
+        NFgsmAT(eps, noise, label_smoothing=0.2),
+        F.cross_entropy(net(point), y, label_smoothing=0.2),
+        torch.zeros(()),
+        0.0,
+        net,
+        seed,
+    )
+
+
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.6, 1.0])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fgsm_training_replaces_the_first_share_of_the_batch(share: float, seed: int) -> None:
@@ -836,6 +856,9 @@ BAD_FIELDS: list[tuple[Callable[[], Any], str]] = [
     (lambda: RFgsmAT(0.1, 0.2), "random_step is 0.2; it must not exceed eps, 0.1"),
     (lambda: RFgsmAT(0.1, 0.02, share=0), "share is 0"),
     (lambda: RFgsmAT(0.1, 0.02, label_smoothing=1.0), "label_smoothing is 1.0"),
+    (lambda: NFgsmAT(0.1, 16), "noise is 16; pixels are in [0, 1]"),
+    (lambda: NFgsmAT(8, 0.1), "eps is 8; pixels are in [0, 1]"),
+    (lambda: NFgsmAT(0.1, 0.2, label_smoothing=1.0), "label_smoothing is 1.0"),
     (lambda: EnsembleAT(8, (nn.Linear(2, 2),)), "eps is 8"),
     (lambda: EnsembleAT(0.1, ()), "sources is empty"),
     (lambda: EnsembleAT(0.1, (nn.Linear,)), "sources has <class"),  # type: ignore[arg-type]

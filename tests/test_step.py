@@ -13,7 +13,7 @@ from surefoot.core.gradients import plain_module
 from surefoot.core.types import LossTerms
 from surefoot.data import Batches, Split
 from surefoot.models import build_model, layers
-from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
+from surefoot.objectives import EnsembleAT, FgsmAT, NFgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 from surefoot.training import captured
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import WARM_UP, CapturedStep
@@ -23,6 +23,7 @@ CAPTURABLE = [
     NormalTraining(),
     FgsmAT(0.3),
     RFgsmAT(0.3, random_step=0.1),
+    NFgsmAT(0.1, noise=0.2),
     PgdAT(0.3, steps=3, step_size=0.1),
     Trades(0.3, steps=3, step_size=0.1, beta=1.0),
     SatR1(0.3, lam=0.2, steps=3, k=2),

@@ -18,7 +18,7 @@ from surefoot.cli import main
 from surefoot.core.types import LossTerms, Objective
 from surefoot.models import build_model, layers
 from surefoot.models.layers import HiddenLinear
-from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
+from surefoot.objectives import EnsembleAT, FgsmAT, NFgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 
 BATCH = 6
 UNITS: list[tuple[Objective, float, int]] = [  # the objective, units a sample, gradients one after the other
@@ -26,6 +26,7 @@ UNITS: list[tuple[Objective, float, int]] = [  # the objective, units a sample, 
     (FgsmAT(0.1), 4, 1),
     (FgsmAT(0.1, share=0.3), 3 + 2 * 2 / 6, 1),  # 0.3 of 6, rounded up
     (RFgsmAT(0.1, random_step=0.05, share=1.0), 5, 1),
+    (NFgsmAT(0.1, noise=0.2), 5, 1),
     (PgdAT(0.1, steps=7, step_size=0.03), 17, 7),
     (Trades(0.1, steps=4, step_size=0.03, beta=1.0), 15, 4),
     (SatR1(0.1, lam=0.2, steps=5, k=2), 5 + 2 * 11 / 6, 5),

@@ -22,7 +22,7 @@ from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.core.limits import check_count
 from surefoot.core.types import Objective
 from surefoot.evaluation.evaluate import device_name, versions
-from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
+from surefoot.objectives import EnsembleAT, FgsmAT, NFgsmAT, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3, Trades
 from surefoot.training import FitConfig
 from surefoot.training.captured import WARM_UP, CapturedStep, beside, capture
 from surefoot.training.machines import make_fabric
@@ -61,6 +61,8 @@ def floor_passes(objective: Objective, batch: int) -> list[Passes]:
             crafted, trained = [], batch
         case FgsmAT() | RFgsmAT() | EnsembleAT():
             crafted, trained = [Passes("craft", math.ceil(objective.share * batch - 1e-9))], batch
+        case NFgsmAT():
+            crafted, trained = [Passes("craft", batch)], batch
         case PgdAT():
             crafted, trained = [Passes("craft", batch, objective.steps)], batch
         case Trades():

@@ -27,7 +27,7 @@ from surefoot.data import Batches, Split
 from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.stages import predictions
 from surefoot.models import MODELS, build_model
-from surefoot.objectives import EnsembleAT, RFgsmAT
+from surefoot.objectives import EnsembleAT, NFgsmAT, RFgsmAT
 from surefoot.recipes import RECIPES, Recipe, load_run
 from surefoot.recipes.run import is_run
 from surefoot.report.benchmarks import told
@@ -54,7 +54,7 @@ network's name or package.module:factory for random weights and noise as images;
 have the settings of the recipes for MNIST where images are grey, of those for CIFAR-10 where they are coloured."""
 
 ObjectiveName = Literal[
-    "normal", "fgsm-at", "rfgsm-at", "ensemble-at", "pgd-at", "trades", "sat-r1", "sat-r2", "sat-r3"
+    "normal", "fgsm-at", "rfgsm-at", "nfgsm-at", "ensemble-at", "pgd-at", "trades", "sat-r1", "sat-r2", "sat-r3"
 ]
 
 
@@ -218,6 +218,8 @@ def objective_of(name: ObjectiveName, network: Network) -> Objective:
     eps = RECIPES[f"{family}/normal"].eps
     if name == "rfgsm-at":
         return RFgsmAT(eps, random_step=eps / 2)
+    if name == "nfgsm-at":
+        return NFgsmAT(eps, noise=min(2 * eps, 1.0))
     if name == "ensemble-at":
         return EnsembleAT(eps, sources=(copy.deepcopy(network.model).eval().requires_grad_(False),))
     return RECIPES[f"{family}/{name}"].objective

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from surefoot.core.types import LossTerms, Objective
 from surefoot.objectives.multi_step import PgdAT, Trades
 from surefoot.objectives.sat import SatR1, SatR2, SatR3
-from surefoot.objectives.single_step import EnsembleAT, FgsmAT, RFgsmAT
+from surefoot.objectives.single_step import EnsembleAT, FgsmAT, NFgsmAT, RFgsmAT
 from surefoot.objectives.standard import NormalTraining
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "normal": NormalTraining,
     "fgsm-at": FgsmAT,
     "rfgsm-at": RFgsmAT,
+    "nfgsm-at": NFgsmAT,
     "ensemble-at": EnsembleAT,
     "pgd-at": PgdAT,
     "trades": Trades,
@@ -25,6 +26,7 @@ __all__ = [
     "EnsembleAT",
     "FgsmAT",
     "LossTerms",
+    "NFgsmAT",
     "NormalTraining",
     "Objective",
     "PgdAT",

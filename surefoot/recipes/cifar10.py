@@ -6,7 +6,7 @@ Table 8 says 7 of both. `fast`, `fastat-` and `short-` are beyond the paper: fir
 docs/performance.md, where `fastat-sat-r1` masks its gradients.
 """
 
-from surefoot.objectives import EnsembleAT, FgsmAT, NormalTraining, PgdAT, SatR1, SatR2, SatR3, Trades
+from surefoot.objectives import EnsembleAT, FgsmAT, NFgsmAT, NormalTraining, PgdAT, SatR1, SatR2, SatR3, Trades
 from surefoot.recipes.recipe import AnyObjective, Recipe
 from surefoot.training import FitConfig, Phase
 
@@ -129,9 +129,11 @@ CIFAR10 = (
         "Table 4, SAT-R3: loss kept growing with the radius",
         SatR3(EPS, eps_low=2 / 255, lam=1.0, tau=0.6),
     ),
+    fastat("nfgsm-at", "N-FGSM", NFgsmAT(EPS, noise=16 / 255, label_smoothing=0.4)),
     fastat("sat-r1", "SAT-R1", SatR1(EPS, lam=0.2, steps=3, k=8, label_smoothing=0.4)),
     fastat("sat-r2", "SAT-R2", SatR2(EPS, random_step=2 / 255, lam=25.0, label_smoothing=0.4)),
     fastat("sat-r3", "SAT-R3", SatR3(EPS, eps_low=2 / 255, lam=1.0, tau=0.6, label_smoothing=0.4)),
+    fastat("nfgsm-at", "N-FGSM", NFgsmAT(EPS, noise=16 / 255), prefix="short", epochs=15),
     fastat("sat-r1", "SAT-R1", SatR1(EPS, lam=0.2, steps=3, k=8), prefix="short", epochs=15),
     fastat("sat-r2", "SAT-R2", SatR2(EPS, random_step=2 / 255, lam=25.0), prefix="short", epochs=15),
     fastat("sat-r3", "SAT-R3", SatR3(EPS, eps_low=2 / 255, lam=1.0, tau=0.6), prefix="short", epochs=15),

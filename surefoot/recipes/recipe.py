@@ -16,6 +16,7 @@ from surefoot.objectives import (
     OBJECTIVES,
     EnsembleAT,
     FgsmAT,
+    NFgsmAT,
     NormalTraining,
     PgdAT,
     RFgsmAT,
@@ -27,7 +28,7 @@ from surefoot.objectives import (
 from surefoot.training import FitConfig, Phase
 
 AnyObjective = Annotated[
-    NormalTraining | FgsmAT | RFgsmAT | EnsembleAT | PgdAT | Trades | SatR1 | SatR2 | SatR3,
+    NormalTraining | FgsmAT | RFgsmAT | NFgsmAT | EnsembleAT | PgdAT | Trades | SatR1 | SatR2 | SatR3,
     tyro.conf.AvoidSubcommands,
 ]
 
