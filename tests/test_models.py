@@ -1,7 +1,6 @@
 """Every network of the registry: its size, its shape, its gradients; and models from anywhere else."""
 
 import contextlib
-import math
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from surefoot.core.gradients import crafting, input_gradient, is_crafting
 from surefoot.core.losses import cross_entropy
 from surefoot.models import MODELS, ModelSpec, Normalize, build_model, layers, load_factory
 from surefoot.models.densenet import DenseLayer
-from surefoot.models.layers import Classifier, HiddenLinear, ImageConv2d, Layers, MaxPool2x2
+from surefoot.models.layers import Classifier, HiddenLinear, ImageConv2d, Layers
 from surefoot.models.resnet import PreActBlock, Residual
 
 ALL = sorted(MODELS)
@@ -775,77 +774,18 @@ def test_a_traced_hidden_layer_needs_no_onednn() -> None:
     assert "mkldnn" not in str(exported.graph)
 
 
-def in_channels_last(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Few values, so that most windows have equal pixels."""
-    values = torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(0))
-    return values.to(dtype).contiguous(memory_format=torch.channels_last)
-
-
-def goes_by_pairs(inputs: Tensor, pool: nn.Module | None = None) -> bool:
-    outputs = (MaxPool2x2() if pool is None else pool)(inputs.detach().requires_grad_())
-    assert outputs.grad_fn is not None
-    return "Paired" in outputs.grad_fn.name()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(3, 32, 8, 6), (1, 37, 2, 2), (2, 64, 14, 14)])
-def test_maxima_by_pairs_are_the_librarys(
-    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layers, "WORTH_PAIRING", 1)
-    inputs = in_channels_last(shape, dtype)
-    assert goes_by_pairs(inputs)
-    upper = torch.randn_like(nn.functional.max_pool2d(inputs, 2))
-    found = []
-    for pool in (MaxPool2x2(), nn.MaxPool2d(2)):
-        pixels, weights = inputs.clone().requires_grad_(), upper.clone().requires_grad_()
-        outputs = pool(pixels)
-        (first,) = torch.autograd.grad(outputs, pixels, weights, create_graph=True)
-        (second,) = torch.autograd.grad(first.square().sum(), weights)
-        (other,) = torch.autograd.grad(pool(pixels), pixels, weights.detach().contiguous())  # as behind a Flatten
-        found.append([outputs, first, second, other])
-    for ours, theirs in zip(*found, strict=True):
-        assert torch.equal(ours, theirs)
-    for ours in found[0][:2]:
-        assert ours.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_where_maxima_are_found_by_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    side = 2 * math.isqrt(layers.WORTH_PAIRING // 32 // 4)
-    large = in_channels_last((1, 32, side, side + 2), torch.bfloat16)
-    assert goes_by_pairs(large)
-    assert not goes_by_pairs(large[..., :-4])  # no longer dense
-    assert not goes_by_pairs(large[..., :-4].contiguous(memory_format=torch.channels_last))  # too few values
-    monkeypatch.setattr(layers, "WORTH_PAIRING", 1)
-    inputs = in_channels_last((2, 32, 4, 6), torch.bfloat16)
-    assert goes_by_pairs(inputs)
-    assert not goes_by_pairs(inputs.float())
-    assert not goes_by_pairs(inputs.contiguous())
-    assert not goes_by_pairs(inputs[:, :16].contiguous(memory_format=torch.channels_last))
-    for odd in (in_channels_last((2, 32, 5, 6), torch.bfloat16), in_channels_last((2, 32, 4, 7), torch.bfloat16)):
-        for ceil_mode in (False, True):
-            pool = MaxPool2x2(ceil_mode=ceil_mode)
-            assert not goes_by_pairs(odd, pool)
-            assert torch.equal(pool(odd), nn.functional.max_pool2d(odd, 2, ceil_mode=ceil_mode))
-    each = torch.func.vmap(MaxPool2x2())(inputs[:, None])
-    assert torch.equal(each[:, 0], nn.functional.max_pool2d(inputs, 2))
-    exported = torch.export.export(MaxPool2x2(), (inputs,))
-    assert "max_pool2d" in str(exported.graph)
-
-
-def test_in_bfloat16_the_networks_of_the_paper_pool_by_pairs() -> None:
-    kinds: list[str] = []
-    for name, size, channels in (("lenet-plus", 28, 1), ("vgg-11", 32, 3)):
-        network = build_model(name, num_classes=10, in_channels=channels, image_size=size).eval()
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pools = [module for module in network.modules() if isinstance(module, MaxPool2x2)]
-        for pool in pools:
-            pool.register_forward_hook(lambda _, __, outputs: kinds.append(outputs.grad_fn.name()))
-        with torch.autocast("cpu", torch.bfloat16):
-            network(torch.rand(24, channels, size, size).requires_grad_())
-        assert kinds
-        assert "Paired" in kinds[0]
-        kinds.clear()
+def test_while_an_attack_crafts_what_follows_the_first_layer_is_in_channels_last() -> None:
+    network = nn.Sequential(ImageConv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)).eval()
+    inputs, labels = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
+    dense: list[bool] = []
+    network[0].register_forward_hook(
+        lambda _, __, maps: dense.append(maps.is_contiguous(memory_format=torch.channels_last))
+    )
+    for channels_last in (False, True):
+        model = network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
+        with crafting(model) as frozen:
+            input_gradient(frozen, inputs, partial(cross_entropy, labels=labels))
+    assert dense == [True, True]
 
 
 def test_another_thread_learns_while_this_one_crafts() -> None:

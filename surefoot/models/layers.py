@@ -16,9 +16,6 @@ from surefoot.core.gradients import autocast_dtype, in_functorch, is_crafting, k
 SMALL_IMAGE = 64
 """Up to this many pixels a side a network keeps the full resolution in its first layers."""
 
-WORTH_PAIRING = 1 << 18
-"""Values from which `MaxPool2x2` goes by pairs: with fewer its calls cost more than they save."""
-
 WORTH_ONEDNN = 1 << 23
 """Multiply-adds from which `HiddenLinear` uses oneDNN: in smaller products its calls cost more than they save."""
 
@@ -113,6 +110,8 @@ class _BlockGradient(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, keep: Any, padding: Any, stride: Any
     ) -> Tensor:
+        # In channels_last, whatever the model is in: what follows is then twice as fast, and a layout is no number.
+        weight = weight.to(memory_format=torch.channels_last)
         outputs = F.conv2d(inputs, weight, bias, padding=padding, stride=stride)
         ctx.size, ctx.dtype = inputs.shape[2:], inputs.dtype
         ctx.blocks = blocks = Blocks.of(tuple(weight.shape), padding, stride)
@@ -256,94 +255,6 @@ class _Product(torch.autograd.Function):
             _Product.apply(gradient, right.t()) if to_left else None,  # type: ignore[no-untyped-call]
             _Product.apply(gradient.t(), left.t()) if to_right else None,  # type: ignore[no-untyped-call]
         )
-
-
-class MaxPool2x2(nn.MaxPool2d):
-    """The largest of each 2 x 2 pixels; in half precision a CPU finds it by pairs.
-
-    The library notes in 64 bits where each maximum was, and scatters the gradient by that into zeros. Here a maximum
-    is taken of each two columns and then of each two rows, and the gradient goes back through the two comparisons:
-    the same values, and the same finite gradients, to the bit, as the first of equal pixels counts. It takes half as
-    long in bfloat16 and gains nothing in float32, whose values fill the memory's bandwidth. This is `nn.MaxPool2d`
-    everywhere else: on other devices, for odd sizes, few values or few channels, where they do not lie in
-    channels_last, under torch.compile, tracing and torch.func.
-
-    Args:
-        ceil_mode: the last row or column of an odd size has windows of its own; without it, it is left out.
-
-    >>> MaxPool2x2()(torch.arange(16.0).view(1, 1, 4, 4)).flatten().tolist()
-    [5.0, 7.0, 13.0, 15.0]
-    """
-
-    def __init__(self, *, ceil_mode: bool = False) -> None:
-        super().__init__(2, ceil_mode=ceil_mode)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[batch, channels, height, width] to half of the height and width."""
-        if not self._in_pairs(input):
-            return super().forward(input)  # type: ignore[no-any-return]
-        return _Paired.apply(input)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _in_pairs(self, input: Tensor) -> bool:
-        return (
-            not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()  # type: ignore
-            and input.device.type == "cpu"
-            and input.dtype in (torch.bfloat16, torch.float16)
-            and input.dim() == 4
-            and input.numel() >= WORTH_PAIRING
-            and input.shape[1] >= 32  # a pixel's channels fill a vector
-            and input.shape[2] % 2 == input.shape[3] % 2 == 0
-            and not in_functorch(input)
-            and input.is_contiguous(memory_format=torch.channels_last)
-        )
-
-
-def _pairs(values: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The first and the second of each two along an axis."""
-    first, second = values.view(*values.shape[:side], -1, 2, *values.shape[side + 1 :]).unbind(side + 1)
-    return first, second
-
-
-class _Paired(torch.autograd.Function):
-    """The maxima of 2 x 2 pixels, [batch, channels, height, width] in channels_last."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        maxima = torch.maximum(*_pairs(inputs.permute(0, 2, 3, 1), 2))
-        ctx.save_for_backward(inputs, maxima)
-        return torch.maximum(*_pairs(maxima, 1)).permute(0, 3, 1, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return _Scattered.apply(*gradients, *ctx.saved_tensors)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _Scattered(torch.autograd.Function):
-    """A gradient of the maxima at the pixels that they were; linear in it, and its own gradient gathers."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, inputs: Tensor, maxima: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, maxima)
-        gradient = gradient.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        at_rows, at_pixels = torch.empty_like(maxima), torch.empty_like(inputs)
-        _split(gradient, _pairs(maxima, 1), into=_pairs(at_rows, 1))
-        _split(at_rows, _pairs(inputs.permute(0, 2, 3, 1), 2), into=_pairs(at_pixels.permute(0, 2, 3, 1), 2))
-        return at_pixels
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,), (inputs, maxima) = gradients, ctx.saved_tensors
-        left, right = _pairs(gradient.permute(0, 2, 3, 1).contiguous(), 2)
-        upper, lower = _pairs(torch.where(torch.ge(*_pairs(inputs.permute(0, 2, 3, 1), 2)), left, right), 1)
-        return torch.where(torch.ge(*_pairs(maxima, 1)), upper, lower).permute(0, 3, 1, 2), None, None
-
-
-def _split(gradient: Tensor, pair: Sequence[Tensor], into: Sequence[Tensor]) -> None:
-    """Write a gradient to where the first of a pair is not the smaller, and to the second elsewhere."""
-    chosen = torch.ge(*pair, out=torch.empty_like(gradient))  # 1 or 0; torch.where would take ten times as long
-    torch.mul(gradient, chosen, out=into[0])
-    torch.sub(gradient, into[0], out=into[1])
 
 
 def require_size(network: str, image_size: int, at_least: int) -> None:

@@ -13,7 +13,7 @@ gradient, on a quarter of the values.
 
 from torch import nn
 
-from surefoot.models.layers import HiddenLinear, ImageConv2d, Layers, MaxPool2x2, require_size
+from surefoot.models.layers import HiddenLinear, ImageConv2d, Layers, require_size
 
 
 def lenet_plus(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Module:
@@ -47,10 +47,10 @@ def lenet(
     side = image_size // 2 // 2
     return nn.Sequential(
         ImageConv2d(in_channels, maps[0], 5, padding=2),
-        MaxPool2x2(),
+        nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(maps[0], maps[1], 5, padding=2),
-        MaxPool2x2(),
+        nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
         HiddenLinear(maps[1] * side * side, hidden),
@@ -119,10 +119,10 @@ def mnist_c(*, num_classes: int = 10, in_channels: int = 1, image_size: int = 28
     side = ((image_size - 2) // 2 - 2) // 2
     return nn.Sequential(
         ImageConv2d(in_channels, 128, 3),
-        MaxPool2x2(),
+        nn.MaxPool2d(2),
         nn.Tanh(),
         nn.Conv2d(128, 64, 3),
-        MaxPool2x2(),
+        nn.MaxPool2d(2),
         nn.Tanh(),
         nn.Flatten(),
         HiddenLinear(64 * side * side, 128),
@@ -219,7 +219,7 @@ def digits_net(*, num_classes: int = 10, in_channels: int = 1, image_size: int =
         ImageConv2d(in_channels, 32, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3, padding=1),
-        MaxPool2x2(),
+        nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
         HiddenLinear(64 * side * side, 128),

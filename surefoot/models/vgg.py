@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from surefoot.models.layers import Classifier, Layers, MaxPool2x2, conv, draw_convolutions
+from surefoot.models.layers import Classifier, Layers, conv, draw_convolutions
 
 _WIDTHS = (64, 128, 256, 512, 512)
 
@@ -24,7 +24,7 @@ def _vgg(convolutions: Sequence[int], num_classes: int, in_channels: int) -> nn.
         for _ in range(count):
             layers += [conv(in_width, width, 3), nn.BatchNorm2d(width), nn.ReLU()]
             in_width = width
-        layers.append(MaxPool2x2(ceil_mode=True))
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))
     network = Layers(*layers, Classifier(in_width, num_classes))
     draw_convolutions(network)
     return network
