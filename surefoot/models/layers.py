@@ -110,8 +110,8 @@ class _BlockGradient(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, keep: Any, padding: Any, stride: Any
     ) -> Tensor:
-        # In channels_last, whatever the model is in: what follows is then twice as fast, and a layout is no number.
-        weight = weight.to(memory_format=torch.channels_last)
+        if inputs.shape[1] == 1:  # one channel lies in any order: its maps in channels_last, in half of the time
+            weight = weight.to(memory_format=torch.channels_last)
         outputs = F.conv2d(inputs, weight, bias, padding=padding, stride=stride)
         ctx.size, ctx.dtype = inputs.shape[2:], inputs.dtype
         ctx.blocks = blocks = Blocks.of(tuple(weight.shape), padding, stride)
