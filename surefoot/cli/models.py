@@ -222,7 +222,7 @@ def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device
     if options.num_examples is not None:
         split = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
     device = pick_device(options.device)
-    size = options.batch_size or images_at_once(device, on_cpu=250)
+    size = options.batch_size or images_at_once(device)
     return device, Batches(split, size, device=device, channels_last=True)
 
 

@@ -15,18 +15,18 @@ from surefoot.data.load import Split, check_split
 Augmentation = Literal["none", "crop-flip"]
 
 
-ON_ACCELERATOR = 2000
+ON_CPU, ON_ACCELERATOR = 250, 2000
 
 
-def images_at_once(device: torch.device, on_cpu: int) -> int:
+def images_at_once(device: torch.device) -> int:
     """How many images to evaluate at once: small ones stay in a CPU's caches, and leave an accelerator idle.
 
     Attacks let go of images, so that what is left of a small batch is mostly waiting there.
 
-    >>> images_at_once(torch.device("cpu"), on_cpu=250)
+    >>> images_at_once(torch.device("cpu"))
     250
     """
-    return on_cpu if device.type == "cpu" else ON_ACCELERATOR
+    return ON_CPU if device.type == "cpu" else ON_ACCELERATOR
 
 
 class Batches:

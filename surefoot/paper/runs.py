@@ -46,7 +46,6 @@ from surefoot.training.state import only_training
 
 VERSION = 1
 """Raised when a change of the code changes what a training or a measurement gives: all is then made anew."""
-BATCH = 250
 FINISHED, BEFORE = "finished.json", "before.json"
 """The hash of a finished training's weights; the same of the one before, while it is trained anew."""
 LEFT = ("watch.jsonl", *reversed(FILES))
@@ -450,7 +449,7 @@ def some_batches(dataset: Dataset, images: int | None, split: str) -> Batches:
     """The first images of a split, on the device."""
     whole: Split = getattr(dataset, split)
     device = best_device()
-    size = images_at_once(device, on_cpu=BATCH)
+    size = images_at_once(device)
     return Batches(Split(whole.images[:images], whole.labels[:images]), size, device=device, channels_last=True)
 
 

@@ -41,7 +41,6 @@ from surefoot.training.state import (
 from surefoot.training.step import EagerStep, LossHistory, Step
 from surefoot.training.trial import check_made
 
-EVALUATION_BATCH = 500
 REFRESHING = 2048  # training images that measure the batch-norm statistics of averaged weights
 CHECK_EVERY = 50  # steps between looks at the loss
 CHANCE = 0.05  # of so many right answers among guesses, below which something was learned
@@ -254,7 +253,7 @@ class _Training:
             drop_last=is_too_small(len(dataset.train.labels), config.batch_size, world, module),
             channels_last=channels_last,
         )
-        at_once = images_at_once(device, on_cpu=EVALUATION_BATCH)
+        at_once = images_at_once(device)
         self.validation = Batches(dataset.validation, at_once, device=device, channels_last=channels_last)
         self.state = TrainingState(module, optimizer, self.average)
         self.state.tensors()  # every weight's momentum from the first step on, also of layers that it happens to skip
