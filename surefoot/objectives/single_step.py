@@ -115,7 +115,8 @@ class NFgsmAT:
 
     Args:
         eps: l-infinity radius to withstand, and the length of the step, in pixel units, in [0, 1].
-        noise: of each pixel, in pixel units, in [0, 1]; its authors take 2 eps.
+        noise: of each pixel, in pixel units, in [0, 1]; its authors take 2 eps at 8/255, which at large radii drowns
+            the image.
         label_smoothing: share of the target spread over all classes, in [0, 1).
 
     Shapes, ranges and errors are those of `NormalTraining`. Costs 5 forward units.
