@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import FrozenInstanceError
 from functools import partial
 from pathlib import Path
@@ -774,18 +775,47 @@ def test_a_traced_hidden_layer_needs_no_onednn() -> None:
     assert "mkldnn" not in str(exported.graph)
 
 
-def test_while_an_attack_crafts_what_follows_the_first_layer_is_in_channels_last() -> None:
-    network = nn.Sequential(ImageConv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2)).eval()
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_one_channel_gives_maps_in_channels_last(channels_last: bool) -> None:
+    network = nn.Sequential(ImageConv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), *list(deepcopy(network))[1:])
+    plain.load_state_dict(network.state_dict())
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs, labels = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)
     dense: list[bool] = []
     network[0].register_forward_hook(
         lambda _, __, maps: dense.append(maps.is_contiguous(memory_format=torch.channels_last))
     )
-    for channels_last in (False, True):
-        model = network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
-        with crafting(model) as frozen:
-            input_gradient(frozen, inputs, partial(cross_entropy, labels=labels))
+    with crafting(network) as frozen:
+        gradient, _ = input_gradient(frozen, inputs, partial(cross_entropy, labels=labels))
+    with crafting(plain) as frozen:
+        expected, _ = input_gradient(frozen, inputs, partial(cross_entropy, labels=labels))
+    torch.testing.assert_close(gradient, expected)
+    for model in (network, plain):
+        F.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
     assert dense == [True, True]
+    for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad)
+        assert ours.grad.is_contiguous()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("name", "channels", "size"), [("lenet-plus", 1, 28), ("resnet-18", 3, 32), ("vgg-11", 3, 32)])
+def test_a_compiled_network_is_one_graph(name: str, channels: int, size: int) -> None:
+    network = build_model(name, num_classes=10, in_channels=channels, image_size=size).eval()
+    inputs = torch.rand(2, channels, size, size)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(inputs), network(inputs))
+
+
+def test_three_channels_keep_their_memory_format() -> None:
+    layer, inputs = ImageConv2d(3, 4, 3), torch.rand(2, 3, 8, 8)
+    assert layer(inputs).is_contiguous()
+    assert layer(inputs.contiguous(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_another_thread_learns_while_this_one_crafts() -> None:

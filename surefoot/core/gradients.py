@@ -181,12 +181,14 @@ def without_gradients() -> Iterator[None]:
 def is_crafting() -> bool:
     """Is this thread inside `crafting`? There gradients are of inputs alone, and a layer may leave the others out.
 
+    While `torch.compile` traces, the answer is no: it would break the graph, and attacks craft on what is not compiled.
+
     Example:
         >>> with crafting(nn.Linear(2, 2)):
         ...     is_crafting()
         True
     """
-    return _crafting.get() is not None
+    return not torch.compiler.is_compiling() and _crafting.get() is not None
 
 
 def kept_while_crafting(key: object, make: Callable[[], T], *, of: Sequence[Tensor | None]) -> T:

@@ -69,7 +69,10 @@ class ImageConv2d(nn.Conv2d):
     The library's input gradient of a one-channel convolution takes as long on a CPU as that of a layer with
     sixteen times the arithmetic: it writes one channel where vectors hold sixteen. While an attack crafts, the
     same gradient is computed here in blocks of 4 x 4 pixels (2 x 2 from three channels on): one strided
-    convolution, whose output channels are the pixels of a block. Everywhere else this is `nn.Conv2d`.
+    convolution, whose output channels are the pixels of a block.
+
+    An image of one channel lies in any memory format. There a CPU gets its maps in channels_last, whatever the model
+    is in, for that is how pooling and all that follows is fast. Everywhere else this is `nn.Conv2d`.
 
     Args: those of `nn.Conv2d`. The fast way takes any stride; dilation and groups are 1 and a padding is zeros, in
         numbers, or it is not taken.
@@ -81,11 +84,21 @@ class ImageConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[batch, in_channels, height, width] to [batch, out_channels, height', width']."""
+        maps_last = weight.to(memory_format=torch.channels_last) if self._has_one_channel(input, weight) else weight
         if self._in_blocks(input, weight):
             bias = None if bias is None else bias.detach()
             keep = partial(_keep, self, weight)
-            return _BlockGradient.apply(input, weight.detach(), bias, keep, self.padding, self.stride)  # type: ignore
-        return super()._conv_forward(input, weight, bias)  # type: ignore[no-any-return]
+            return _BlockGradient.apply(input, maps_last.detach(), bias, keep, self.padding, self.stride)  # type: ignore
+        return super()._conv_forward(input, maps_last, bias)  # type: ignore[no-any-return]
+
+    def _has_one_channel(self, input: Tensor, weight: Tensor) -> bool:
+        return (
+            not torch.compiler.is_compiling()
+            and input.dim() == 4
+            and input.shape[1] == 1
+            and input.device.type == "cpu"
+            and not _is_wrapped(input, weight)
+        )
 
     def _in_blocks(self, input: Tensor, weight: Tensor) -> bool:
         return (
@@ -97,8 +110,12 @@ class ImageConv2d(nn.Conv2d):
             and self.dilation == (1, 1)
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
-            and not (in_functorch(input) or in_functorch(weight))
+            and not _is_wrapped(input, weight)
         )
+
+
+def _is_wrapped(*tensors: Tensor) -> bool:
+    return any(in_functorch(tensor) for tensor in tensors)
 
 
 def _keep(layer: nn.Module, weight: Tensor, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
@@ -110,8 +127,6 @@ class _BlockGradient(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, keep: Any, padding: Any, stride: Any
     ) -> Tensor:
-        if inputs.shape[1] == 1:  # one channel lies in any order: its maps in channels_last, in half of the time
-            weight = weight.to(memory_format=torch.channels_last)
         outputs = F.conv2d(inputs, weight, bias, padding=padding, stride=stride)
         ctx.size, ctx.dtype = inputs.shape[2:], inputs.dtype
         ctx.blocks = blocks = Blocks.of(tuple(weight.shape), padding, stride)
