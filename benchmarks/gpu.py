@@ -184,7 +184,7 @@ class Plan:
             ("fast", "fast", ()),
             ("fast-at-0.8", "fast", ("--learning-rate", "0.8")),
             ("fast-at-0.8-longer", "fast", ("--learning-rate", "0.8", "--then.0.epochs", "17")),
-            ("nfgsm-at-at-0.5", "short-nfgsm-at", larger),
+            ("nfgsm-at-0.5", "short-nfgsm-at", larger),
             ("sat-r1-at-0.5", "short-sat-r1", (*larger, "--objective.k", "16")),
         ):
             yield self.train(f"cifar10/{recipe}", "cifar10", folder, 0, 40, *options)

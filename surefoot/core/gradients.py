@@ -210,7 +210,7 @@ def kept_while_crafting(key: object, make: Callable[[], T], *, of: Sequence[Tens
         (True, False)
     """
     kept = _crafting.get()
-    if kept is None or torch.compiler.is_compiling() or any(in_functorch(tensor) for tensor in of):
+    if kept is None or torch.compiler.is_compiling() or in_functorch(*of):
         return make()
     written = [
         None if tensor is None or tensor.is_inference() else (tensor._version, tensor.data_ptr()) for tensor in of
@@ -222,9 +222,9 @@ def kept_while_crafting(key: object, make: Callable[[], T], *, of: Sequence[Tens
     return made  # type: ignore[no-any-return]
 
 
-def in_functorch(tensor: Tensor | None) -> bool:
-    """Is it a tensor of torch.vmap or of another of torch.func's transformations?"""
-    return tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+def in_functorch(*tensors: Tensor | None) -> bool:
+    """Is one of them a tensor of torch.vmap or of another of torch.func's transformations?"""
+    return any(tensor is not None and torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 
 
 def input_gradient(

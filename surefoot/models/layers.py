@@ -97,7 +97,7 @@ class ImageConv2d(nn.Conv2d):
             and input.dim() == 4
             and input.shape[1] == 1
             and input.device.type == "cpu"
-            and not _is_wrapped(input, weight)
+            and not in_functorch(input, weight)
         )
 
     def _in_blocks(self, input: Tensor, weight: Tensor) -> bool:
@@ -110,12 +110,8 @@ class ImageConv2d(nn.Conv2d):
             and self.dilation == (1, 1)
             and self.padding_mode == "zeros"
             and not isinstance(self.padding, str)
-            and not _is_wrapped(input, weight)
+            and not in_functorch(input, weight)
         )
-
-
-def _is_wrapped(*tensors: Tensor) -> bool:
-    return any(in_functorch(tensor) for tensor in tensors)
 
 
 def _keep(layer: nn.Module, weight: Tensor, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
@@ -243,7 +239,7 @@ class HiddenLinear(nn.Linear):
             and (self.training or is_crafting() or not torch.is_grad_enabled() or not self.weight.requires_grad)
             and not torch.is_autocast_enabled("cpu")
             and not is_intel()
-            and not (in_functorch(input) or in_functorch(self.weight))
+            and not in_functorch(input, self.weight)
             and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         )
 
@@ -382,7 +378,7 @@ def _in_one_kernel(layer: Any, input: Tensor) -> bool:
         and (dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and _tf32_is_allowed()))
         and _suits(layer, input)
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore
-        and not (in_functorch(input) or in_functorch(layer.weight))
+        and not in_functorch(input, layer.weight)
     )
 
 

@@ -35,9 +35,31 @@ def fastat(method: str, title: str, objective: AnyObjective, *, prefix: str = "f
     ResNet-18, 100 epochs, batch 128, OneCycle to 0.1, label smoothing 0.4, moving average 0.9995, 1,000 images to
     validate on. Shorter runs average over fewer steps.
     """
+    return on_resnet_18(
+        f"{prefix}-{method}",
+        f"{title} in the FastAT Benchmark's recipe: ResNet-18, {epochs} epochs, OneCycle, moving average",
+        objective,
+        epochs,
+        batch_size=128,
+        learning_rate=0.1,
+        ema_decay=0.9995 if epochs >= 100 else 0.998,
+    )
+
+
+def on_resnet_18(
+    method: str,
+    description: str,
+    objective: AnyObjective,
+    epochs: int,
+    *,
+    batch_size: int,
+    learning_rate: float,
+    ema_decay: float,
+    then: tuple[Phase, ...] = (),
+) -> Recipe:
     return Recipe(
-        name=f"cifar10/{prefix}-{method}",
-        description=f"{title} in the FastAT Benchmark's recipe: ResNet-18, {epochs} epochs, OneCycle, moving average",
+        name=f"cifar10/{method}",
+        description=description,
         dataset="cifar10",
         model="resnet-18",
         objective=objective,
@@ -46,13 +68,14 @@ def fastat(method: str, title: str, objective: AnyObjective, *, prefix: str = "f
         attack_steps=50,
         attack_step_size=2 / 255,
         training=FitConfig(
-            batch_size=128,
-            learning_rate=0.1,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
             schedule="one-cycle",
             augment="crop-flip",
-            ema_decay=0.9995 if epochs >= 100 else 0.998,
+            ema_decay=ema_decay,
             precision="bf16",
         ),
+        then=then,
         selection_steps=10,
         validation_size=1000,
     )
@@ -62,31 +85,17 @@ def source(method: str, model: str, use: str) -> Recipe:
     return cifar10(method, f"{use}: ordinary training of {model}", NormalTraining(), model=model)
 
 
-FAST = Recipe(
-    name="cifar10/fast",
-    description="robust in 25 seconds on an H200: 3 ordinary epochs of ResNet-18, then Fast-AT, PGD-AT of one step",
-    dataset="cifar10",
-    model="resnet-18",
-    objective=NormalTraining(),
-    epochs=3,
-    eps=EPS,
-    attack_steps=50,
-    attack_step_size=2 / 255,
-    training=FitConfig(
+CIFAR10 = (
+    on_resnet_18(
+        "fast",
+        "robust in 25 seconds on an H200: 3 ordinary epochs of ResNet-18, then Fast-AT, PGD-AT of one step",
+        NormalTraining(),
+        epochs=3,
         batch_size=256,
         learning_rate=0.51,
-        schedule="one-cycle",
-        augment="crop-flip",
         ema_decay=0.996,
-        precision="bf16",
+        then=(Phase(PgdAT(EPS, steps=1, step_size=10 / 255), epochs=13),),
     ),
-    then=(Phase(PgdAT(EPS, steps=1, step_size=10 / 255), epochs=13),),
-    selection_steps=10,
-    validation_size=1000,
-)
-
-CIFAR10 = (
-    FAST,
     cifar10("normal", "Table 4, NT: ordinary training of WRN-28-10", NormalTraining()),
     source("normal-resnet-34", "resnet-34", "Table 2, a source for ensemble training"),
     source("normal-vgg-19", "vgg-19", "Table 2, a source for ensemble training"),
