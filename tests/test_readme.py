@@ -1073,7 +1073,7 @@ def test_what_the_last_epochs_leave_is_what_was_measured() -> None:
     columns = ("FGSM", "I-FGSM-100", "PGD-100", "PGD-CW-100", "C FGSM", "D FGSM")
     titles = ("Clean", "FGSM", "IFGSM", "PGD", "PGD-CW", "C FGSM", "D FGSM")
     rows = marked_rows(text, "last-epoch")
-    assert len(rows) == len(found) == 6
+    assert len(rows) == len(found) == 10
     for title, selected, *cells in rows:
         name, _, seed = title.partition(", seed ")
         recipe = f"mnist/{name.lower()}".replace("eat ens", "ensemble-at")
