@@ -5,6 +5,7 @@ import json
 import re
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -299,11 +300,12 @@ def test_what_audit_md_says_of_its_calibration_is_what_was_measured() -> None:
 
 
 def test_the_order_of_the_methods_in_seconds_is_what_was_measured() -> None:
-    found: dict[tuple[object, ...], dict[str, float]] = {}
+    seconds: dict[tuple[object, ...], dict[str, list[float]]] = {}  # one a process
     for file in (ROOT / "results" / "benchmark").glob("step-cost-*.jsonl"):
         for line in checked_lines(file):
             setup = (file.name, line["model"], line["precision"], line["mode"])
-            found.setdefault(setup, {})[line["objective"]] = line["seconds_per_step"]
+            seconds.setdefault(setup, {}).setdefault(line["objective"], []).append(line["seconds_per_step"])
+    found = {setup: {name: median(each) for name, each in times.items()} for setup, times in seconds.items()}
     small = [times for setup, times in found.items() if setup[1] == "lenet-plus"]
     like_the_paper = [times for times in small if times["sat-r1"] > times["sat-r2"] > times["sat-r3"]]
     for name in ("docs/performance.md", "docs/reproduction.md"):

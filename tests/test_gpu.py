@@ -24,8 +24,10 @@ DEVICE: Literal["cuda"] = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]  # what PyTorch tells its own users fails nothing
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_by_graphs_sees_and_gives_what_one_step_by_step_does(tmp_path: Path, precision: Any) -> None:
+@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "sgd"), ("bf16", "sgd"), ("fp32", "adamw")])
+def test_a_training_by_graphs_sees_and_gives_what_one_step_by_step_does(
+    tmp_path: Path, precision: Any, optimizer: Any
+) -> None:
     """With a bound on the gradient, the moving average and the monitor, whose looks are a graph from the second on."""
     lines = {}
     for capture in ("auto", "off"):
@@ -34,11 +36,14 @@ def test_a_training_by_graphs_sees_and_gives_what_one_step_by_step_does(tmp_path
             recipe.training,
             device=DEVICE,
             precision=precision,
+            optimizer=optimizer,
             capture=capture,
             monitor_every=4,
             ema_decay=0.5,
             max_grad_norm=1.0,
         )
+        if optimizer == "adamw":
+            training = dataclasses.replace(training, learning_rate=training.learning_rate / 10)
         notes: list[str] = []
         recipe = dataclasses.replace(recipe, epochs=2, training=training)
         lines[capture] = train(recipe, tmp_path / capture, on_note=notes.append).metrics

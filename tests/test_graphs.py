@@ -17,6 +17,7 @@ from surefoot.models import build_model
 from surefoot.objectives import FgsmAT, NormalTraining, SatR1, SatR2, SatR3
 from surefoot.training import FitConfig, Look, Monitor, Phase, fit
 from surefoot.training.captured import WARM_UP, CapturedStep
+from surefoot.training.optimizers import make_optimizer
 from surefoot.training.step import EagerStep
 from tests.graphs import SimulatedGraph
 from tests.graphs import graphs as graphs
@@ -24,10 +25,12 @@ from tests.graphs import graphs as graphs
 NUMBERS = ("fgsm_loss", "pgd_loss", "losses_along", "rfgsm_distance", "agreement")
 
 
-def stepping(model: nn.Module, notes: list[str] | None, precision: Any = "32-true") -> Callable[..., Tensor]:
+def stepping(
+    model: nn.Module, notes: list[str] | None, precision: Any = "32-true", optimizer: Any = "sgd"
+) -> Callable[..., Tensor]:
     """A step of this model: captured where notes are taken, else eager."""
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    optimizer = make_optimizer(model, FitConfig(optimizer=optimizer, weight_decay=0.0), torch.device("cpu"))
     eager = EagerStep(fabric, *fabric.setup(model, optimizer))
     return eager if notes is None else CapturedStep(eager, notes.append)
 
@@ -37,14 +40,14 @@ def batch(channels: int = 3, size: int = 16) -> tuple[Tensor, Tensor]:
     return torch.rand(8, channels, size, size, generator=generator), torch.arange(8)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("precision", "optimizer"), [("32-true", "sgd"), ("bf16-mixed", "sgd"), ("32-true", "adamw")])
 @pytest.mark.parametrize(
     "objective",
     [SatR1(0.03, lam=0.2, steps=3, k=2), SatR2(0.03, random_step=0.01, lam=1.0), SatR3(0.03, 0.01, lam=1.0, tau=0.4)],
     ids=["r1", "r2", "r3"],
 )
 def test_replayed_steps_are_eager_ones_with_batch_norms_and_casts(
-    objective: Any, precision: Any, graphs: list[SimulatedGraph]
+    objective: Any, precision: Any, optimizer: Any, graphs: list[SimulatedGraph]
 ) -> None:
     inputs, labels = batch()
     notes: list[str] = []
@@ -53,11 +56,11 @@ def test_replayed_steps_are_eager_ones_with_batch_norms_and_casts(
     for taken in (None, notes):
         torch.manual_seed(0)
         models.append(build_model("conv-norm", num_classes=10, in_channels=3, image_size=16))
-        step = stepping(models[-1], taken, precision)
+        step = stepping(models[-1], taken, precision, optimizer)
         losses.append([])
         for number in range(WARM_UP + 4):
             torch.manual_seed(number)
-            losses[-1].append(step(objective, inputs, labels, 0.05))
+            losses[-1].append(step(objective, inputs, labels, 0.05 if optimizer == "sgd" else 0.001))
     assert notes == []
     assert [graph.replays for graph in graphs] == [4]
     assert torch.allclose(torch.stack(losses[0]), torch.stack(losses[1]), rtol=1e-4)

@@ -7,7 +7,7 @@ import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -336,13 +336,20 @@ def test_stop_ends_at_the_last_healthy_look(grey_data: Dataset, tmp_path: Path) 
         check_folder(recipe, tmp_path, resume=True)
 
 
-def test_stop_before_any_healthy_look_goes_back_to_the_start(grey_data: Dataset) -> None:
-    config = dataclasses.replace(SLOWLY, on_masking="stop", learning_rate=1.0)
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_stop_before_any_healthy_look_goes_back_to_the_start(
+    grey_data: Dataset, tmp_path: Path, optimizer: Literal["sgd", "adamw"]
+) -> None:
+    config = dataclasses.replace(SLOWLY, on_masking="stop", learning_rate=1.0, optimizer=optimizer)
     model, notes = Planted(0.0), list[str]()
     images, labels = grey_data.validation
     monitor = Monitor(images.float() / 255, labels, eps=EPS, every=3)
-    fit(model, grey_data, [Phase(Push(0.5), 2)], config, monitor=monitor, on_note=notes.append)
+    fit(model, grey_data, [Phase(Push(0.5), 2)], config, monitor=monitor, run_dir=tmp_path, on_note=notes.append)
     assert model.strength.item() == 0
+    state, _ = load_tensors(tmp_path / "state.ckpt")
+    kept = {"sgd": {"momentum"}, "adamw": {"momentum", "square", "steps"}}[optimizer]
+    assert {name for name in state if name.endswith(".strength")} >= {f"{kind}.strength" for kind in kept}
+    assert all(not state[f"{kind}.strength"].any() for kind in kept)
     (note,) = notes
     assert "put back before the first step, and the training ends there, with the weights that it began with" in note
 

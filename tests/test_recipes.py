@@ -261,3 +261,10 @@ def test_weights_that_cannot_be_started_from_cost_nothing(tmp_path: Path) -> Non
 def test_what_starts_from_fresh_weights_keeps_its_key() -> None:
     assert "initial_weights" not in settings_of(RECIPES["mnist/sat-r1"])
     assert "initial_weights" in settings_of(replace(RECIPES["mnist/sat-r1"], initial_weights="somewhere"))
+
+
+def test_what_is_trained_by_sgd_keeps_its_key() -> None:
+    recipe = RECIPES["mnist/sat-r1"]
+    assert "optimizer" not in settings_of(recipe)["training"]
+    other = replace(recipe, training=replace(recipe.training, optimizer="adamw"))
+    assert settings_of(other)["training"]["optimizer"] == "adamw"

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -244,9 +244,12 @@ def test_the_rate_follows_the_schedule_from_step_to_step(digits: Dataset) -> Non
     assert [line["learning_rate"] for line in result.metrics] == pytest.approx(expected)
 
 
-def test_a_resumed_run_is_bit_identical_to_one_without_a_break(digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resumed_run_is_bit_identical_to_one_without_a_break(
+    digits: Dataset, tmp_path: Path, optimizer: Literal["sgd", "adamw"]
+) -> None:
     phases = [Phase(SatR2(0.3, 0.01, 5.0), 2), Phase(SatR3(0.3, 0.1, 1.0, 0.4), 2)]
-    config = dataclasses.replace(QUICK, ema_decay=0.9)
+    config = dataclasses.replace(QUICK, ema_decay=0.9, optimizer=optimizer)
     whole = network()
     fit(whole, digits, phases, config, selection=IFGSM(0.3, 3), run_dir=tmp_path / "whole")
 
@@ -276,6 +279,28 @@ def test_a_resumed_run_is_bit_identical_to_one_without_a_break(digits: Dataset, 
     cut_state, cut_about = load_tensors(tmp_path / "cut" / "state.ckpt")
     assert equal(state, cut_state)
     assert about["best_epoch"] == cut_about["best_epoch"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_fit_takes_the_steps_of_pytorchs_own_optimizer(digits: Dataset, optimizer: Literal["sgd", "adamw"]) -> None:
+    settings: dict[str, Any] = {"weight_decay": 0.1, "batch_size": 64, "seed": 3}
+    config = FitConfig(
+        device="cpu", optimizer=optimizer, learning_rate=0.003, momentum=0.8, schedule="constant", **settings
+    )
+    found, expected = network(), network()
+    fit(found, digits, [Phase(NormalTraining(), 1)], config, selection=None)
+    weights_of = expected.train().parameters()
+    own = (
+        torch.optim.AdamW(weights_of, lr=0.003, betas=(0.8, 0.999), weight_decay=0.1)
+        if optimizer == "adamw"
+        else torch.optim.SGD(weights_of, lr=0.003, momentum=0.8, weight_decay=0.1)
+    )
+    batches = Batches(digits.train, 64, shuffle=True, seed=3)
+    for inputs, labels in batches.epoch(1):
+        own.zero_grad()
+        NormalTraining()(expected, inputs, labels).loss.backward()  # type: ignore[no-untyped-call]
+        own.step()
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
 
 
 TRAIN_IN_A_PROCESS = """
@@ -1206,6 +1231,7 @@ def test_a_state_of_more_epochs_than_the_phases_have_is_refused(digits: Dataset,
         (lambda: {"phases": [Phase(FgsmAT(0.1), 2)]}, "objective of epoch 1, eps was 0.2 and is 0.1"),
         (lambda: {"phases": [Phase(NormalTraining(), 2)]}, "objective of epoch 1 was FgsmAT and is NormalTraining"),
         (lambda: {"phases": [Phase(FgsmAT(0.2), 2, 0.3)]}, "learning rate of epoch 1 was None and is 0.3"),
+        (lambda: {"config": dataclasses.replace(QUICK, optimizer="adamw")}, "optimizer was sgd and is adamw"),
         (lambda: {"selection": None}, "selection was FGSM and is None"),
         (lambda: {"selection": FGSM(0.3)}, "selection, eps was 0.2 and is 0.3"),
     ],

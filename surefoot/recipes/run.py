@@ -410,8 +410,13 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     settings["dataset"] = whole_name(recipe.dataset)
     settings["initial_weights"] = whole_path(recipe.initial_weights)
     del settings["description"], settings["training"]["device"]
-    for among, name in ((settings["training"], "max_grad_norm"), (settings, "initial_weights")):
-        if among[name] is None:  # so that what was trained before there was one keeps its key
+    training = settings["training"]
+    for among, name, usual in (
+        (training, "max_grad_norm", None),
+        (training, "optimizer", "sgd"),
+        (settings, "initial_weights", None),
+    ):
+        if among[name] == usual:  # so that what was trained before there was a choice keeps its key
             del among[name]
     if settings["validation_size"] is None and recipe.dataset in DATASETS:
         settings["validation_size"] = DATASETS[recipe.dataset].validation_size

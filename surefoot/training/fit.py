@@ -28,6 +28,7 @@ from surefoot.training.captured import CapturedStep, can_capture
 from surefoot.training.checkpoint import LAST, METRICS, SELECTED, STATE, load_weights, save_weights
 from surefoot.training.machines import make_fabric
 from surefoot.training.monitor import Guard, Monitor
+from surefoot.training.optimizers import make_optimizer
 from surefoot.training.schedules import SCHEDULES
 from surefoot.training.settings import FitConfig, Phase
 from surefoot.training.state import (
@@ -231,14 +232,7 @@ class _Training:
         channels_last = convolves_images(model)
         if channels_last:
             model.to(memory_format=image_format(device))  # type: ignore[call-overload]
-        floating = all(parameter.is_floating_point() for parameter in module.parameters())
-        optimizer = torch.optim.SGD(
-            module.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            fused=device.type != "mps" and floating,
-        )
+        optimizer = make_optimizer(module, config, device)
         wrapped, wrapped_optimizer = fabric.setup(module, optimizer)
         self.step = make_step(EagerStep(fabric, wrapped, wrapped_optimizer, config.max_grad_norm), config, told.on_note)
         self.average = MovingAverage(module, config.ema_decay) if config.ema_decay else None

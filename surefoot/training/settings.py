@@ -42,7 +42,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How an objective is minimised: SGD, its schedule, the batches and the machine.
+    """How an objective is minimised: the optimizer, its schedule, the batches and the machine.
 
     Raises:
         ValueError: a field out of its range.
@@ -56,13 +56,15 @@ class FitConfig:
     batch_size: int = 128
     """Samples a step, over all devices together."""
     learning_rate: float = 0.01
-    """Base learning rate of SGD; the schedule multiplies it."""
+    """Base learning rate; the schedule multiplies it. AdamW usually wants a tenth of SGD's or less."""
     schedule: Literal["steps", "one-cycle", "constant"] = "steps"
     """`steps`: a fifth from each further quarter of the run (the paper's authors' code); `one-cycle`: up, then to 0."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """`sgd`, as the paper's; `adamw`, which networks with attention usually need."""
     momentum: float = 0.9
-    """Momentum of SGD, in [0, 1)."""
+    """Momentum of SGD, of AdamW its first beta (the second is 0.999), in [0, 1)."""
     weight_decay: float = 5e-4
-    """L2 penalty of SGD, at least 0."""
+    """L2 penalty of SGD; AdamW's is decoupled from the gradient, and usually larger. At least 0."""
     max_grad_norm: float | None = None
     """Longest l2 norm of a step's gradient over all weights; a longer one is shortened to it. None leaves all."""
     augment: Literal["none", "crop-flip"] = "none"

@@ -16,6 +16,7 @@ from surefoot.core.limits import plain_number
 from surefoot.core.types import Attack, Objective
 from surefoot.training.checkpoint import LOCK, SELECTED, STATE, check_fits
 from surefoot.training.monitor import Guard
+from surefoot.training.optimizers import KEPT, kept_for
 from surefoot.training.settings import FitConfig, Phase
 
 SAME_WEIGHTS = ("device", "devices", "capture", "on_masking", "monitor_every")  # but for rounding, and once it acted
@@ -42,13 +43,11 @@ class TrainingState:
     best: Best = field(default_factory=Best)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every live tensor that training goes on from, one a name; momentum buffers are made where missing."""
+        """Every live tensor that training goes on from, one a name; the optimizer's are made where missing."""
         tensors = {f"model.{name}": tensor for name, tensor in self.module.state_dict().items()}
         for name, parameter in self.module.named_parameters():
-            state = self.optimizer.state[parameter]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            tensors[f"momentum.{name}"] = state["momentum_buffer"]
+            kept = kept_for(self.optimizer, parameter)
+            tensors.update({f"{kind}.{name}": tensor for kind, tensor in kept.items()})
         if self.average is not None:
             tensors.update({f"average.{name}": tensor for name, tensor in self.average.state_dict().items()})
         return tensors
@@ -79,14 +78,16 @@ class TrainingState:
             raise CheckpointError(f"{path} is not a training state; give the state.ckpt of a run.")
         wanted = self.tensors()
         healthy = {name: tensors.pop(name) for name in list(tensors) if name.startswith(HEALTHY)}
+        check_fits(path, under("model.", tensors), under("model.", wanted))
+        check(about)  # another optimizer, say, before what it keeps is missed
         check_fits(path, tensors, wanted)
-        check(about)
         self.module.load_state_dict(under("model.", tensors))
         if self.average is not None:
             self.average.load_state_dict(under("average.", tensors))
         with torch.no_grad():
-            for name, tensor in under("momentum.", wanted).items():
-                tensor.copy_(tensors[f"momentum.{name}"])
+            for name, tensor in wanted.items():
+                if name.partition(".")[0] in KEPT.values():
+                    tensor.copy_(tensors[name])
         self.metrics = about["metrics"]
         self.best = Best(about["best_epoch"], about["best_score"])
         if self.guard is not None:
