@@ -805,7 +805,7 @@ def check(key: str, outcome: Any, strength: float = 0.5, samples: list[int] | No
 
 
 def judged(checks: list[Check], looks: list[Looks], standing: int, required: float = 0.1) -> Any:
-    return decide(checks, looks, eps=0.3, total=200, standing=standing, required=required, right=198, classes=10)
+    return decide(checks, looks, eps=0.3, total=200, standing=standing, required=required, right=198, guessed=0.1)
 
 
 SOUND = [check(key, "passed", 0.0) for key in QUESTIONS]
@@ -905,10 +905,10 @@ def test_images_of_another_type_than_the_weights_are_told_in_a_sentence() -> Non
 
 def test_a_handful_of_images_makes_no_model_robust_or_not() -> None:
     for total, standing in ((1, 1), (2, 0), (29, 29)):
-        few = decide(SOUND, [], eps=0.3, total=total, standing=standing, required=0.1, right=standing, classes=10)
+        few = decide(SOUND, [], eps=0.3, total=total, standing=standing, required=0.1, right=standing, guessed=0.1)
         assert few.name == "inconclusive"
         assert "Too few images" in few.warnings[0]
-    assert decide(SOUND, [], eps=0.3, total=30, standing=30, required=0.1, right=30, classes=2).name == "robust"
+    assert decide(SOUND, [], eps=0.3, total=30, standing=30, required=0.1, right=30, guessed=0.5).name == "robust"
 
 
 def test_the_sentence_tells_the_attack_that_says_most() -> None:
@@ -949,13 +949,20 @@ def test_what_is_required_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "classes", "name"), [(100, 2, "inconclusive"), (115, 2, "inconclusive"), (150, 2, "robust")]
+    ("right", "guessed", "name"),
+    [
+        (100, 0.5, "inconclusive"),
+        (115, 0.5, "inconclusive"),
+        (150, 0.5, "robust"),
+        (160, 0.8, "inconclusive"),
+        (180, 0.8, "robust"),
+    ],
 )
-def test_a_model_that_guesses_is_not_called_robust(right: int, classes: int, name: str) -> None:
-    found = decide(SOUND, [], eps=0.3, total=200, standing=90, required=0.1, right=right, classes=classes)
+def test_a_model_that_guesses_is_not_called_robust(right: int, guessed: float, name: str) -> None:
+    found = decide(SOUND, [], eps=0.3, total=200, standing=90, required=0.1, right=right, guessed=guessed)
     assert found.name == name
     if name == "inconclusive":
-        assert "not clearly more than guessing among 2 classes gives" in found.sentence
+        assert f"not clearly more than the {100 * guessed:.1f} % of guesses that give each class" in found.sentence
         assert "knows no more than guessing" in found.warnings[0]
 
 
@@ -965,7 +972,23 @@ def test_an_audit_of_a_model_that_guesses_says_so(required: float | None) -> Non
     found = audit(Matching(), inputs, labels.sort().values, 0.03, required=required)  # a third is right
     assert found.worst_case_interval[0] >= 0.1
     assert (found.verdict, found.required) == ("inconclusive", 1 / 3 if required is None else 0.1)
-    assert "33.3 % are right when clean, not clearly more than guessing among 3 classes gives" in found.sentence
+    assert "33.3 % are right when clean, not clearly more than the 33.3 % of guesses" in found.sentence
+
+
+class Always(nn.Module):
+    """Gives every image the first class, whatever is done to it."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0]) + 0 * inputs.flatten(1).sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(("most", "required"), [(72, 0.75), (40, 1 / 3), (96, 1 / 3)])
+def test_one_answer_for_every_image_is_a_guess_however_many_are_of_that_class(most: int, required: float) -> None:
+    labels = torch.arange(96) % 2 + 1
+    labels[:most] = 0
+    found = audit(Always(), images()[0], labels, 0.03)
+    assert (found.verdict, found.required) == ("inconclusive", required)
+    assert any("knows no more than guessing" in warning for warning in found.warnings)
 
 
 def test_a_weak_attack_is_warned_of() -> None:
@@ -974,13 +997,13 @@ def test_a_weak_attack_is_warned_of() -> None:
 
 def test_a_failed_check_beside_attacks_that_get_through_leaves_too_few_images() -> None:
     looks = [Looks("PGD-40", 250, 34, 4, steps=40)]
-    found = decide(ONE_FAILED, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, classes=10)
+    found = decide(ONE_FAILED, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, guessed=0.1)
     assert found.name == "inconclusive"
     assert "too few to say whether 10.0 % are reached" in found.sentence
     assert found.sentence.endswith("PGD-40 alone leaves 13.3 %; of loss-rises much was measured.")
     assert found.warnings == ("Too few images: give more with --num-examples.",)
     unasked = [*ONE_FAILED, check("steps-saturate", "unclear", samples=[])]
-    told = decide(unasked, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, classes=10).sentence
+    told = decide(unasked, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, guessed=0.1).sentence
     assert "1 of 13 checks were not made" in told
     assert told.endswith("of loss-rises much was measured.")
 
@@ -1385,7 +1408,7 @@ def test_fgsm_alone_makes_no_model_robust() -> None:
     checks = [ask(table) for ask in QUESTIONS.values()]
     left = int(single.robust.sum())
     looks = [Looks("FGSM", 96, left, 0)]
-    verdict = decide(checks, looks, eps=0.03, total=96, standing=left, required=0.1, right=96, classes=2)
+    verdict = decide(checks, looks, eps=0.03, total=96, standing=left, required=0.1, right=96, guessed=0.5)
     assert left > 80
     assert (verdict.name, checks[0].measured) == (
         "inconclusive",

@@ -111,7 +111,20 @@ class Bench:
 
     def __post_init__(self) -> None:
         with seeded(self.seed), exact_float32(self.inputs.device):
-            self.right = self.answers(self.model, self.inputs) == self.labels
+            self.given = self.answers(self.model, self.inputs)
+        self.right = self.given == self.labels
+
+    def share_of_guesses(self) -> float:
+        """How many are right of answers that know nothing of the images, but give each class as often as the model.
+
+        At least 1 / classes: of 10 images of one class and 5 of another, a model that gives all the first is right on
+        two thirds.
+        """
+        theirs, ours = (
+            (each + 1).bincount(minlength=self.classes + 1)[1:].double() / len(each)
+            for each in (self.given, self.labels)
+        )
+        return max(1 / self.classes, float((theirs * ours).sum()))
 
     def answers(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """The classes given to `inputs`, `[samples]`; -1 where an answer has a NaN, which is right of no image."""

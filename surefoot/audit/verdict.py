@@ -110,7 +110,7 @@ def decide(
     standing: int,
     required: float,
     right: int,
-    classes: int,
+    guessed: float,
 ) -> Verdict:
     """Weigh the evidence.
 
@@ -132,11 +132,11 @@ def decide(
         total, standing: images examined, and left by everything tried.
         required: the share that must be left for `robust`.
         right: images that are right when clean.
-        classes: how many the model tells apart.
+        guessed: the share that guesses would be right on which give each class as often as the model does.
 
     Example:
         >>> looks = [Looks("PGD-40", 99, 0, 0)]
-        >>> decide([], looks, eps=0.3, total=100, standing=0, required=0.1, right=99, classes=10).name
+        >>> decide([], looks, eps=0.3, total=100, standing=0, required=0.1, right=99, guessed=0.1).name
         'not robust'
     """
     low, high = wilson_interval(standing, total)
@@ -149,7 +149,7 @@ def decide(
     looked = [each for each in looks if each.robust(total, required)]
     deceived = [each for each in looked if each.astray() or (against and each.false())]
     doubtful = [each for each in looks if each.doubtful(each in looked)]
-    guesses = binomial_tail(right, total, 1 / classes) > CHECK_ERROR
+    guesses = binomial_tail(right, total, guessed) > CHECK_ERROR
     missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
     strongest = [each.told(total) for each in sorted(looks, key=lambda each: each.left)[:1]]
     warnings = told_apart(checks)
@@ -172,14 +172,14 @@ def decide(
     elif guesses and total >= FEWEST:
         name = "inconclusive"
         text = (
-            f"{worst}, but {percent(right / total)} are right when clean, not clearly more than guessing among "
-            f"{classes} classes gives"
+            f"{worst}, but {percent(right / total)} are right when clean, not clearly more than the "
+            f"{percent(guessed)} of guesses that give each class as often"
         )
         pieces = []
         warnings.insert(
             0,
-            "This model knows no more than guessing: train it first, or see whether its labels and pixels are those it "
-            "is made for.",
+            "This model knows no more than guessing: train it first, see whether its labels and pixels are those it is "
+            "made for, or give images of more classes.",
         )
     elif against and low >= required:
         name, text = "inconclusive", f"{worst}, but the attacks cannot be trusted on this model"
