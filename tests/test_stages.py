@@ -25,10 +25,12 @@ from surefoot.attacks import (
     IFGSM,
     MIFGSM,
     PGD,
+    RFGSM,
     AutoAttack,
     CarliniWagnerL2,
     DeepFool,
     MarginLoss,
+    Square,
     WorstCase,
 )
 from surefoot.core.files import save_tensors
@@ -38,7 +40,14 @@ from surefoot.evaluation.attack_settings import screening_of, stopping_early
 from surefoot.evaluation.identity import Nameless, settings_known_by
 from surefoot.evaluation.outcomes import Outcome, Store
 from surefoot.evaluation.precision import fast_in_half
-from surefoot.evaluation.stages import Precision, Stage, StageRunner, eight_bit_pixels, is_out_of_memory
+from surefoot.evaluation.stages import (
+    Precision,
+    Stage,
+    StageRunner,
+    at_an_eight_bit_radius,
+    eight_bit_pixels,
+    is_out_of_memory,
+)
 from surefoot.models import Averaged, LogitsOnly
 from tests.tables import EPS, Batches, Threshold, grey, random_net, trained, trained_batches, without_time
 
@@ -460,6 +469,37 @@ def test_an_attack_that_ends_at_the_boundary_is_rounded_away_from_the_image(eps:
     exact, rounded = (evaluate(net, [(inputs, labels)], [attack], eight_bit=each)[1] for each in (False, True))
     assert 0 < exact.robust_accuracy < 1
     assert rounded.robust_accuracy <= exact.robust_accuracy + 0.02
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "square", "auto-attack"])
+def test_eight_bit_images_are_attacked_at_a_radius_of_theirs(name: str) -> None:
+    """What ends at its first hit beyond the last whole level would be undone by rounding."""
+    net, inputs, labels = trained()
+    inputs = (inputs * 255).round() / 255
+
+    def attack(eps: float) -> Attack:
+        made: dict[str, Attack] = {
+            "fgsm": FGSM(eps),
+            "pgd": PGD(eps, steps=5, step_size=0.01),
+            "square": Square(eps, queries=200),
+            "auto-attack": AutoAttack(eps, steps=5, queries=50),
+        }
+        return made[name]
+
+    between, whole = (
+        evaluate(net, [(inputs, labels)], [attack(eps)], eight_bit=True)[1] for eps in (12.5 / 255, 12 / 255)
+    )
+    assert 0 < whole.robust_accuracy < 1
+    assert between.robust_accuracy == whole.robust_accuracy
+    assert between.attack_fields["eps"] == 12.5 / 255
+
+
+def test_images_that_are_not_in_eight_bits_keep_the_radius() -> None:
+    attack = FGSM(0.0125)
+    assert at_an_eight_bit_radius(attack, torch.full((1, 4), 0.0021)) is attack
+    assert at_an_eight_bit_radius(FGSM(0.002), torch.zeros(1, 4)) == FGSM(0.002)  # no level lies within it
+    started = RFGSM(0.0125, random_step=0.0125)
+    assert at_an_eight_bit_radius(started, torch.zeros(1, 4)) is started
 
 
 # Several attacks and several models.

@@ -1,6 +1,7 @@
 """How an attack is run on a batch: in stages, confirmed, in halves where memory is short, counted."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -259,6 +260,8 @@ class StageRunner:
 
     def craft(self, stage: Stage, number: int, inputs: Tensor, labels: Tensor) -> Tensor:
         """Adversarial inputs as they are scored: in float32, in 8 bits where asked for, their hits confirmed."""
+        if self.settings.eight_bit:
+            stage = dataclasses.replace(stage, attack=at_an_eight_bit_radius(stage.attack, inputs))
         adv_inputs = self.call(stage.attack, stage.arithmetic, number, inputs, labels)
         seen = self.as_scored(stage.attack, adv_inputs, inputs)
         eight_bit, early = self.settings.eight_bit, getattr(stage.attack, "stop_when_fooled", False)
@@ -388,6 +391,31 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY)
 
 
+RIM = 1e-3
+"""Levels of 255 that a radius may miss a whole one by: it often is one, up to rounding."""
+
+
+def at_an_eight_bit_radius(attack: Attack, inputs: Tensor) -> Attack:
+    """The attack at the largest multiple of 1/255 within its radius, where the images are in 8 bits.
+
+    Beyond that no pixel of theirs can move. An attack that ends once it fools would end there, and be undone by
+    rounding: at 0.3, which is 76.5/255, by half a level everywhere.
+
+    >>> from surefoot.attacks import FGSM
+    >>> at_an_eight_bit_radius(FGSM(eps=0.3), torch.zeros(1, 4)).eps * 255
+    76.0
+    """
+    eps, levels = radius_of(attack), inputs * 255
+    whole = 0 if eps is None else math.floor(255 * eps + RIM)
+    has_own = "eps" in getattr(attack, "__dataclass_fields__", ())
+    if eps is None or not (has_own and 0 < whole / 255 < eps) or (levels - levels.round()).abs().max() > RIM:
+        return attack
+    try:
+        return dataclasses.replace(attack, eps=whole / 255)  # type: ignore[type-var]
+    except (TypeError, ValueError):  # it has a step that fits its own radius alone
+        return attack
+
+
 def eight_bit_pixels(adv_inputs: Tensor, inputs: Tensor, eps: float | None, *, outwards: bool = False) -> Tensor:
     """`adv_inputs` in 8 bits: the nearest multiples of 1/255, inside the ball where there is one.
 
@@ -398,6 +426,5 @@ def eight_bit_pixels(adv_inputs: Tensor, inputs: Tensor, eps: float | None, *, o
     levels = torch.where(adv_inputs > inputs, levels.ceil(), levels.floor()) if outwards else levels.round()
     if eps is None:
         return levels.clamp(0, 255) / 255
-    rim = 1e-3  # eps itself is often a multiple of 1/255, up to rounding
-    low, high = ((inputs - eps) * 255 - rim).ceil().clamp(min=0), ((inputs + eps) * 255 + rim).floor().clamp(max=255)
+    low, high = ((inputs - eps) * 255 - RIM).ceil().clamp(min=0), ((inputs + eps) * 255 + RIM).floor().clamp(max=255)
     return torch.where(low <= high, levels.clamp(low, high) / 255, inputs)
