@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import logging
 import os
@@ -575,6 +576,24 @@ def test_a_full_disk(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match=r"MiB in .*cache.*make room"):
         load("digits")
+    assert list(own_cache.iterdir()) == []
+
+
+def test_a_disk_that_is_full_before_the_shards_are_read_is_no_fault_of_theirs(
+    mnist_shards: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    def full(*_: object, **__: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise datasets.exceptions.DatasetGenerationError("An error occurred") from error
+
+    monkeypatch.setattr(datasets.Dataset, "from_parquet", full)
+    words = rf"the cache in {re.escape(str(own_cache))} has no room for mnist \(.*No space left.*SUREFOOT_CACHE"
+    with pytest.raises(OSError, match=words):
+        load("mnist", data_dir=mnist_shards)
     assert list(own_cache.iterdir()) == []
 
 

@@ -32,7 +32,7 @@ from torch.nn.utils import prune
 from surefoot.attacks import FGSM, IFGSM
 from surefoot.cli.models import pick_device
 from surefoot.cli.output import TrainingProgress
-from surefoot.core.files import load_metadata, load_tensors, save_tensors, write_text
+from surefoot.core.files import append_lines, load_metadata, load_tensors, save_tensors, write_text
 from surefoot.core.gradients import plain_module
 from surefoot.data import Batches, Dataset, Split, load
 from surefoot.evaluation import accuracy, append_records
@@ -967,6 +967,21 @@ def test_what_a_full_disk_has_no_room_for_is_named(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match=r"file cannot be written \(No space left on device\); make room"):
         append_records(tmp_path / "file", [])
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="the platform has no limit on a file's size")
+def test_lines_that_closing_the_file_cannot_write_either_are_of_a_named_file(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        with pytest.raises(OSError, match=r"file cannot be written .*make room"):
+            append_lines(tmp_path / "file", ["{" + "1" * 100], lambda line: True, "a line", b"{")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_whom_the_umask_lets_read_may_read_weights_too(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -212,27 +212,34 @@ def append_lines(path: Path, lines: Iterable[str], is_ours: Callable[[bytes], bo
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock_of(path), wait=True), open(path, "ab+") as file:
-        file.seek(0)
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        first, tail = content[:end].partition(b"\n")[0], content[end:]
-        if end and not is_ours(first):
-            raise ValueError(f"{path} begins with a line that is not {what}, and is left as it is; give another file.")
-        whole = is_ours(tail)
-        if tail and not whole:
-            if not (tail.startswith(begins) or begins.startswith(tail)):
-                raise ValueError(
-                    f"{path} ends with something other than {what}, which is left as it is; give another file."
-                )
-            file.truncate(end)
-        text = "".join(f"{line}\n" for line in lines)
+    with locked(lock_of(path), wait=True):
         try:
-            file.write((b"\n" if whole else b"") + text.encode(errors="backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
+            with open(path, "ab+") as file:
+                _append(file, path, lines, is_ours, what, begins)
+        except OSError as error:  # also of closing it, which tries once more what could not be written
             raise cannot_be_written(path, error) from error
+
+
+def _append(
+    file: BinaryIO, path: Path, lines: Iterable[str], is_ours: Callable[[bytes], bool], what: str, begins: bytes
+) -> None:
+    file.seek(0)
+    content = file.read()
+    end = content.rfind(b"\n") + 1
+    first, tail = content[:end].partition(b"\n")[0], content[end:]
+    if end and not is_ours(first):
+        raise ValueError(f"{path} begins with a line that is not {what}, and is left as it is; give another file.")
+    whole = is_ours(tail)
+    if tail and not whole:
+        if not (tail.startswith(begins) or begins.startswith(tail)):
+            raise ValueError(
+                f"{path} ends with something other than {what}, which is left as it is; give another file."
+            )
+        file.truncate(end)
+    text = "".join(f"{line}\n" for line in lines)
+    file.write((b"\n" if whole else b"") + text.encode(errors="backslashreplace"))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -221,6 +221,15 @@ def _read(source: Source, rows: Sequence[int]) -> Sequence[Image | None]:
         raise
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Is it, or what it came of, that no more can be written?"""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def reason(error: BaseException) -> str:
     # What datasets raises says that something went wrong; its cause says what.
     while error.__cause__ is not None and type(error).__module__.startswith("datasets."):

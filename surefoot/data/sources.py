@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from surefoot.data.build import TEST, TRAIN, VALIDATION, Source, draw_classes, reason
+from surefoot.data.build import TEST, TRAIN, VALIDATION, Source, draw_classes, is_full, reason
 from surefoot.data.registry import DatasetSpec
 
 PART_NAMES = (("train", "training"), ("val", "valid", "validation", "dev"), ("test", "testing"))
@@ -163,6 +163,11 @@ def open_parquet(spec: DatasetSpec, shards: tuple[list[Path], list[Path]], scrat
             try:
                 parts.append(datasets.Dataset.from_parquet([str(path) for path in paths], cache_dir=str(scratch)))
             except Exception as error:
+                if is_full(error):
+                    raise OSError(
+                        f"the cache in {scratch.parents[1]} has no room for {spec.name} ({reason(error)}): "
+                        "make room or name another folder with cache_dir or $SUREFOOT_CACHE"
+                    ) from error
                 where = paths[0].parent
                 raise ValueError(
                     f"the parquet shards of {spec.name} in {where} cannot be read ({reason(error)}): "
