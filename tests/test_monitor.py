@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -397,6 +398,21 @@ def test_a_probe_made_in_inference_mode_serves() -> None:
         images, labels = greys(8, 0.0)
         monitor = Monitor(images.clone(), labels.clone(), eps=EPS, every=1)
     assert monitor(Planted(), 1) is not None
+
+
+@pytest.mark.parametrize(("little", "told"), [(0.2, False), (0.3, True)])
+def test_a_repair_that_comes_too_late_is_said_to(
+    grey_data: Dataset, monkeypatch: pytest.MonkeyPatch, little: float, told: bool
+) -> None:
+    monkeypatch.setattr(sys.modules["surefoot.training.fit"], "LITTLE", little)  # a quarter is left
+    notes: list[str] = []
+    result, _, _ = fit_planted(grey_data, "repair", epochs=3, repair=Push(-0.2), on_note=notes.append)
+    assert events(result)[2] == {"step": 9, "action": "repair", "back_to": 6}
+    late = [note for note in notes if "mend little" in note]
+    assert len(late) == told
+    if told:
+        assert "3 of 12 steps are left to repair it with, at learning rates of at most " in late[0]
+        assert "Train again with Push from the start, or for more epochs." in late[0]
 
 
 @pytest.mark.parametrize("action", ["warn", "repair"])

@@ -45,6 +45,7 @@ from surefoot.training.trial import check_made
 REFRESHING = 2048  # training images that measure the batch-norm statistics of averaged weights
 CHECK_EVERY = 50  # steps between looks at the loss
 CHANCE = 0.05  # of so many right answers among guesses, below which something was learned
+LITTLE = 0.05  # of a training's steps, weighed by their rates, below which a repair mends little
 FAR = 10  # times the loss of a guess, which a training that learns is below on the mean of an epoch
 
 
@@ -399,7 +400,21 @@ class _Training:
                     self.state.best = Best()  # an epoch before it may have been masked already
                 if put_back and self.guard.did("stop"):
                     break
+                if put_back:
+                    self.tell_what_is_left(epoch, number)
         return history
+
+    def tell_what_is_left(self, epoch: int, number: int) -> None:
+        """Say so where the steps and rates that are left after an epoch's step are too small to repair with."""
+        steps = range(1, len(self.batches) + 1)
+        rates = [self.rate(each, step) for each in range(1, len(self.schedule) + 1) for step in steps]
+        left = rates[(epoch - 1) * len(steps) + number :]
+        if self.told.on_note is not None and sum(left) < LITTLE * sum(rates):
+            at_most = f", at learning rates of at most {max(left):.2g}" if left else ""
+            self.told.on_note(
+                f"{len(left)} of {len(rates)} steps are left to repair it with{at_most}: they will mend little. Train "
+                f"again with {type(self.repair).__name__} from the start, or for more epochs."
+            )
 
     def report(self, epoch: int, number: int, losses: Tensor, checked: int, seconds: float) -> StepReport:
         """How far the training is after an epoch's step, and the mean of the losses that are new."""
