@@ -43,6 +43,7 @@ from surefoot.evaluation.attack_settings import fields_of
 from surefoot.evaluation.identity import weights_sha256
 from surefoot.evaluation.passes import PassCounter
 from surefoot.evaluation.stages import Precision, predictions
+from surefoot.models.wrappers import Averaged
 from surefoot.training import Monitor
 from tests.tables import (
     ATTACKS,
@@ -1090,3 +1091,18 @@ def test_each_record_is_handed_on_as_soon_as_its_attack_is_done() -> None:
     kept: list[Record] = []
     assert without_time(evaluate(Threshold(), HAND, [FGSM(0.1)], on_record=kept.append)) == without_time(kept)
     assert without_time(kept) == without_time(records)
+
+
+class Noisy(nn.Module):
+    """Adds noise to what it is given, in evaluation mode too."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs + 0.3 * torch.randn_like(inputs)).flatten(1)[:, :3]
+
+
+@pytest.mark.parametrize("model", [Noisy(), Averaged(Noisy(), 4), nn.Flatten()], ids=["noisy", "mean", "fixed"])
+def test_a_model_that_answers_differently_each_time_is_told_of(model: nn.Module) -> None:
+    batches = [(torch.rand(8, 3), torch.arange(8) % 3)]
+    notes: list[str] = []
+    evaluate(model, batches, [FGSM(0.1)], on_note=notes.append)
+    assert ["answers differently each time" in note for note in notes] == [True] * isinstance(model, Noisy)

@@ -20,6 +20,7 @@ from surefoot.core.types import Attack, check_attacks
 from surefoot.evaluation.attack_settings import fields_of, name_of, radius_of
 from surefoot.evaluation.identity import LOOKED_AT, Nameless, model_known_by, settings_known_by, weights_sha256
 from surefoot.evaluation.outcomes import Cost, Outcome, Store
+from surefoot.evaluation.recognise import answers_vary
 from surefoot.evaluation.records import Record, wilson_interval
 from surefoot.evaluation.stages import Precision, Settings, Stage, StageRunner, check_crafted, crafted, predictions
 from surefoot.models.wrappers import shapes_of
@@ -139,7 +140,8 @@ def evaluate(
     Where memory runs out, the batch is halved and the evaluation goes on.
 
     Args:
-        model: any module; it is scored, and crafts where no `source` does.
+        model: any module; it is scored, and crafts where no `source` does. One whose output is not logits, or which
+            answers differently each time: take it through `recognise` first.
         batches: of inputs `[batch, channels, height, width]` in [0, 1] and labels `[batch]`, on the model's
             device; read once an attack.
         attacks: run in turn, each batch from a seed of its own. One with a field `attacks` (`WorstCase`,
@@ -155,7 +157,8 @@ def evaluate(
         about: further fields of `Record`: recipe, seed, dataset, split, source, commit.
         progress: told what runs and how far it is.
         on_record: given each record as soon as its attack is done.
-        on_note: told in a sentence what a user should know, as that a batch was halved.
+        on_note: told in a sentence what a user should know, as that a batch was halved, or that the model answers
+            differently each time.
         unfinished: a folder that keeps finished batches until all is done: the same call goes on from there. A model
             is known by its weights, its modules, their settings and how it answers. Nothing is kept of an attack that
             is or holds something that cannot be imported, such as a lambda, nor where the folder cannot be written.
@@ -225,6 +228,12 @@ def evaluate_transfer(
     settings = Settings(False, "strict", eight_bit, worst_case, seed)
     tell = Listeners(progress, on_record, on_note)
     return _evaluate(models, source, batches, attacks, settings, abouts, tell, unfinished, None)
+
+
+VARIES = (
+    "The model answers differently each time: an attack meets other answers than those that are scored, so that a "
+    "stronger one can look weaker. Take the model through `recognise` with draws=16, and their mean is measured."
+)
 
 
 class Reread:
@@ -374,6 +383,8 @@ def _evaluate(
                     each.append({**stage.about(), "robust_accuracy": count_robust(column) / total})
         if attack is None:
             clean = state
+            if tell.on_note is not None and any(answers_vary(model, some) for model in models):
+                tell.on_note(VARIES)
         else:
             finals.append(state)
             if samples is not None:

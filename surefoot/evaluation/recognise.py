@@ -252,6 +252,19 @@ def check_repeats(model: nn.Module, inputs: Tensor, draws: int | None, said: lis
     return True
 
 
+def answers_vary(model: nn.Module, inputs: Tensor) -> bool:
+    """Does a model that is called as it is answer differently from call to call?
+
+    >>> images = torch.rand(8, 4)
+    >>> answers_vary(nn.Linear(4, 3), images), answers_vary(Averaged(nn.Linear(4, 3), 2), images)
+    (False, False)
+    """
+    if isinstance(plain_module(model), Averaged):
+        return False
+    first, second = (answer(model, inputs, seed=seed) for seed in (0, 1))
+    return differ(first, second)
+
+
 def check_neighbours(model: nn.Module, inputs: Tensor, *, random: bool) -> None:
     """Refuse a model whose answer to an image changes with the rest of the batch, or that fails without one."""
     half = len(inputs) // 2
