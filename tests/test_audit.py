@@ -1004,7 +1004,7 @@ def test_a_failed_check_beside_attacks_that_get_through_leaves_too_few_images() 
     assert found.warnings == ("Too few images: give more with --num-examples.",)
     unasked = [*ONE_FAILED, check("steps-saturate", "unclear", samples=[])]
     told = decide(unasked, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, guessed=0.1).sentence
-    assert "1 of 13 checks were not made" in told
+    assert "1 of 13 checks was not made" in told
     assert told.endswith("of loss-rises much was measured.")
 
 
@@ -1347,7 +1347,7 @@ def test_without_another_network_the_black_box_check_is_not_made() -> None:
         assert check.outcome == "unclear"
         assert why in check.measured
         assert each.verdict == "inconclusive"
-        assert "1 of 12 checks were not made" in each.sentence
+        assert "1 of 12 checks was not made" in each.sentence
 
 
 def test_an_attack_that_the_budget_cut_short_judges_nothing() -> None:

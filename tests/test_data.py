@@ -868,6 +868,11 @@ FINE = Split(IMAGES, LABELS)
         ({"test": None}, TypeError, r"test is an object of type NoneType; .* Split\(images\[:0\], labels\[:0\]\)"),
         ({"test": Split(IMAGES.float(), LABELS)}, ValueError, r"test.images must be uint8 .*, got torch.float32"),
         ({"train": Split(IMAGES[:, 0], LABELS)}, ValueError, r"train.images must be .*, got .* \(30, 8, 8\)"),
+        (
+            {"train": Split(IMAGES.permute(0, 2, 3, 1), LABELS)},
+            ValueError,
+            r"train.images .* give .*permute\(0, 3, 1, 2\)",
+        ),
         ({"train": Split(IMAGES.numpy(), LABELS)}, TypeError, "train.images are an object of type ndarray"),  # type: ignore[arg-type]
         ({"validation": Split(IMAGES, LABELS.int())}, ValueError, "validation.labels must be int64"),
         ({"validation": Split(IMAGES, LABELS[1:])}, ValueError, "validation has 30 images and 29 labels"),

@@ -191,7 +191,8 @@ def decide(
         pieces = [breaks(checks)]
         warnings.insert(0, "Weak attacks miss so much on this model that attacks stronger than these may take more.")
     elif missing:
-        name, text = "inconclusive", f"{worst}, but {len(missing)} of {len(checks)} checks were not made"
+        verb = "was" if len(missing) == 1 else "were"
+        name, text = "inconclusive", f"{worst}, but {len(missing)} of {len(checks)} checks {verb} not made"
         pieces = [*strongest, *(each.measured for each in against[:1])]
     else:
         name, text = "inconclusive", f"{worst}, which are too few to say whether {percent(required)} are reached"

@@ -55,6 +55,12 @@ def check_split(images: Tensor, labels: Tensor, name: str | None = None) -> None
     check_tensor(f"{of}labels", labels)
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"{of}images must be uint8 [n, c, h, w], got {images.dtype} of shape {tuple(images.shape)}")
+    channels, height, width = images.shape[1:]
+    if width in (1, 3, 4) and channels == height > 4:
+        raise ValueError(
+            f"{of}images are of shape {tuple(images.shape)}, which seems to have the channels last; give [n, c, h, w], "
+            "as images.permute(0, 3, 1, 2) does."
+        )
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError(f"{of}labels must be int64 [n], got {labels.dtype} of shape {tuple(labels.shape)}")
     if len(images) != len(labels):

@@ -82,13 +82,11 @@ def list_images(root: Path, num_classes: int | None, seed: int) -> tuple[tuple[s
     else:
         parts = {TRAIN: root}
     class_names = tuple(folder.name for folder in _folders(parts[TRAIN]))
+    has = f"{parts[TRAIN]} has {len(class_names)} class folder{'' if len(class_names) == 1 else 's'}"
     if len(class_names) < 2:
-        raise ValueError(
-            f"{parts[TRAIN]} has {len(class_names)} class folders: "
-            "at least 2 are needed, each with the images of one class"
-        )
+        raise ValueError(f"{has}: at least 2 are needed, each with the images of one class")
     if num_classes is not None and num_classes > len(class_names):
-        raise ValueError(f"{parts[TRAIN]} has {len(class_names)} class folders, but num_classes asks for {num_classes}")
+        raise ValueError(f"{has}, but num_classes asks for {num_classes}")
     chosen = draw_classes(len(class_names), num_classes, seed)
     files = []
     for part, folder in parts.items():
