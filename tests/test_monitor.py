@@ -20,6 +20,7 @@ from surefoot.attacks import FGSM, IFGSM, PGD, RFGSM
 from surefoot.attacks.gradient_sign import ascend, random_signs
 from surefoot.audit.landscape import gradients
 from surefoot.cli import main
+from surefoot.cli import train as cli_train
 from surefoot.cli.models import TRAINING_PLOTS, training_curves
 from surefoot.core.files import load_tensors
 from surefoot.core.geometry import project
@@ -604,6 +605,23 @@ def test_what_it_saw_is_on_the_page_of_the_run(tmp_path: Path) -> None:
     assert curves["PGD loss"].y == [look.pgd_loss for look in looks]
     (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1}\n', encoding="utf-8")  # of before there was a monitor
     assert training_curves(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(
+    ("masking", "told"),
+    [
+        ({"step": 9, "action": "stop", "back_to": 6}, "the state of step 6 is selected (50.00 % on validation)"),
+        ({"step": 9, "action": "repair", "back_to": 6}, "epoch 1 is selected"),
+        (None, "epoch 1 is selected"),
+    ],
+)
+def test_what_a_stopped_training_selects_is_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], masking: Any, told: str
+) -> None:
+    line = {"validation_clean_accuracy": 0.9, "validation_robust_accuracy": 0.5, "masking": masking}
+    monkeypatch.setattr(cli_train, "train", lambda *_, **__: FitResult(1, 0.5, [line], 1.0))
+    assert main(["train", "digits/fgsm-at", "--threads", "1", "--out", str(tmp_path / "run")]) == 0
+    assert told in capsys.readouterr().err
 
 
 def test_where_nothing_can_be_captured_every_look_is_run() -> None:

@@ -194,5 +194,8 @@ def train_with_progress(
     best = result.metrics[result.best_epoch - 1]
     clean, robust = best["validation_clean_accuracy"], best["validation_robust_accuracy"]
     score = "the last" if clean is None else f"{100 * (clean if robust is None else robust):.2f} % on validation"
-    say(f"{recipe.name}: epoch {result.best_epoch} is selected ({score}); {path} holds the run.")
+    masking = best.get("masking") or {}
+    put_back = masking.get("action") == "stop"
+    selected = f"the state of step {masking['back_to']}" if put_back else f"epoch {result.best_epoch}"
+    say(f"{recipe.name}: {selected} is selected ({score}); {path} holds the run.")
     say(f"Measure it with: surefoot evaluate {shlex.quote(str(path))}")
