@@ -899,6 +899,19 @@ def check_sequences(drawn: Table, text: str) -> None:
     assert f"AutoAttack leaves {after:.1f} and {before:.1f} % of these" in words
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"the paper's sequences, leave {before:.1f} and {after:.1f} % (one seed" in readme
+    seeds = TABLES["table9"].table(
+        Matrix(PROFILES["paper"].trained_in("bf16"), 3), Workplace(ROOT / "results" / "reproduction")
+    )
+    committed = (ROOT / "results" / "reproduction" / "paper-bf16" / "table9.md").read_text(encoding="utf-8")
+    assert seeds.markdown() == committed
+    found = {name: cells[3].values for name, cells in seeds.rows if isinstance(cells[3], Cell)}
+    rows = [line for line in seeds.grid().splitlines()[2:] if line.startswith("| SAT-R3")]
+    assert marked_rows(text, "table-9-seeds") == [line.strip("| ").split(" | ") for line in rows]
+    one, two, three = found["SAT-R3 + SAT-R2"]
+    assert f"leave {one:.1f}, {two:.1f} and {three:.1f} % under PGD-100" in words
+    gained = fmean(found["SAT-R3 + SAT-R2"]) - fmean(found["SAT-R3"])
+    assert f"{gained:.1f} points more than SAT-R3 alone in the mean" in words
+    assert f"adds {gained:.1f} points under PGD-100 over three seeds, and {more:.1f} with one" in words
     *_, by_gradients, square = records["sat-r3-r2"].parts
     assert square["attack"] == "Square"
     assert f"that follow them leave {100 * by_gradients['robust_accuracy']:.1f} %" in words
