@@ -805,7 +805,17 @@ def check(key: str, outcome: Any, strength: float = 0.5, samples: list[int] | No
 
 
 def judged(checks: list[Check], looks: list[Looks], standing: int, required: float = 0.1) -> Any:
-    return decide(checks, looks, eps=0.3, total=200, standing=standing, required=required, right=198, guessed=0.1)
+    return decide(
+        checks,
+        looks,
+        eps=0.3,
+        total=200,
+        standing=standing,
+        required=required,
+        right=198,
+        elsewhere=(90, 100),
+        guessed=0.1,
+    )
 
 
 SOUND = [check(key, "passed", 0.0) for key in QUESTIONS]
@@ -905,10 +915,23 @@ def test_images_of_another_type_than_the_weights_are_told_in_a_sentence() -> Non
 
 def test_a_handful_of_images_makes_no_model_robust_or_not() -> None:
     for total, standing in ((1, 1), (2, 0), (29, 29)):
-        few = decide(SOUND, [], eps=0.3, total=total, standing=standing, required=0.1, right=standing, guessed=0.1)
+        few = decide(
+            SOUND,
+            [],
+            eps=0.3,
+            total=total,
+            standing=standing,
+            required=0.1,
+            right=standing,
+            elsewhere=(90, 100),
+            guessed=0.1,
+        )
         assert few.name == "inconclusive"
         assert "Too few images" in few.warnings[0]
-    assert decide(SOUND, [], eps=0.3, total=30, standing=30, required=0.1, right=30, guessed=0.5).name == "robust"
+    assert (
+        decide(SOUND, [], eps=0.3, total=30, standing=30, required=0.1, right=30, elsewhere=(90, 100), guessed=0.5).name
+        == "robust"
+    )
 
 
 def test_the_sentence_tells_the_attack_that_says_most() -> None:
@@ -959,7 +982,9 @@ def test_what_is_required_can_be_set() -> None:
     ],
 )
 def test_a_model_that_guesses_is_not_called_robust(right: int, guessed: float, name: str) -> None:
-    found = decide(SOUND, [], eps=0.3, total=200, standing=90, required=0.1, right=right, guessed=guessed)
+    found = decide(
+        SOUND, [], eps=0.3, total=200, standing=90, required=0.1, right=right, elsewhere=(90, 100), guessed=guessed
+    )
     assert found.name == name
     if name == "inconclusive":
         assert f"not clearly more than the {100 * guessed:.1f} % of guesses that give each class" in found.sentence
@@ -982,13 +1007,48 @@ class Always(nn.Module):
         return torch.tensor([1.0, 0.0, 0.0]) + 0 * inputs.flatten(1).sum(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize(("most", "required"), [(72, 0.75), (40, 1 / 3), (96, 1 / 3)])
-def test_one_answer_for_every_image_is_a_guess_however_many_are_of_that_class(most: int, required: float) -> None:
+@pytest.mark.parametrize("most", [72, 40, 96])
+def test_one_answer_for_every_image_is_a_guess_however_many_are_of_that_class(most: int) -> None:
     labels = torch.arange(96) % 2 + 1
     labels[:most] = 0
     found = audit(Always(), images()[0], labels, 0.03)
-    assert (found.verdict, found.required) == ("inconclusive", required)
+    assert (found.verdict, found.required) == ("inconclusive", 1 / 3)
     assert any("knows no more than guessing" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "required", "name"),
+    [
+        ((0, 60), 0.1, "inconclusive"),
+        ((9, 60), 0.1, "inconclusive"),  # 8 to 26 %
+        ((12, 60), 0.1, "robust"),  # from 12 % on
+        ((9, 60), 0.05, "robust"),
+        ((0, 0), 0.1, "inconclusive"),
+    ],
+)
+def test_what_survives_of_one_class_alone_is_not_robust(elsewhere: tuple[int, int], required: float, name: str) -> None:
+    found = decide(
+        SOUND, [], eps=0.3, total=200, standing=140, required=required, right=198, guessed=0.5, elsewhere=elsewhere
+    )
+    assert found.name == name
+    if name == "inconclusive":
+        assert f"outside of one class only {elsewhere[0]} of {elsewhere[1]}" in found.sentence
+        assert "as they would by one answer for every image" in found.warnings[0]
+
+
+@pytest.mark.parametrize("first", [16, 20])
+def test_a_model_that_one_class_alone_survives_on_is_not_called_robust(first: int) -> None:
+    """Of the first class all are far from the boundary, of the other all within eps of it."""
+    labels = torch.arange(30) // first
+    inputs = torch.where(labels == 0, 0.9, 0.45)[:, None].expand(-1, 4).clone()
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0] * 4, [-1.0] * 4]))
+        net.bias.copy_(torch.tensor([-2.0, 2.0]))
+    found = audit(net, inputs, labels.clamp(max=1), 0.1, required=0.3)
+    assert (found.clean_accuracy, found.worst_case_accuracy) == (1, first / 30)
+    assert found.verdict == "inconclusive"
+    assert f"outside of one class only 0 of {30 - first}" in found.sentence
 
 
 def test_a_weak_attack_is_warned_of() -> None:
@@ -997,13 +1057,17 @@ def test_a_weak_attack_is_warned_of() -> None:
 
 def test_a_failed_check_beside_attacks_that_get_through_leaves_too_few_images() -> None:
     looks = [Looks("PGD-40", 250, 34, 4, steps=40)]
-    found = decide(ONE_FAILED, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, guessed=0.1)
+    found = decide(
+        ONE_FAILED, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, elsewhere=(90, 100), guessed=0.1
+    )
     assert found.name == "inconclusive"
     assert "too few to say whether 10.0 % are reached" in found.sentence
     assert found.sentence.endswith("PGD-40 alone leaves 13.3 %; of loss-rises much was measured.")
     assert found.warnings == ("Too few images: give more with --num-examples.",)
     unasked = [*ONE_FAILED, check("steps-saturate", "unclear", samples=[])]
-    told = decide(unasked, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, guessed=0.1).sentence
+    told = decide(
+        unasked, looks, eps=0.3, total=256, standing=30, required=0.1, right=250, elsewhere=(90, 100), guessed=0.1
+    ).sentence
     assert "1 of 13 checks was not made" in told
     assert told.endswith("of loss-rises much was measured.")
 
@@ -1408,7 +1472,9 @@ def test_fgsm_alone_makes_no_model_robust() -> None:
     checks = [ask(table) for ask in QUESTIONS.values()]
     left = int(single.robust.sum())
     looks = [Looks("FGSM", 96, left, 0)]
-    verdict = decide(checks, looks, eps=0.03, total=96, standing=left, required=0.1, right=96, guessed=0.5)
+    verdict = decide(
+        checks, looks, eps=0.03, total=96, standing=left, required=0.1, right=96, elsewhere=(90, 100), guessed=0.5
+    )
     assert left > 80
     assert (verdict.name, checks[0].measured) == (
         "inconclusive",

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from surefoot.audit.bench import Bench, Trial
 from surefoot.audit.checks import MOST_TELLING_FIRST, QUESTIONS
 from surefoot.audit.effort import SUBSTITUTES_SHARE, Effort, images_to_learn_from, seconds_of_gradient
-from surefoot.audit.error_rate import CHECK_ERROR
 from surefoot.audit.landscape import surface
 from surefoot.audit.record import Audit, Check, Curve, Picture, Surface
 from surefoot.audit.substitute import check_others, train_substitute
@@ -28,7 +27,6 @@ from surefoot.evaluation.identity import weights_sha256
 from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.recognise import check_repeats
 from surefoot.evaluation.records import wilson_interval
-from surefoot.evaluation.statistics import binomial_tail
 from surefoot.models.wrappers import Averaged
 
 REQUIRED = 0.1
@@ -68,8 +66,8 @@ def audit(
         inputs: `[images, ...]` in [0, 1] and labels int64 `[images]`, on the model's device.
         eps: l-infinity radius in pixel units.
         name: as the user calls the model.
-        required: the worst-case accuracy that counts as robust; None is 10 %, or what guessing reaches where that is
-            more: 1 / classes, or the share of the commonest class where it clearly has more of the images.
+        required: the worst-case accuracy that counts as robust; None is 10 %, or 1 / classes, what guessing gives,
+            where that is more.
         others: further images, of the training set, that substitutes learn the model's answers on; None trains none.
             With neither these nor `sources` a check is missing, and the verdict is never "robust".
         sources: models to craft on instead, by name.
@@ -139,7 +137,7 @@ def audit(
         effort, images = Effort.within(budget_minutes, seconds, len(labels))
         given = len(labels)
         inputs, labels = inputs[:images], labels[:images]
-        required = max(REQUIRED, reached_by_one_answer(labels, count)) if required is None else required
+        required = max(REQUIRED, 1 / count) if required is None else required
         bench = Bench(
             model=model,
             once=model.model if isinstance(model, Averaged) else model,
@@ -173,6 +171,7 @@ def audit(
             required=required,
             right=int(bench.right.sum()),
             guessed=bench.share_of_guesses(),
+            elsewhere=but_for_one_class(standing, labels),
         )
         return Audit(
             **{
@@ -215,17 +214,14 @@ def count_classes(model: nn.Module, inputs: Tensor) -> int:
     return logits.shape[1]
 
 
-def reached_by_one_answer(labels: Tensor, classes: int) -> float:
-    """The share of the commonest class where it is clearly more than that of as many images of each, 1 / classes.
+def but_for_one_class(standing: Tensor, labels: Tensor) -> tuple[int, int]:
+    """How many images stand, and how many there are, outside the class of which most stand.
 
-    Images of one class alone say nothing of that.
-
-    >>> [reached_by_one_answer(torch.tensor([0] * most + [1] * (100 - most)), classes=2) for most in (55, 80, 100)]
-    [0.5, 0.8, 0.5]
+    >>> but_for_one_class(torch.tensor([True, True, False, True]), torch.tensor([0, 0, 1, 1]))
+    (1, 2)
     """
-    most, total = int(labels.bincount().max()), len(labels)
-    clearly = classes * binomial_tail(most, total, 1 / classes) <= CHECK_ERROR
-    return most / total if clearly and most < total else 1 / classes
+    outside = labels != labels[standing].bincount(minlength=1).argmax()
+    return int((standing & outside).sum()), int(outside.sum())
 
 
 def share_of_flips(model: Averaged, inputs: Tensor, seed: int) -> float:

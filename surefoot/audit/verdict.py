@@ -79,6 +79,9 @@ class Looks:
         return self.steps > 1 and self.false(self.limit())
 
 
+LEAST_ELSEWHERE = 0.1
+"""Share of the images outside any one class that must be left for `robust`, where no less is required of all."""
+
 FEWEST = 30
 """Images below which no model is called robust."""
 
@@ -111,6 +114,7 @@ def decide(
     required: float,
     right: int,
     guessed: float,
+    elsewhere: tuple[int, int],
 ) -> Verdict:
     """Weigh the evidence.
 
@@ -118,9 +122,10 @@ def decide(
       left, and a check failed that says why; or plain PGD would have, and others fool clearly more than two fifths of
       what it left.
     - robust: of at least 30 images the lower end of the worst case's 95 % interval reaches `required`, clearly more are
-      right when clean than guessing gives, every check was made, none failed, but for answers that change from call to
-      call, which are judged by their mean; others fool at most half of what PGD left; and where a cheap attack would
-      have called it robust, at most four fifths of what FGSM left, and two fifths of what PGD left.
+      right when clean than guessing gives, a tenth of the images outside any one class is left (or `required`, where
+      that is less; by the interval's lower end), every check was made, none failed, but for answers that change from
+      call to call, which are judged by their mean; others fool at most half of what PGD left; and where a cheap attack
+      would have called it robust, at most four fifths of what FGSM left, and two fifths of what PGD left.
     - not robust: the interval's upper end does not reach it, and nothing was masked.
     - inconclusive: the rest. The model guesses, a check failed where no attack got through, weak attacks miss too much,
       checks were not made, or the images were too few.
@@ -133,10 +138,12 @@ def decide(
         required: the share that must be left for `robust`.
         right: images that are right when clean.
         guessed: the share that guesses would be right on which give each class as often as the model does.
+        elsewhere: of the images outside the class of which most are left, how many are left, and how many there are.
 
     Example:
         >>> looks = [Looks("PGD-40", 99, 0, 0)]
-        >>> decide([], looks, eps=0.3, total=100, standing=0, required=0.1, right=99, guessed=0.1).name
+        >>> numbers = {"total": 100, "standing": 0, "right": 99, "guessed": 0.1, "elsewhere": (0, 90)}
+        >>> decide([], looks, eps=0.3, required=0.1, **numbers).name
         'not robust'
     """
     low, high = wilson_interval(standing, total)
@@ -151,6 +158,8 @@ def decide(
     doubtful = [each for each in looks if each.doubtful(each in looked)]
     guesses = binomial_tail(right, total, guessed) > CHECK_ERROR
     missing = [each for each in checks if each.outcome == "unclear" and not each.samples]
+    others_low = wilson_interval(*elsewhere)[0] if elsewhere[1] else 0.0
+    one_class = others_low < min(required, LEAST_ELSEWHERE)
     strongest = [each.told(total) for each in sorted(looks, key=lambda each: each.left)[:1]]
     warnings = told_apart(checks)
     name: VerdictName
@@ -161,7 +170,7 @@ def decide(
             f"{most.told(total)}, which looks robust, but {worst}",
         )
         pieces = [each.measured for each in [*against, *failed]][:2] or [breaks(checks)]
-    elif low >= required and total >= FEWEST and not (guesses or against or missing or doubtful):
+    elif low >= required and total >= FEWEST and not (guesses or one_class or against or missing or doubtful):
         name, text = "robust", f"{worst}, where {percent(required)} are required"
         passed = sum(each.outcome == "passed" for each in checks)
         pieces = [*strongest, f"{passed} of {len(checks)} checks passed"]
@@ -180,6 +189,15 @@ def decide(
             0,
             "This model knows no more than guessing: train it first, see whether its labels and pixels are those it is "
             "made for, or give images of more classes.",
+        )
+    elif one_class and low >= required and total >= FEWEST:
+        name = "inconclusive"
+        text = f"{worst}, but outside of one class only {elsewhere[0]} of {elsewhere[1]}"
+        pieces = [*strongest, *(each.measured for each in against[:1])]
+        warnings.insert(
+            0,
+            "Nearly all that survive are of one class, as they would by one answer for every image: look at each class "
+            "by itself, or give more images of the others.",
         )
     elif against and low >= required:
         name, text = "inconclusive", f"{worst}, but the attacks cannot be trusted on this model"
