@@ -912,6 +912,14 @@ def check_sequences(drawn: Table, text: str) -> None:
     gained = fmean(found["SAT-R3 + SAT-R2"]) - fmean(found["SAT-R3"])
     assert f"{gained:.1f} points more than SAT-R3 alone in the mean" in words
     assert f"adds {gained:.1f} points under PGD-100 over three seeds, and {more:.1f} with one" in words
+    folder = ROOT / "results" / "reproduction" / "runs" / "mnist"
+    alone_auto, then_auto = (
+        100 * white_box(folder / run)["AutoAttack"].robust_accuracy
+        for run in ("sat-r3/0-b515ec41", "sat-r3-r2/0-567a3d49")
+    )
+    assert f"leaves {then_auto:.1f} % of the first, where the first of SAT-R3 keeps {alone_auto:.1f}" in words
+    assert f"and {then_auto - alone_auto:.1f} under AutoAttack (one of them)" in words
+    assert f"of the latter on another machine {then_auto:.1f}" in readme
     *_, by_gradients, square = records["sat-r3-r2"].parts
     assert square["attack"] == "Square"
     assert f"that follow them leave {100 * by_gradients['robust_accuracy']:.1f} %" in words
