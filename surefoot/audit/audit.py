@@ -130,6 +130,7 @@ def audit(
             raise ValueError(
                 f"classes has {len(classes)} names, but the model has {count} classes; give a name for each, or None."
             )
+        required = max(REQUIRED, 1 / count) if required is None else required
         said: list[str] = []
         if not isinstance(model, Averaged) and check_repeats(model, inputs[:64], DRAWS, said):
             model, notes = Averaged(model, DRAWS), [*notes, *said]
@@ -137,7 +138,6 @@ def audit(
         effort, images = Effort.within(budget_minutes, seconds, len(labels))
         given = len(labels)
         inputs, labels = inputs[:images], labels[:images]
-        required = max(REQUIRED, 1 / count) if required is None else required
         bench = Bench(
             model=model,
             once=model.model if isinstance(model, Averaged) else model,

@@ -16,6 +16,7 @@ from surefoot.core.types import Attack
 from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.records import wilson_interval
 from surefoot.evaluation.stages import Meter, predictions
+from surefoot.evaluation.statistics import right_by_chance
 
 Kind = Literal["single step", "gradient", "transfer", "gradient-free", "noise"]
 
@@ -120,11 +121,7 @@ class Bench:
         At least 1 / classes: of 10 images of one class and 5 of another, a model that gives all the first is right on
         two thirds.
         """
-        theirs, ours = (
-            (each + 1).bincount(minlength=self.classes + 1)[1:].double() / len(each)
-            for each in (self.given, self.labels)
-        )
-        return max(1 / self.classes, float((theirs * ours).sum()))
+        return max(1 / self.classes, right_by_chance(self.given, self.labels))
 
     def answers(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """The classes given to `inputs`, `[samples]`; -1 where an answer has a NaN, which is right of no image."""

@@ -1,6 +1,7 @@
 """Exact tests on counts of samples."""
 
 from scipy.special import bdtrc  # type: ignore[import-untyped]
+from torch import Tensor
 
 
 def binomial_tail(count: int, total: int, share: float) -> float:
@@ -28,3 +29,18 @@ def sign_test(gained: int, lost: int) -> float:
         0.03125
     """
     return binomial_tail(gained, gained + lost, 0.5)
+
+
+def right_by_chance(given: Tensor, labels: Tensor) -> float:
+    """The share that is right of answers in these shares of the classes that know nothing of the images.
+
+    An answer below 0, as of a model that gave a NaN, is right of none.
+
+    Example:
+        >>> import torch
+        >>> right_by_chance(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 0, 1]))
+        0.75
+    """
+    classes = 1 + max(int(given.max()), int(labels.max()))
+    theirs, ours = ((each + 1).bincount(minlength=classes + 1)[1:].double() / len(each) for each in (given, labels))
+    return min(1.0, float((theirs * ours).sum()))

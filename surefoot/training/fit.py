@@ -22,7 +22,7 @@ from surefoot.core.types import Attack, Objective, check_attacks, check_objectiv
 from surefoot.data import Batches, Dataset, images_at_once
 from surefoot.evaluation import accuracy
 from surefoot.evaluation.stages import predictions
-from surefoot.evaluation.statistics import binomial_tail
+from surefoot.evaluation.statistics import binomial_tail, right_by_chance
 from surefoot.training.averaging import MovingAverage
 from surefoot.training.captured import CapturedStep, can_capture
 from surefoot.training.checkpoint import LAST, METRICS, SELECTED, STATE, load_weights, save_weights
@@ -626,10 +626,8 @@ def guesses(given: Tensor, labels: Tensor) -> bool:
         >>> guesses(torch.zeros_like(labels), labels), guesses(labels, labels), guesses(labels[:1], labels[:1])
         (True, False, False)
     """
-    count, classes = len(labels), 2 + int(labels.max())
-    theirs, ours = ((each + 1).clamp(max=classes).bincount(minlength=classes + 1) / count for each in (given, labels))
-    enough = float((ours * ours).sum()) ** count < CHANCE
-    return enough and binomial_tail(int((given == labels).sum()), count, float((theirs * ours).sum())) >= CHANCE
+    right, enough = int((given == labels).sum()), right_by_chance(labels, labels) ** len(labels) < CHANCE
+    return enough and binomial_tail(right, len(labels), right_by_chance(given, labels)) >= CHANCE
 
 
 def percent(line: dict[str, Any]) -> str:
