@@ -354,7 +354,7 @@ def test_every_attack_of_the_package_has_a_row() -> None:
 
 
 def test_an_attack_prints_itself_as_it_is_written() -> None:
-    assert repr(APGD(0.1, 4)) == "APGD(eps=0.1, steps=4, restarts=1, loss=cross_entropy)"
+    assert repr(APGD(0.1, 4)) == "APGD(eps=0.1, steps=4, restarts=1, loss=cross_entropy, stop_when_fooled=True)"
     attack = WorstCase([PGD(0.1, 4, 0.02), APGD(0.1, 4), PGD(0.1, 4, 0.02, loss=MarginLoss(50.0))])
     assert eval(repr(attack), vars(surefoot.attacks)) == attack
 

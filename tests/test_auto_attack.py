@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -152,6 +152,49 @@ def test_a_fooled_sample_costs_nothing_more() -> None:
         handle.remove()
         assert seen == sorted(seen, reverse=True)
         assert seen[-1] < len(inputs)
+
+
+# To the last step, for samples that are to fool another model.
+
+TO_THE_END: list[Any] = [APGD(EPS, 12, 2), APGDT(EPS, 6), Square(EPS, 60, restarts=2)]
+
+
+@pytest.mark.parametrize("attack", TO_THE_END, ids=lambda attack: type(attack).__name__)
+def test_to_the_end_every_sample_goes_further_than_where_it_is_fooled(attack: Any) -> None:
+    net, inputs, labels = robust_enough()
+    labels = labels.clone()
+    labels[:20] = (labels[:20] + 1) % CLASSES  # wrong from the start
+
+    def lead(found: Attack) -> Tensor:
+        adv_inputs = craft(found, net, inputs, labels)
+        assert_valid(adv_inputs, inputs, EPS)
+        with torch.no_grad():
+            return margin(net(adv_inputs), labels)
+
+    stopped, to_the_end = lead(attack), lead(replace(attack, stop_when_fooled=False))
+    assert ((stopped > 0) <= (to_the_end > 0)).all()
+    assert (to_the_end > stopped)[stopped > 0].float().mean() > 0.9
+
+
+def test_to_the_end_the_run_with_the_largest_margin_is_kept() -> None:
+    net, inputs, labels = robust_enough()
+    leads = []
+    for restarts in (1, 2, 3):
+        attack = APGD(EPS, 2, restarts, stop_when_fooled=False)
+        leads.append(margin(net(craft(attack, net, inputs, labels)), labels).detach())
+    assert (leads[0] <= leads[1] + 1e-6).all()
+    assert (leads[1] <= leads[2] + 1e-6).all()
+    assert leads[0].mean() < leads[1].mean() < leads[2].mean()
+
+
+def test_to_the_end_every_sample_costs_what_a_survivor_does() -> None:
+    net = random_net(lambda: PlainNet(classes=4))
+    apgd, apgdt, square = (
+        replace(attack, stop_when_fooled=False) for attack in (APGD(0.5, 3, restarts=2), APGDT(0.5, 3), Square(0.5, 11))
+    )
+    assert costs(apgd, net) == (1 + 2 * 4 + 2, 2 * 3)
+    assert costs(apgdt, net) == (1 + 3 * 4 + 3, 3 * 3)
+    assert costs(square, net) == (1 + 12 + 1, 0)
 
 
 # Auto-PGD.

@@ -17,7 +17,7 @@ from torch import nn
 from surefoot.attacks import PGD
 from surefoot.audit import loss_surface
 from surefoot.evaluation import Record, evaluate
-from surefoot.evaluation.attack_settings import screening_of, stopping_early
+from surefoot.evaluation.attack_settings import screening_of, with_stop
 from surefoot.objectives import SatR1, SatR2, SatR3
 from surefoot.paper import figures
 from surefoot.paper.beside import PERCENT, Cell, Table, accuracy_cell, fooling_cells
@@ -171,7 +171,7 @@ def test_pgd_is_as_strong_for_its_radius_at_each_of_fig_8(profile: Profile, data
     attacks = [column.attack(recipe) for column in radius_columns(matrix)]
     assert all(isinstance(attack, PGD) for attack in attacks)
     assert len({round(attack.step_size / attack.eps, 9) for attack in attacks if attack.eps < 1}) == 1  # type: ignore[attr-defined]
-    assert len({screening_of(stopping_early(attack)) is None for attack in attacks}) == 1
+    assert len({screening_of(with_stop(attack, when_fooled=True)) is None for attack in attacks}) == 1
     assert pgd_at(recipe, 1) == pgd(recipe)
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from surefoot.attacks import (
+    APGD,
     FABT,
     FGSM,
     IFGSM,
@@ -36,7 +37,7 @@ from surefoot.attacks import (
 from surefoot.core.files import save_tensors
 from surefoot.core.types import Attack
 from surefoot.evaluation import evaluate, evaluate_transfer
-from surefoot.evaluation.attack_settings import screening_of, stopping_early
+from surefoot.evaluation.attack_settings import screening_of, with_stop
 from surefoot.evaluation.identity import Nameless, settings_known_by
 from surefoot.evaluation.outcomes import Outcome, Store
 from surefoot.evaluation.precision import fast_in_half
@@ -131,8 +132,9 @@ def test_screening_saves_passes_on_a_model_that_is_not_robust() -> None:
         IFGSM(EPS, 40),
         IFGSM(0.0, 40, stop_when_fooled=True),
         PGD(EPS, 40, EPS / 25, stop_when_fooled=True),
+        APGD(EPS, 40),
     ],
-    ids=["one step", "few steps", "does not stop", "no radius", "a shorter way"],
+    ids=["one step", "few steps", "does not stop", "no radius", "a shorter way", "steps of its own choice"],
 )
 def test_what_is_short_or_counts_its_last_step_is_not_screened(attack: Attack) -> None:
     assert screening_of(attack) is None
@@ -143,6 +145,37 @@ def test_a_screening_does_not_fool_what_the_attack_cannot_reach() -> None:
     batches = [(grey(0.75, 0.65), torch.tensor([1, 1]))]
     short, long = (PGD(0.3, 20, step_size, random_start=False) for step_size in (0.01, 0.03))
     assert [record.robust_accuracy for record in evaluate(Threshold(), batches, [short, long])[1:]] == [0.5, 0.0]
+
+
+def altered(net: nn.Module) -> nn.Module:
+    """A network near this one."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
+    return net
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [APGD(EPS, 10), Square(EPS, 60), AutoAttack(EPS, 5, queries=20)],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_samples_that_are_to_fool_another_model_go_on_after_the_source_is_fooled(attack: Any) -> None:
+    net, batches = trained_batches()
+    model = altered(trained()[0]).eval()
+
+    def as_it_stops(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        adv_inputs: Tensor = attack(model, inputs, labels)
+        return adv_inputs
+
+    clean, stopped, found = evaluate(model, batches, [as_it_stops, attack], source=net)
+    assert found.robust_accuracy < stopped.robust_accuracy < clean.robust_accuracy
+    fields = [part["attack_fields"] for part in found.parts] or [found.attack_fields]
+    assert all(each.get("stop_when_fooled", False) is False for each in fields)
+    white = evaluate(net, batches, [attack])[1]
+    fields = [part["attack_fields"] for part in white.parts] or [white.attack_fields]
+    assert any(each.get("stop_when_fooled") is True for each in fields)
 
 
 def test_the_last_iterate_and_the_black_box_are_not_screened() -> None:
@@ -976,14 +1009,19 @@ def test_a_random_model_goes_on_with_the_draws_that_it_would_have_had(
     assert 0 < whole[1].robust_accuracy < whole[0].robust_accuracy < 1
 
 
-def test_a_random_model_is_attacked_to_the_last_step() -> None:
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(EPS / 2, steps=19, step_size=EPS / 20), APGD(EPS / 2, 10)],
+    ids=lambda attack: type(attack).__name__,
+)
+def test_a_random_model_is_attacked_to_the_last_step(attack: Any) -> None:
     """What one noisy answer calls wrong, the next may call right."""
     model = Averaged(Through(lambda net, x: net(x + 0.4 * torch.randn_like(x))), 2)
     batches = trained_batches()[1]
-    attack = PGD(EPS / 2, steps=19, step_size=EPS / 20)
 
     def to_the_end(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        return attack(model, inputs, labels)
+        adv_inputs: Tensor = replace(attack, stop_when_fooled=False)(model, inputs, labels)
+        return adv_inputs
 
     clean, found, expected = evaluate(model, batches, [attack, to_the_end])
     assert found.attack_fields["stop_when_fooled"] is False
@@ -992,7 +1030,7 @@ def test_a_random_model_is_attacked_to_the_last_step() -> None:
 
 def test_attacks_within_an_attack_within_another_let_go_at_any_iterate_too() -> None:
     inner = WorstCase([IFGSM(EPS, 3)])
-    settled: Any = stopping_early(WorstCase([inner, FGSM(EPS)]))
+    settled: Any = with_stop(WorstCase([inner, FGSM(EPS)]), when_fooled=True)
     assert settled == WorstCase([WorstCase([IFGSM(EPS, 3, stop_when_fooled=True)]), FGSM(EPS)])
 
 

@@ -12,7 +12,7 @@ from surefoot.attacks.gradient_sign import printed
 from surefoot.attacks.worst_case import Logits, Run, fool_in_turn
 from surefoot.core.geometry import check_radius, per_sample, project
 from surefoot.core.gradients import input_gradient
-from surefoot.core.limits import check_count
+from surefoot.core.limits import check_count, check_flag
 from surefoot.core.losses import answered, cross_entropy, full_precision, margin
 from surefoot.core.types import PerSampleLoss, check_loss
 
@@ -112,15 +112,24 @@ def checkpoints(steps: int) -> Iterator[tuple[int, int]]:
 
 
 def auto_pgd(
-    model: Logits, inputs: Tensor, labels: Tensor, goals: Tensor, loss: PerSampleLoss, *, eps: float, steps: int
+    model: Logits,
+    inputs: Tensor,
+    labels: Tensor,
+    goals: Tensor,
+    loss: PerSampleLoss,
+    *,
+    eps: float,
+    steps: int,
+    stop_when_fooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Auto-PGD from a random start; a sample leaves at its first iterate that is misclassified.
+    """Auto-PGD from a random start.
 
     Args:
         goals: what `loss` takes beside the logits, a row a sample.
+        stop_when_fooled: a sample leaves at its first iterate that is misclassified; else none does.
 
     Returns:
-        The misclassified iterate, or that with the highest loss; and which of the two it is, `[batch]` bool.
+        The last misclassified iterate, or that with the highest loss; and which of the two it is, `[batch]` bool.
     """
     adv_inputs = previous = best = random_start(inputs, eps)
     gradient = best_gradient = torch.zeros_like(inputs)
@@ -141,6 +150,7 @@ def auto_pgd(
         wrong = answered(logits) != labels
         if wrong.any():
             result[rows[wrong]], fooled[rows[wrong]] = adv_inputs[wrong], True
+        if stop_when_fooled and wrong.any():
             if wrong.all():
                 return result, fooled
             right = ~wrong
@@ -167,7 +177,8 @@ def auto_pgd(
         if step > 0:
             moved = project(adv_inputs + 0.75 * (moved - adv_inputs) + 0.25 * (adv_inputs - previous), inputs, eps)
         previous, adv_inputs = adv_inputs, moved
-    result[rows] = best
+    standing = ~fooled[rows]
+    result[rows[standing]] = best[standing]
     return result, fooled
 
 
@@ -185,14 +196,19 @@ class APGD:
         steps: number of gradients, at least 1.
         restarts: independent runs on what is not fooled yet, at least 1.
         loss: what is driven up, `(logits, labels) -> [batch]`; `surefoot.attacks.apgd.dlr_loss` gives APGD-DLR.
+        stop_when_fooled: let go of a sample once it is misclassified, clean or at an iterate. False attacks every
+            sample to the last step, for samples that are to fool another model, or one that answers at random.
 
     Called with `(model, inputs [batch, ...] in [0, 1], labels [batch] int64)` it returns inputs of the same shape
     in the ball and [0, 1]: the clean one where it is misclassified, else the first iterate that is, else that
-    of the first run with the highest loss. The arithmetic is float32 (float64 for float64 inputs) and autocast
-    is off; the model is given the inputs' type, so that half-precision weights need half-precision inputs, whose
-    result is rounded to that type. Random starts come from torch's global generator.
+    of the first run with the highest loss. Unless `stop_when_fooled` it is a run's last misclassified iterate,
+    else that with the highest loss, of the run with the largest max_{i != y} z_i - z_y. The arithmetic is float32
+    (float64 for float64 inputs) and autocast is off; the model is given the inputs' type, so that half-precision
+    weights need half-precision inputs, whose result is rounded to that type. Random starts come from torch's global
+    generator.
 
-    Cost of a sample that survives: 1 + restarts (steps + 1) forwards and restarts steps backwards.
+    Cost of a sample that survives: 1 + restarts (steps + 1) forwards and restarts steps backwards; without
+    `stop_when_fooled` that of every sample, and a forward a run more.
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1], one class, or logits without a gradient.
@@ -215,20 +231,33 @@ class APGD:
     steps: int = 100
     restarts: int = 1
     loss: PerSampleLoss = cross_entropy
+    stop_when_fooled: bool = True
 
     __repr__ = printed
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
+        check_flag("stop_when_fooled", self.stop_when_fooled)
         check_radius("eps", self.eps)
         check_count("steps", self.steps)
         check_count("restarts", self.restarts)
 
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(model: Logits, inputs: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-            return auto_pgd(model, inputs, labels, labels, self.loss, eps=self.eps, steps=self.steps)
+            return auto_pgd(
+                model,
+                inputs,
+                labels,
+                labels,
+                self.loss,
+                eps=self.eps,
+                steps=self.steps,
+                stop_when_fooled=self.stop_when_fooled,
+            )
 
-        return fool_in_turn(model, inputs, labels, lambda _: [run] * self.restarts)
+        return fool_in_turn(
+            model, inputs, labels, lambda _: [run] * self.restarts, stop_when_fooled=self.stop_when_fooled
+        )
 
 
 @dataclass(frozen=True)
@@ -244,12 +273,12 @@ class APGDT:
         steps: number of gradients towards each target, at least 1.
         targets: number of target classes at most, at least 1.
         restarts: independent runs a target, at least 1.
+        stop_when_fooled: as in `APGD`; misclassified is a sample whatever the class.
 
-    Shapes, ranges, types and errors are those of `APGD`; a sample leaves at its first misclassified iterate,
-    whatever the class.
+    Shapes, ranges, types and errors are those of `APGD`, and so is what comes back.
 
     Cost of a sample that survives, with t = min(targets, classes - 1): 1 + t restarts (steps + 1) forwards and
-    t restarts steps backwards.
+    t restarts steps backwards; without `stop_when_fooled` that of every sample, and a forward a run more.
 
     Example:
         >>> x, y = torch.full((1, 2), 0.5), torch.tensor([0])
@@ -266,8 +295,10 @@ class APGDT:
     steps: int = 100
     targets: int = 9
     restarts: int = 1
+    stop_when_fooled: bool = True
 
     def __post_init__(self) -> None:
+        check_flag("stop_when_fooled", self.stop_when_fooled)
         check_radius("eps", self.eps)
         check_count("steps", self.steps)
         check_count("targets", self.targets)
@@ -276,10 +307,19 @@ class APGDT:
     def __call__(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         def run(rank: int, model: Logits, inputs: Tensor, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
             pairs = torch.stack([labels, likeliest_others(logits, labels)[:, rank]], dim=1)
-            return auto_pgd(model, inputs, labels, pairs, targeted_dlr_loss, eps=self.eps, steps=self.steps)
+            return auto_pgd(
+                model,
+                inputs,
+                labels,
+                pairs,
+                targeted_dlr_loss,
+                eps=self.eps,
+                steps=self.steps,
+                stop_when_fooled=self.stop_when_fooled,
+            )
 
         def runs(classes: int) -> list[Run]:
             ranks = range(min(self.targets, classes - 1))
             return [partial(run, rank) for rank in ranks for _ in range(self.restarts)]
 
-        return fool_in_turn(model, inputs, labels, runs)
+        return fool_in_turn(model, inputs, labels, runs, stop_when_fooled=self.stop_when_fooled)

@@ -25,15 +25,18 @@ def square_search(
     eps: float,
     queries: int,
     p_init: float,
-    rescale: bool = False,
+    rescale: bool,
+    stop_when_fooled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Random search at the corners of the ball; a sample leaves once it is misclassified.
+    """Random search at the corners of the ball.
 
     Args:
         inputs: `[batch, channels, height, width]`.
+        stop_when_fooled: a sample leaves once it is misclassified; else none does.
 
     Returns:
-        The misclassified input, or that with the least lead of the label; and which of the two it is, `[batch]`.
+        The input with the least lead of the label, that is a misclassified one where there was any; and where that
+        is, `[batch]`.
     """
     channels, height, width = inputs.shape[1:]
     low, high = (inputs - eps).clamp(min=0), (inputs + eps).clamp(max=1)
@@ -49,6 +52,7 @@ def square_search(
         wrong = answered(logits) != labels
         if wrong.any():
             result[rows[wrong]], fooled[rows[wrong]] = candidate[wrong], True
+        if stop_when_fooled and wrong.any():
             if wrong.all():
                 return result, fooled
             right = ~wrong
@@ -90,13 +94,17 @@ class Square:
         restarts: independent runs on what is not fooled yet, at least 1.
         rescale: halve the windows as early as `queries` is less than 10,000, so that few queries reach small windows
             too; query 50 of 500 then has query 1000's. False is AutoAttack's way.
+        stop_when_fooled: let go of a sample once it is misclassified, clean or at a query. False goes on to the last
+            query, for samples that are to fool another model, or one that answers at random.
 
     Called with `(model, inputs [batch, channels, height, width] in [0, 1], labels [batch] int64)` it returns inputs of
     the same shape in the ball and [0, 1]: the clean one where it is misclassified, else the first query that
-    is, else the first run's best. Inputs that are no images are searched as an image of one row. Types are
-    those of `APGD`. Every sample has its own windows, from torch's global generator.
+    is, else the first run's best; unless `stop_when_fooled` the best of all runs. Inputs that are no images are
+    searched as an image of one row. Types are those of `APGD`. Every sample has its own windows, from torch's global
+    generator.
 
-    Cost of a sample that survives: 1 + restarts (queries + 1) forwards, and no backward.
+    Cost of a sample that survives: 1 + restarts (queries + 1) forwards, and no backward; without
+    `stop_when_fooled` that of every sample, and a forward a run more.
 
     Raises:
         ValueError: a radius outside [0, 1], inputs outside [0, 1], p_init outside (0, 1], or one class.
@@ -123,12 +131,14 @@ class Square:
     p_init: float = 0.8
     restarts: int = 1
     rescale: bool = False
+    stop_when_fooled: bool = True
 
     def __post_init__(self) -> None:
         check_radius("eps", self.eps)
         check_count("queries", self.queries)
         check_count("restarts", self.restarts)
         check_flag("rescale", self.rescale)
+        check_flag("stop_when_fooled", self.stop_when_fooled)
         check_number("p_init", self.p_init, example="0.8")
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is {self.p_init}; it is a share of the image, above 0 and at most 1.")
@@ -145,7 +155,10 @@ class Square:
                 queries=self.queries,
                 p_init=self.p_init,
                 rescale=self.rescale,
+                stop_when_fooled=self.stop_when_fooled,
             )
             return adv_inputs.reshape_as(inputs), fooled
 
-        return fool_in_turn(model, inputs, labels, lambda _: [run] * self.restarts)
+        return fool_in_turn(
+            model, inputs, labels, lambda _: [run] * self.restarts, stop_when_fooled=self.stop_when_fooled
+        )

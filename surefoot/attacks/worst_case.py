@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from surefoot.core.geometry import check_batch, check_labels
 from surefoot.core.gradients import CHANGES_INPUTS, crafting
-from surefoot.core.losses import answered, full_precision
+from surefoot.core.losses import answered, full_precision, margin
 from surefoot.core.types import Attack, check_attacks
 
 Logits = Callable[[Tensor], Tensor]
@@ -27,16 +27,24 @@ def in_full_precision(model: nn.Module, inputs: Tensor) -> Iterator[Logits]:
         yield lambda images: full_precision(frozen(images.to(inputs.dtype)))
 
 
-def fool_in_turn(model: nn.Module, inputs: Tensor, labels: Tensor, runs: Callable[[int], Iterable[Run]]) -> Tensor:
-    """Each run in turn on the samples that none before it fooled, nor the clean input.
+def fool_in_turn(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    runs: Callable[[int], Iterable[Run]],
+    *,
+    stop_when_fooled: bool = True,
+) -> Tensor:
+    """Each run in turn on the samples that none before it fooled, nor the clean input; or each on all of them.
 
     Args:
         model, inputs, labels: what an attack is called with.
         runs: makes the runs, given the number of classes.
+        stop_when_fooled: a sample leaves once it is misclassified; False gives every run every sample.
 
     Returns:
         Shaped and typed as `inputs`: the clean input where it is misclassified, else the first input that fools,
-        else what the first run made.
+        else what the first run made. Unless `stop_when_fooled` that with the largest margin of what the runs made.
 
     Raises:
         ValueError: fewer than two classes, a label that is none of them, or a model that writes to its inputs.
@@ -57,14 +65,23 @@ def fool_in_turn(model: nn.Module, inputs: Tensor, labels: Tensor, runs: Callabl
         classes = logits.shape[1]
         check_labels(labels, classes)
         adv_inputs = clean.clone()
-        rows = (answered(logits) == labels).nonzero().squeeze(1)
+        rows = ((answered(logits) == labels) | (not stop_when_fooled)).nonzero().squeeze(1)
+        largest = torch.full_like(logits[:, 0], -torch.inf)
         for number, run in enumerate(runs(classes)):
             if len(rows) == 0:
                 break
             found, fooled = run(logits_of, clean[rows], labels[rows], logits[rows])
-            kept = fooled if number else torch.ones_like(fooled)
+            if stop_when_fooled:
+                kept = fooled if number else torch.ones_like(fooled)
+                left = ~fooled
+            else:
+                with torch.no_grad():
+                    reached = margin(logits_of(found), labels)
+                kept = (reached > largest) | (number == 0)
+                largest = torch.where(kept, reached, largest)
+                left = torch.ones_like(fooled)
             adv_inputs[rows[kept]] = found[kept]
-            rows = rows[~fooled]
+            rows = rows[left]
         return adv_inputs.to(inputs.dtype)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from surefoot.attacks.apgd import APGD, APGDT
 from surefoot.core.types import Attack, CompoundAttack
 
 SCREENING_STEPS = 5
@@ -51,14 +52,14 @@ def radius_of(attack: object) -> float | None:
         return None
 
 
-def stopping_early(attack: Attack) -> Attack:
-    """The same attack that lets go of a sample once it is fooled, where it can."""
+def with_stop(attack: Attack, when_fooled: bool) -> Attack:
+    """The same attack that lets go of a sample once it is fooled, or never does, where it has the choice."""
     settings: Any = attack
     names = {field.name for field in dataclasses.fields(settings)} if dataclasses.is_dataclass(settings) else set()
     if "attacks" in names and isinstance(attack, CompoundAttack):
-        settings = dataclasses.replace(settings, attacks=tuple(stopping_early(part) for part in attack.attacks))
+        settings = dataclasses.replace(settings, attacks=tuple(with_stop(part, when_fooled) for part in attack.attacks))
     elif "stop_when_fooled" in names:
-        settings = dataclasses.replace(settings, stop_when_fooled=True)
+        settings = dataclasses.replace(settings, stop_when_fooled=when_fooled)
     return settings  # type: ignore[no-any-return]
 
 
@@ -66,8 +67,11 @@ def screening_of(attack: Attack) -> Attack | None:
     """The same attack in a few long steps, once; None where it has too few steps for that to pay, or no ball.
 
     None too where the attack's own steps add up to less than the long ones: it is not to be taken for a stronger one.
+    And for APGD, which chooses its steps by how many are left.
     """
     settings: Any = attack
+    if isinstance(attack, APGD | APGDT):
+        return None
     eps, steps = getattr(settings, "eps", 0), getattr(settings, "steps", 0)
     if not (getattr(settings, "stop_when_fooled", False) and eps and steps >= 4 * SCREENING_STEPS):
         return None

@@ -153,8 +153,8 @@ def evaluate(
         worst_case: for each radius that two attacks or more hold, add a record of the samples that survive all of
             these (of all attacks, where none holds a radius: such an attack always fools in the end).
         seed: of torch's global generators, which are put back after.
-        source: crafts the samples in the black-box setting; then every attack runs to its last step, but for those that
-            end where they fool what they are crafted on (APGD, FAB-T, Square, AutoAttack, DeepFool): take PGD there.
+        source: crafts the samples in the black-box setting; then every attack runs to its last step. DeepFool and FAB-T
+            look for the boundary of what they are crafted on and end just beyond it, so they look weaker there.
         about: further fields of `Record`: recipe, seed, dataset, split, source, commit.
         progress: told what runs and how far it is.
         on_record: given each record as soon as its attack is done.

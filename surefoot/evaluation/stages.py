@@ -18,7 +18,7 @@ from surefoot.core.limits import check_whole
 from surefoot.core.losses import answered, check_logits
 from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
-from surefoot.evaluation.attack_settings import fields_of, name_of, radius_of, screening_of, stopping_early
+from surefoot.evaluation.attack_settings import fields_of, name_of, radius_of, screening_of, with_stop
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter
 from surefoot.evaluation.precision import Arithmetic, computed_in, exact_float32, fast_in_half, has_tf32
@@ -176,7 +176,7 @@ class StageRunner:
         As they must where the model answers at random: what one answer calls wrong the next may call right.
         """
         random = isinstance(plain_module(self.crafter), Averaged)
-        return attack if self.everybody or random else stopping_early(attack)
+        return with_stop(attack, when_fooled=not (self.everybody or random))
 
     def arithmetic(self, *attacks: Attack) -> Arithmetic:
         """What an attack, or a part of one, is crafted in."""
@@ -270,7 +270,7 @@ class StageRunner:
         if exact or not (self.white_box and stage.last and (again_if_missed or eight_bit)):
             return seen
         # A sample was let go because lower precision, or unrounded pixels, took it for fooled: rounded away from the
-        # image, then; to the last step; or in float32 where an attack always lets go.
+        # image, then; to the last step; or in float32 where it was TF32 that let go.
         model = self.crafter
         with computed_in(stage.arithmetic, inputs.device):
             let_go = self.halving(lambda part, _: predictions(model, part), adv_inputs, labels) != labels
@@ -282,12 +282,10 @@ class StageRunner:
             seen[again & fools] = further[again & fools]
             again &= ~fools
         if again_if_missed and again.any():
-            to_the_end, arithmetic = stage.attack, stage.arithmetic
-            if early:
-                to_the_end = dataclasses.replace(stage.attack, stop_when_fooled=False)  # type: ignore[type-var]
-            else:
-                arithmetic = "fp32"
-            further = self.call(to_the_end, arithmetic, number, inputs[again], labels[again])
+            exactly = stage.arithmetic == "tf32"  # what float32 takes for fooled it may let go
+            attack = stage.attack if exactly and not eight_bit else with_stop(stage.attack, when_fooled=False)
+            arithmetic: Arithmetic = "fp32" if exactly else stage.arithmetic
+            further = self.call(attack, arithmetic, number, inputs[again], labels[again])
             seen[again] = self.as_scored(stage.attack, further, inputs[again])
         if stage.arithmetic == "bf16" and isinstance(stage.attack, LastingAttack):
             self.finish(stage.attack, seen, inputs, labels)

@@ -16,7 +16,7 @@ from surefoot.core.files import checked_lines
 from surefoot.core.programs import exit_code
 from surefoot.core.types import Attack
 from surefoot.evaluation import Record, read_records
-from surefoot.evaluation.attack_settings import fields_of, stopping_early
+from surefoot.evaluation.attack_settings import fields_of, with_stop
 from surefoot.paper import targets
 from surefoot.paper.beside import Table
 from surefoot.paper.matrix import METHODS, Column, Grid, Matrix, accuracies, pgd
@@ -32,7 +32,7 @@ from surefoot.training.checkpoint import METRICS
 
 def is_of(record: Record, attack: Attack) -> bool:
     """Is a record of this attack with all its settings, as far as older records name them?"""
-    name, wanted = type(attack).__name__, fields_of(attack if record.source else stopping_early(attack))
+    name, wanted = type(attack).__name__, fields_of(attack if record.source else with_stop(attack, when_fooled=True))
     return attack_label(record.attack, record.attack_fields) == attack_label(name, wanted) and all(
         field in wanted and value == wanted[field] for field, value in record.attack_fields.items()
     )
