@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from surefoot.attacks import FGSM, IFGSM, PGD, Square
+from surefoot.attacks import APGD, FGSM, IFGSM, PGD, Square
 from surefoot.audit import Audit, Check, audit, loss_surface
 from surefoot.audit.audit import cheap, pictures
 from surefoot.audit.bench import Bench, OutOfTime, Trial
@@ -47,6 +47,7 @@ from surefoot.cli import main
 from surefoot.cli.calibration import Confusion, Facts, look_at
 from surefoot.cli.models import AtOneRadius, Opened
 from surefoot.core.gradients import is_crafting
+from surefoot.core.types import Attack
 from surefoot.data import load
 from surefoot.evaluation.probes import logit_distances, sample_losses
 from surefoot.evaluation.statistics import binomial_tail, sign_test
@@ -338,6 +339,16 @@ def test_the_plain_attack_takes_its_steps_once_from_a_random_start_and_calls_the
     still = Watched(0.1, 5)(BadGradient(Matching(), "zero"), inputs, labels)
     moved = (still - inputs).abs().flatten(1).amax(dim=1)
     assert bool(((moved > 0.05) & (moved <= 0.1 + 1e-6)).all())
+
+
+@pytest.mark.parametrize("attack", [APGD(EPS, 5), PGD(EPS, 5, EPS / 2, stop_when_fooled=True)])
+def test_what_fools_one_answer_is_attacked_on_where_another_answer_judges(attack: Attack) -> None:
+    alone = bench(Matching())
+    assert alone.attack("its own", attack, "gradient").backwards < 5 * 96
+    assert alone.attack("another's", attack, "transfer", crafter=Matching()).backwards == 5 * 96
+    averaged = bench(Averaged(Matching(), 3))
+    assert averaged.attack("mean", attack, "gradient").backwards == 5 * 96 * 3
+    assert averaged.attack("one answer", attack, "gradient", crafter=averaged.once).backwards == 5 * 96
 
 
 def test_every_pixel_is_free_whatever_the_radius() -> None:

@@ -13,10 +13,12 @@ from surefoot.audit.effort import Effort
 from surefoot.core.gradients import NO_GRADIENT
 from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack
+from surefoot.evaluation.attack_settings import with_stop
 from surefoot.evaluation.precision import exact_float32
 from surefoot.evaluation.records import wilson_interval
 from surefoot.evaluation.stages import Meter, predictions
 from surefoot.evaluation.statistics import right_by_chance
+from surefoot.models.wrappers import Averaged
 
 Kind = Literal["single step", "gradient", "transfer", "gradient-free", "noise"]
 
@@ -165,6 +167,8 @@ class Bench:
         tried = self.right if rows is None else rows & self.right
         robust, adv_inputs, refused = tried.clone(), self.inputs.clone(), None
         crafter = self.model if crafter is None else crafter
+        if crafter is not self.model or isinstance(crafter, Averaged):  # what fools one answer may not fool another
+            attack = with_stop(attack, when_fooled=False)
         places = tried.nonzero().squeeze(1)
         started = time.perf_counter()
         forwards, backwards, cut = 0, 0, False
