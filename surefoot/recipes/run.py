@@ -484,7 +484,10 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
     if not there and not (path / METRICS).exists():
         return  # it stopped before its first epoch was saved: nothing is lost where another begins
     if run.is_finished():
-        raise ValueError(f"{path} holds a finished run, which is never overwritten; give another folder with --out.")
+        raise ValueError(
+            f"{path} holds a finished run, which is never overwritten; give another folder with --out, and "
+            f"--initial-weights {path} to train it further there."
+        )
     lost = STATE not in there
     if lost and (not resume or len(read_lines(path / METRICS)) > 1):  # killed in its first epoch, it lacks one
         raise ValueError(
