@@ -348,7 +348,7 @@ def test_a_finished_run_without_its_state_is_not_trained_again(tmp_path: Path) -
     train(recipe, tmp_path)
     (tmp_path / "state.ckpt").unlink()  # to save its room: it is only to go on from
     assert load_run(tmp_path).is_finished()
-    with pytest.raises(ValueError, match="holds a finished run, which is never overwritten.*--initial-weights"):
+    with pytest.raises(ValueError, match=r"holds a finished run, which is never overwritten.*--initial-weights"):
         train(recipe, tmp_path, resume=True)
 
 
