@@ -345,6 +345,7 @@ def test_the_plain_attack_takes_its_steps_once_from_a_random_start_and_calls_the
 def test_what_fools_one_answer_is_attacked_on_where_another_answer_judges(attack: Attack) -> None:
     alone = bench(Matching())
     assert alone.attack("its own", attack, "gradient").backwards < 5 * 96
+    assert alone.attack("rescaled", attack, "gradient", crafter=Matching()).backwards < 5 * 96
     assert alone.attack("another's", attack, "transfer", crafter=Matching()).backwards == 5 * 96
     averaged = bench(Averaged(Matching(), 3))
     assert averaged.attack("mean", attack, "gradient").backwards == 5 * 96 * 3

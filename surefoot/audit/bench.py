@@ -167,7 +167,7 @@ class Bench:
         tried = self.right if rows is None else rows & self.right
         robust, adv_inputs, refused = tried.clone(), self.inputs.clone(), None
         crafter = self.model if crafter is None else crafter
-        if crafter is not self.model or isinstance(crafter, Averaged):  # what fools one answer may not fool another
+        if kind == "transfer" or isinstance(self.model, Averaged):  # what fools one answer may not fool another
             attack = with_stop(attack, when_fooled=False)
         places = tried.nonzero().squeeze(1)
         started = time.perf_counter()
