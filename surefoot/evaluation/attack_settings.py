@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from surefoot.attacks.apgd import APGD, APGDT
 from surefoot.core.types import Attack, CompoundAttack
 
 SCREENING_STEPS = 5
@@ -67,10 +66,10 @@ def screening_of(attack: Attack) -> Attack | None:
     """The same attack in a few long steps, once; None where it has too few steps for that to pay, or no ball.
 
     None too where the attack's own steps add up to less than the long ones: it is not to be taken for a stronger one.
-    And for APGD, which chooses its steps by how many are left.
+    And where it is to be run as it is (`float32_only`), as APGD, which chooses a step's size by how many are left.
     """
     settings: Any = attack
-    if isinstance(attack, APGD | APGDT):
+    if getattr(settings, "float32_only", False):
         return None
     eps, steps = getattr(settings, "eps", 0), getattr(settings, "steps", 0)
     if not (getattr(settings, "stop_when_fooled", False) and eps and steps >= 4 * SCREENING_STEPS):
