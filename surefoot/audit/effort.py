@@ -43,19 +43,29 @@ class Effort:
         """What a large budget buys."""
         return Effort(steps=100, more_steps=1000, restarts=3, queries=3000, substitute_steps=2000)
 
-    def passes(self) -> float:
-        """Gradients an image takes, about: plain attacks fool half of the images, a search's pass costs a third."""
+    @staticmethod
+    def more() -> "Effort":
+        """What a budget buys that is too small for that."""
+        return Effort(steps=60, more_steps=300, restarts=2, queries=1500, substitute_steps=1000)
+
+    def passes(self, left: float = 1.0) -> float:
+        """Gradients an image takes, about; a search's pass costs a third of one.
+
+        Args:
+            left: the share of the images that plain attacks leave, and of these the others.
+        """
         plain = 20 + 10 + self.steps + 20 + 12
         others = 4 * self.steps + self.more_steps * (self.restarts + 1) + 2 * self.queries / 3
-        targeted = 9 * self.steps / 4  # of what all of these leave
-        return plain + others / 2 + targeted
+        targeted = 9 * self.steps  # of what all of these leave
+        return plain + left * others + left**2 * targeted
 
     @staticmethod
     def within(minutes: float | None, seconds: float, images: int) -> "tuple[Effort, int]":
         """The effort that fits, and how many images: fewer where not even the smallest effort fits.
 
         Args:
-            minutes: the budget; None is `MINUTES`, and no more effort than usual.
+            minutes: the budget, by which all must be done although nothing is fooled; None is `MINUTES`, no more
+                effort than usual, and half is taken to be fooled, for then no check is left out where it is not.
             seconds: what a gradient of one image takes.
             images: how many there are.
 
@@ -64,13 +74,12 @@ class Effort:
             (256, True)
         """
         allowed = 60 * (MINUTES if minutes is None else 0.8 * minutes) / max(seconds, 1e-9)
-        if minutes is not None and images * Effort.thorough().passes() <= allowed:
-            return Effort.thorough(), images
-        usual = Effort()
-        if images * usual.passes() <= allowed:
-            return usual, images
-        quick = dataclasses.replace(usual, more_steps=60, restarts=1, queries=200, substitute_steps=250)
-        return quick, max(min(FEWEST, images), min(images, int(allowed / quick.passes())))
+        left = 0.5 if minutes is None else 1.0
+        for effort in (Effort(),) if minutes is None else (Effort.thorough(), Effort.more(), Effort()):
+            if images * effort.passes(left) <= allowed:
+                return effort, images
+        quick = dataclasses.replace(Effort(), more_steps=60, restarts=1, queries=200, substitute_steps=250)
+        return quick, max(min(FEWEST, images), min(images, int(allowed / quick.passes(left))))
 
 
 def images_to_learn_from(minutes: float | None, seconds: float) -> int:
