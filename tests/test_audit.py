@@ -800,6 +800,15 @@ def test_effort_follows_the_budget() -> None:
     assert Effort.within(0.001, 1.0, 20)[1] == 20
 
 
+@pytest.mark.parametrize(
+    ("minutes", "effort"), [(1.0, None), (3.0, Effort()), (8.0, Effort.more()), (12.0, Effort.thorough())]
+)
+def test_a_budget_is_enough_although_nothing_is_fooled(minutes: float, effort: Effort | None) -> None:
+    found, images = Effort.within(minutes, 6e-4, 128)
+    assert images * found.passes() * 6e-4 <= 0.8 * 60 * minutes
+    assert effort is None or (found, images) == (effort, 128)
+
+
 # --- the verdict
 
 
