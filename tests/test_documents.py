@@ -281,7 +281,9 @@ def test_what_audit_md_says_of_its_calibration_is_what_was_measured() -> None:
     assert examined == [73, 89]
     assert "73 of noise and 89 of resizing on LeNet+" in text
     second, third = (line for line in files["digits"] if line.get("model", "")[-6:] in ("sat-r2", "sat-r3"))
-    assert "fools 20 (43 %)" in second["sentence"]
+    assert "outside of one class only 17 of 113;" in second["sentence"]
+    (plain,) = (attack["robust_accuracy"] for attack in second["attacks"] if attack["name"] == "PGD-40")
+    assert f"take {100 * (1 - second['worst_case_accuracy'] / plain):.0f} % of what PGD-40 leaves" in text
     assert "too few to say whether 10.0 % are reached" in third["sentence"]
     for name, lines in files.items():
         for truth in ("robust", "not robust", "masked"):
