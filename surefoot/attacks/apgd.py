@@ -148,9 +148,10 @@ def auto_pgd(
             with torch.no_grad():  # nothing follows that a gradient could serve
                 logits = model(adv_inputs)
         wrong = answered(logits) != labels
-        if wrong.any():
+        hit = bool(wrong.any())  # asked once, for a GPU is waited for
+        if hit:
             result[rows[wrong]], fooled[rows[wrong]] = adv_inputs[wrong], True
-        if stop_when_fooled and wrong.any():
+        if hit and stop_when_fooled:
             if wrong.all():
                 return result, fooled
             right = ~wrong

@@ -50,9 +50,10 @@ def square_search(
         with torch.no_grad():
             logits = model(candidate)
         wrong = answered(logits) != labels
-        if wrong.any():
+        hit = bool(wrong.any())  # asked once, for a GPU is waited for
+        if hit:
             result[rows[wrong]], fooled[rows[wrong]] = candidate[wrong], True
-        if stop_when_fooled and wrong.any():
+        if hit and stop_when_fooled:
             if wrong.all():
                 return result, fooled
             right = ~wrong

@@ -72,16 +72,14 @@ def fool_in_turn(
                 break
             found, fooled = run(logits_of, clean[rows], labels[rows], logits[rows])
             if stop_when_fooled:
-                kept = fooled if number else torch.ones_like(fooled)
-                left = ~fooled
+                kept, left = fooled | (number == 0), rows[~fooled]
             else:
                 with torch.no_grad():
                     reached = margin(logits_of(found), labels)
-                kept = (reached > largest) | (number == 0)
+                kept, left = (reached > largest) | (number == 0), rows
                 largest = torch.where(kept, reached, largest)
-                left = torch.ones_like(fooled)
             adv_inputs[rows[kept]] = found[kept]
-            rows = rows[left]
+            rows = left
         return adv_inputs.to(inputs.dtype)
 
 

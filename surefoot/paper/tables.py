@@ -32,7 +32,7 @@ from surefoot.training.checkpoint import METRICS
 
 def is_of(record: Record, attack: Attack) -> bool:
     """Is a record of this attack with all its settings, as far as older records name them?"""
-    name, wanted = type(attack).__name__, fields_of(attack if record.source else with_stop(attack, when_fooled=True))
+    name, wanted = type(attack).__name__, fields_of(with_stop(attack, when_fooled=not record.source))
     return attack_label(record.attack, record.attack_fields) == attack_label(name, wanted) and all(
         field in wanted and value == wanted[field] for field, value in record.attack_fields.items()
     )
