@@ -50,6 +50,7 @@ from surefoot.evaluation.stages import (
     is_out_of_memory,
 )
 from surefoot.models import Averaged, LogitsOnly
+from surefoot.paper.tables import is_of
 from tests.tables import EPS, Batches, Threshold, grey, random_net, trained, trained_batches, without_time
 
 STEP = EPS / 20
@@ -171,6 +172,7 @@ def test_samples_that_are_to_fool_another_model_go_on_after_the_source_is_fooled
 
     clean, stopped, found = evaluate(model, batches, [as_it_stops, attack], source=net)
     assert found.robust_accuracy < stopped.robust_accuracy < clean.robust_accuracy
+    assert is_of(found, attack)
     fields = [part["attack_fields"] for part in found.parts] or [found.attack_fields]
     assert all(each.get("stop_when_fooled", False) is False for each in fields)
     white = evaluate(net, batches, [attack])[1]
