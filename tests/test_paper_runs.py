@@ -20,10 +20,10 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from surefoot.attacks import FGSM
+from surefoot.attacks import FGSM, IFGSM
 from surefoot.cli.reproduce import TARGETS
 from surefoot.core.files import load_tensors, read_lines
-from surefoot.data import load
+from surefoot.data import Batches, load
 from surefoot.paper import estimate, runs, schedule
 from surefoot.paper.estimate import Costs, attack_units
 from surefoot.paper.matrix import Grid, Matrix, accuracies, fgsm, ladder, rows_of
@@ -90,7 +90,7 @@ def test_no_two_tasks_of_a_plan_read_alike() -> None:
     titles = [task.title for task in tasks.values()]
     assert len(titles) == len(set(titles))
     assert "PGD-100 on mnist/sat-r1, seed 1" in titles
-    assert "PGD-100 (eps 0.15, 1,000 images) on mnist/sat-r1, seed 0" in titles
+    assert "the last step of PGD-100 (eps 0.15, 1,000 images) on mnist/sat-r1, seed 0" in titles
     assert "PGD-100 (1,000 validation images) on mnist/sat-r1, seed 0" in titles
 
 
@@ -107,7 +107,9 @@ def test_what_decides_a_result_is_in_its_key() -> None:
     told_otherwise = dataclasses.replace(one.recipe, description="another sentence")
     assert dataclasses.replace(one, recipe=told_otherwise, watched=5).id == one.id
     tasks = [Evaluation(one, FGSM(0.3)), Evaluation(one, FGSM(0.2)), Evaluation(one, FGSM(0.3), images=5)]
-    assert len({task.id for task in tasks}) == 3
+    tasks.append(Evaluation(one, FGSM(0.3), last_iterate=True))
+    assert len({task.id for task in tasks}) == 4
+    assert Evaluation(one, FGSM(0.3), last_iterate=False).id == tasks[0].id
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +136,25 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
     steps = [line["step"] for line in lines if "distances" in line]
     assert steps == sorted(set(steps))
     assert steps[-1] == lines[-1]["steps"]
+
+
+def test_the_last_step_counts_where_a_task_says_so(tmp_path: Path, trained: list[str]) -> None:
+    place, model = Workplace(tmp_path), MATRIX.training("mnist/fgsm-at")
+    attack = IFGSM(0.6, 20)
+    any_step, last_step = (Evaluation(model, attack, last_iterate=last) for last in (False, True))
+    assert do([any_step], place)[0] == []
+    bases = [Costs(place)(task).basis for task in (any_step, last_step)]
+    assert bases == ["measured", "passes"]  # the one let go of what it fooled, and tells nothing of the other
+    assert do([last_step], place)[0] == []
+    (clean, screened), (_, last) = any_step.records(place), last_step.records(place)
+    assert [len(screened.parts), len(last.parts)] == [2, 0]
+    assert [screened.attack_fields["stop_when_fooled"], last.attack_fields["stop_when_fooled"]] == [True, False]
+    assert last_step.title == "the last step of " + any_step.title
+    data = place.data(model.recipe)
+    network, (inputs, labels) = model.model(place, data), next(iter(Batches(data.test, batch_size=10_000)))
+    right = network(attack(network, inputs, labels)).argmax(dim=1) == labels
+    assert last.robust_accuracy == pytest.approx(right.double().mean().item())
+    assert screened.robust_accuracy <= min(clean.clean_accuracy, last.robust_accuracy)
 
 
 def test_what_is_damaged_is_made_anew(tmp_path: Path, trained: list[str]) -> None:

@@ -22,13 +22,25 @@ from surefoot.objectives import SatR1, SatR2, SatR3
 from surefoot.paper import figures
 from surefoot.paper.beside import PERCENT, Cell, Table, accuracy_cell, fooling_cells
 from surefoot.paper.curves import logit_gaps, loss_curves
-from surefoot.paper.matrix import Matrix, pgd, pgd_at, radius_columns
+from surefoot.paper.matrix import (
+    SAT,
+    Grid,
+    Matrix,
+    accuracies,
+    ladder,
+    pgd,
+    pgd_at,
+    radius_columns,
+    rows_of,
+    step_columns,
+)
 from surefoot.paper.measurements import Around
 from surefoot.paper.page import Number
 from surefoot.paper.panels import FIGURES
 from surefoot.paper.profiles import PAPER, QUICK, SMOKE, Profile
 from surefoot.paper.runs import Evaluation, Training, Transfer, Workplace, write_records
-from surefoot.paper.targets import TABLES, screened, seeds_behind
+from surefoot.paper.targets import SOURCES, TABLES, sanity_grid, screened, seeds_behind
+from surefoot.recipes import RECIPES
 
 
 def record(robust: float, clean: float = 0.9, **changes: Any) -> Record:
@@ -163,6 +175,25 @@ def test_section_5_4_fails_a_model_that_masks(tmp_path: Path) -> None:
     assert verdicts == {"robust": ["passed"] * 4, "masked": ["FAILED"] * 4}
 
 
+def test_section_5_4_and_the_curves_of_pgd_count_the_last_step_and_the_tables_where_it_is_asked_for() -> None:
+    """By any step, or screened, many steps beat one where they get stuck, and white-box beats black-box at par."""
+
+    def counting(grid: Grid, profile: Profile) -> dict[str, bool]:
+        tasks = [task for task in grid.tasks(Matrix(profile, 1, ("sat-r1",))) if isinstance(task, Evaluation)]
+        return {type(task.attack).__name__: task.last_iterate for task in tasks}
+
+    iterated = ("FGSM", "IFGSM", "PGD")
+    last = QUICK.counted_as(last_iterate=True)
+    assert counting(sanity_grid(Matrix(QUICK, 1)), QUICK) == dict.fromkeys(iterated, True)
+    assert QUICK.counted_as(last_iterate=False) is QUICK
+    for profile in (QUICK, last):
+        white_box, (row, *_) = dict.fromkeys(iterated, profile is last), rows_of("mnist", SAT)
+        assert counting(accuracies("mnist", SOURCES["mnist"], profile), profile) == {**white_box, "AutoAttack": False}
+        assert counting(ladder((row,), profile), profile) == {"FGSM": profile is last, "PGD": profile is last}
+        for columns in (step_columns, radius_columns):
+            assert counting(Grid((row,), columns(Matrix(profile, 1))), profile) == {"PGD": True}
+
+
 @pytest.mark.parametrize("profile", [PAPER, QUICK, SMOKE], ids=lambda profile: profile.name)
 @pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
 def test_pgd_is_as_strong_for_its_radius_at_each_of_fig_8(profile: Profile, dataset: str) -> None:
@@ -192,6 +223,30 @@ def test_a_table_is_drawn_from_what_is_there_and_names_the_rest(tmp_path: Path) 
     other = TABLES["table7"].table(dataclasses.replace(matrix, only=("ablation-r1-1",)), place)
     assert "Not run: Ablation-R1-1." in other.markdown()
     assert "97.71" in other.grid()  # the paper's number is there all the same
+
+
+def test_a_table_tells_how_it_counts(tmp_path: Path) -> None:
+    def told(name: str, profile: Profile) -> str:
+        return TABLES[name].table(Matrix(profile, 1), Workplace(tmp_path)).notes[1]
+
+    last = SMOKE.counted_as(last_iterate=True)
+    assert "once any step fools it" in told("table3", SMOKE)
+    assert told("table3", last).endswith("attacked too; AutoAttack stops at the first success.")
+    for profile in (SMOKE, last):
+        assert told("sanity", profile) == told("table7", last)
+        assert told("sanity", profile).endswith("images that are wrong before it are attacked too.")
+
+
+def test_fig_6_has_the_share_of_samples_that_the_trainings_take(tmp_path: Path) -> None:
+    matrix, place = Matrix(SMOKE, 1), Workplace(tmp_path)
+    for task in FIGURES["fig6"].tasks(matrix):
+        assert isinstance(task, Evaluation)
+        finish(task.model, place)
+        write_records(task.file(place), [record(0.9, attack=None), record(0.5)])
+    _, _, panel = FIGURES["fig6"].lines(matrix, place)
+    trained = [RECIPES[f"mnist/ablation-r1-3-{share}"] for share in (20, 40, 60, 80, 100)]
+    samples = [recipe.objective.k for recipe in trained if isinstance(recipe.objective, SatR1)]
+    assert panel["series"][0]["x"] == [100 * k / 32 for k in samples] == [18.75, 40.625, 59.375, 81.25, 100]
 
 
 def test_a_table_tells_the_screening_and_the_attacks_that_it_outreaches() -> None:
@@ -236,8 +291,10 @@ def test_figures_are_drawn_from_data_alone(tmp_path: Path) -> None:
 def test_a_figure_tells_the_images_that_it_is_measured_on(tmp_path: Path) -> None:
     """They are fewer than those of the tables, which the profile's note tells."""
     told = {name: figure.lines(Matrix(QUICK, 1), Workplace(tmp_path))[0]["images"] for name, figure in FIGURES.items()}
-    assert told["fig9"] == told["fig8"] == told["fig7"] == told["fig5"] == "Measured on the first 200 test images."
-    assert told["fig6"] == "Measured on the first 200 validation images."
+    assert told["fig9"] == told["fig5"] == "Measured on the first 200 test images."
+    assert told["fig8"] == told["fig7"]
+    assert told["fig7"] == "Measured on the first 200 test images; the last step counts, as in the paper."
+    assert told["fig6"] == "Measured on the first 200 validation images; any step counts."
     assert told["fig1"] == told["fig2"] == "Measured on the first 64 validation images."
     assert told["fig3"] == told["fig4"] == "Measured on the first validation image."
     assert told["fig10"] == "Measured on the first test image."

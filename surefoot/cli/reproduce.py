@@ -71,6 +71,8 @@ class Options(Common):
     """Train as the paper or as its authors' code wherever the two differ (docs/reproduce.md); None is the recipes'."""
     cluster: str | None = None
     """A Ray cluster to run on instead (`auto` or HOST:PORT); its machines share OUT; --threads CPUs a task, or 1."""
+    last_iterate: bool = False
+    """In the tables count the last step of every attack but AutoAttack, as the paper does, in a folder of its own."""
     dry_run: bool = False
     """Print what would be run, and how long it may take; run nothing."""
     draw: bool = False
@@ -187,6 +189,7 @@ def make_matrix(options: Options) -> Matrix:
         PROFILES[options.profile]
         .trained_in(options.precision)
         .read_as(options.reading)
+        .counted_as(options.last_iterate)
         .of_imagenet(options.imagenet and options.imagenet.absolute())
     )
     only = None if options.only is None else tuple(part.strip() for part in options.only.split(",") if part.strip())

@@ -30,8 +30,8 @@ def loss_curves(model: nn.Module, inputs: Tensor, labels: Tensor, radii: Sequenc
         model: returns logits `[batch, classes]`; left without a trace.
         inputs: `[batch, ...]` in [0, 1].
         labels: int64 `[batch]`.
-        radii: in pixel units; PGD takes 20 steps of an eighth of the radius, from the same random starts in the whole
-            ball each time.
+        radii: in pixel units; PGD takes 20 steps of an eighth of the radius, from random starts in the whole ball that
+            depend on the radius's place in the list alone.
 
     Returns:
         `radii`, and the mean losses `fgsm` and `pgd` at them, in nats.

@@ -19,7 +19,7 @@ from surefoot.core.files import read_lines
 from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack
 from surefoot.evaluation import read_records
-from surefoot.evaluation.attack_settings import fields_of
+from surefoot.evaluation.attack_settings import fields_of, with_stop
 from surefoot.models import build_model
 from surefoot.objectives import NormalTraining
 from surefoot.paper.curves import PGD_STEPS
@@ -82,9 +82,9 @@ class Costs:
                     if record.source is not None or not is_sound(record):
                         continue
                     seconds = record.seconds / record.num_examples
-                    label = attack_label(record.attack, record.attack_fields)
                     for method in (recipe.name, None):
-                        self.images.setdefault(attack_key(recipe, label, method), []).append(seconds)
+                        key = attack_key(recipe, record.attack, record.attack_fields, method)
+                        self.images.setdefault(key, []).append(seconds)
         except (OSError, ValueError, KeyError, TypeError):
             return
 
@@ -95,13 +95,13 @@ class Costs:
         if isinstance(task, Evaluation):
             recipe = task.model.recipe
             count = images_of(task.images, len(getattr(self.place.data(recipe), task.split).labels))
-            label = attack_label(type(task.attack).__name__, fields_of(task.attack))
-            found = self.images.get(attack_key(recipe, label, recipe.name)) or self.images.get(
-                attack_key(recipe, label, None)
-            )
-            if found:
-                return Estimate(task, fmean(found) * count, "measured")
-            return Estimate(task, attack_units(task.attack) * count * self.forward(recipe), "passes, at most")
+            attack = with_stop(task.attack, when_fooled=not task.last_iterate)
+            for method in (recipe.name, None):
+                found = self.images.get(attack_key(recipe, type(attack).__name__, fields_of(attack), method))
+                if found:
+                    return Estimate(task, fmean(found) * count, "measured")
+            basis = "passes" if task.last_iterate else "passes, at most"
+            return Estimate(task, attack_units(attack) * count * self.forward(recipe), basis)
         if isinstance(task, Transfer):
             recipe = task.source.recipe
             count = images_of(task.images, len(self.place.data(recipe).test.labels))
@@ -247,9 +247,9 @@ def training_key(recipe: Recipe, objective: Any) -> str:
     return json.dumps([*where(recipe), *how, objective_to_json(objective)])
 
 
-def attack_key(recipe: Recipe, label: str, method: str | None) -> str:
+def attack_key(recipe: Recipe, attack: str | None, fields: dict[str, Any], method: str | None) -> str:
     """What decides how long an attack of a model on itself takes an image; of any method where that is None."""
-    return json.dumps([*where(recipe), label, method])
+    return json.dumps([*where(recipe), attack_label(attack, fields), fields.get("stop_when_fooled"), method])
 
 
 def attack_units(attack: Attack) -> float:

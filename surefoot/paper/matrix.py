@@ -74,6 +74,7 @@ class Column:
         clean: show the accuracy before the attack.
         printed: the paper's column; None where it has none.
         split: of the images.
+        last_iterate: count the last step of every image, as the paper does and black-box columns do anyway.
     """
 
     title: str
@@ -83,6 +84,7 @@ class Column:
     clean: bool = False
     printed: str | None = None
     split: str = "test"
+    last_iterate: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Grid:
 
     def evaluation(self, column: Column, model: Training) -> Evaluation:
         """A white-box cell of one seed."""
-        return Evaluation(model, column.attack(model.recipe), column.images, column.split)
+        return Evaluation(model, column.attack(model.recipe), column.images, column.split, column.last_iterate)
 
     def transfer(self, column: Column, matrix: Matrix) -> Transfer:
         """A black-box column."""
@@ -189,18 +191,19 @@ def rows_of(dataset: str, methods: Sequence[tuple[str, str]] = METHODS) -> tuple
     return tuple((name, f"{dataset}/{method}") for name, method in methods)
 
 
+def white_box(attacks: Sequence[tuple[str, MakeAttack]], profile: Profile) -> list[Column]:
+    """Clean accuracy, and what attacks of a model on itself leave; titles are the paper's."""
+    return [
+        Column(title, make, profile.images, clean=title == "Clean", printed=title, last_iterate=profile.last_iterate)
+        for title, make in (("Clean", fgsm), *attacks)
+    ]
+
+
 def accuracies(dataset: str, sources: Sequence[tuple[str, str]], profile: Profile) -> Grid:
     """Tables 3, 4 and 5: clean, four white-box and four black-box columns, and AutoAttack, which the paper lacks."""
-    images = profile.images
-    white = [
-        Column("Clean", fgsm, images, clean=True, printed="Clean"),
-        Column("FGSM", fgsm, images, printed="FGSM"),
-        Column("IFGSM", ifgsm, images, printed="IFGSM"),
-        Column("PGD", pgd, images, printed="PGD"),
-        Column("PGD-CW", pgd_cw, images, printed="PGD-CW"),
-    ]
+    white = white_box((("FGSM", fgsm), ("IFGSM", ifgsm), ("PGD", pgd), ("PGD-CW", pgd_cw)), profile)
     black = [
-        Column(f"{name} {attack}", make, images, source=f"{dataset}/{source}", printed=f"{name} {attack}")
+        Column(f"{name} {attack}", make, profile.images, source=f"{dataset}/{source}", printed=f"{name} {attack}")
         for name, source in sources
         for attack, make in (("FGSM", fgsm), ("MI-FGSM", mifgsm))
     ]
@@ -210,16 +213,7 @@ def accuracies(dataset: str, sources: Sequence[tuple[str, str]], profile: Profil
 
 def ladder(rows: tuple[tuple[str, str], ...], profile: Profile) -> Grid:
     """Tables 7 and 9: clean, FGSM, PGD-40 and PGD-100."""
-    images = profile.images
-    return Grid(
-        rows,
-        (
-            Column("Clean", fgsm, images, clean=True, printed="Clean"),
-            Column("FGSM", fgsm, images, printed="FGSM"),
-            Column("PGD-40", shorter_pgd, images, printed="PGD-40"),
-            Column("PGD-100", pgd, images, printed="PGD-100"),
-        ),
-    )
+    return Grid(rows, tuple(white_box((("FGSM", fgsm), ("PGD-40", shorter_pgd), ("PGD-100", pgd)), profile)))
 
 
 def minimal_norms(dataset: str, profile: Profile) -> Grid:
@@ -235,11 +229,14 @@ def always(attack: Attack) -> MakeAttack:
 
 
 def step_columns(matrix: Matrix) -> tuple[Column, ...]:
-    """Fig. 7: PGD over its steps, up to five times the tables'."""
+    """Fig. 7: PGD over its steps, up to five times the tables'.
+
+    The last step counts: otherwise a long attack would be screened and a short one not.
+    """
     most = 5 * matrix.training(f"{matrix.dataset}/sat-r1").recipe.attack_steps
     counts = [steps for steps in (1, 2, 5, 10, 20, 50, 100, 200, 500) if steps <= most]
     images = matrix.profile.curve_images
-    return tuple(Column(f"PGD-{steps}", partial(paper_pgd, steps=steps), images) for steps in counts)
+    return tuple(Column(f"PGD-{steps}", partial(paper_pgd, steps=steps), images, last_iterate=True) for steps in counts)
 
 
 def radius_columns(matrix: Matrix) -> tuple[Column, ...]:
@@ -251,7 +248,8 @@ def radius_columns(matrix: Matrix) -> tuple[Column, ...]:
     points = min(matrix.profile.points, 12)
     images = matrix.profile.curve_images
     return tuple(
-        Column(f"PGD at {share:g} eps", partial(pgd_at, share=share), images) for share in spaced(0.25, 3, points)
+        Column(f"PGD at {share:g} eps", partial(pgd_at, share=share), images, last_iterate=True)
+        for share in spaced(0.25, 3, points)
     )
 
 

@@ -21,7 +21,7 @@ from surefoot.paper.matrix import (
 from surefoot.paper.measurements import Around
 from surefoot.paper.runs import Task, Training, Workplace
 from surefoot.paper.watch import PROBE, STAGES
-from surefoot.recipes.mnist import BATCH, PAIRS, PERCENTAGES
+from surefoot.recipes.mnist import BATCH, PAIRS, PERCENTAGES, pairs_of
 
 Panel = dict[str, Any]
 """JSON values: `title`, and `x_label`, `y_label`, `log_x` and `series` of `name`, `x`, `y`; or a `surface` of `e1`,
@@ -199,7 +199,7 @@ def surfaces(matrix: Matrix, place: Workplace) -> list[Panel]:
 
 
 PAIRS_SWEPT = ((1, "sat-r1"), *((k, f"ablation-r1-2-k{k}") for k in PAIRS))
-SHARES_SWEPT = tuple((share, f"ablation-r1-3-{share}") for share in PERCENTAGES)
+SHARES_SWEPT = tuple((100 * pairs_of(share) / BATCH, f"ablation-r1-3-{share}") for share in PERCENTAGES)
 
 
 def sweep_grid(matrix: Matrix) -> Grid:
@@ -298,7 +298,8 @@ def grid_figure(
     return Figure(name, title, images, columns, lambda matrix: grid(matrix).tasks(matrix), panels, dataset)
 
 
-TEST, ONE_TEST, VALIDATION = "{} test images", "test image", "{} validation images"
+TEST, ONE_TEST, VALIDATION = "{} test images", "test image", "{} validation images; any step counts"
+LAST_OF_TEST = f"{TEST}; the last step counts, as in the paper"
 WATCHED_ON, ONE_WATCHED = f"{PROBE} validation images", "validation image"
 
 FIGURES: dict[str, Figure] = {
@@ -319,10 +320,20 @@ FIGURES: dict[str, Figure] = {
             "mnist",
         ),
         grid_figure(
-            "fig7", "Fig. 7: accuracy over the steps of PGD", TEST, 1, partial(sat_grid, step_columns), over_steps
+            "fig7",
+            "Fig. 7: accuracy over the steps of PGD",
+            LAST_OF_TEST,
+            1,
+            partial(sat_grid, step_columns),
+            over_steps,
         ),
         grid_figure(
-            "fig8", "Fig. 8: accuracy over the radius of PGD", TEST, 1, partial(sat_grid, radius_columns), over_radius
+            "fig8",
+            "Fig. 8: accuracy over the radius of PGD",
+            LAST_OF_TEST,
+            1,
+            partial(sat_grid, radius_columns),
+            over_radius,
         ),
         around_figure("fig9", "Fig. 9: loss over the radius of FGSM and PGD", TEST, SAT, "losses", losses),
         around_figure("fig10", "Fig. 10: loss surfaces", ONE_TEST, SAT, "surface", surfaces),

@@ -31,6 +31,7 @@ class Profile:
         imagenet: a folder of ImageNet's own images; 100 random classes of it take tiny-imagenet-100's place.
         precision: of the trainings; None is the recipe's.
         reading: of the objectives where the paper and its authors' code differ; None is the recipe's.
+        last_iterate: in the tables too, count the last step of every image under FGSM, I-FGSM, PGD and PGD-CW.
         image_size: pixels a side that larger images are resized to; None keeps them.
         images, deepfool_images, cw_images, auto_images: how many of the first test images; None is all.
         cw: steps, weights and Adam's step of C&W, which the paper does not tell.
@@ -52,6 +53,7 @@ class Profile:
     imagenet: Path | None = None
     precision: Literal["fp32", "bf16"] | None = None
     reading: Reading | None = None
+    last_iterate: bool = False
     image_size: int | None = None
     images: int | None = None
     deepfool_images: int | None = 1000
@@ -110,6 +112,12 @@ class Profile:
             return self
         note = f"{self.note} Where the paper and its authors' code differ, the objectives are the {reading}'s."
         return dataclasses.replace(self, name=f"{self.name}-as-{reading}", reading=reading, note=note)
+
+    def counted_as(self, last_iterate: bool) -> "Profile":
+        """The profile with the paper's counting in the tables, of the last step; its name says so, and every table."""
+        if not last_iterate:
+            return self
+        return dataclasses.replace(self, name=f"{self.name}-last-iterate", last_iterate=True)
 
     def of_imagenet(self, folder: Path | None) -> "Profile":
         """The profile on the user's own ImageNet, which its note says; one that trains on digits has no use for it."""

@@ -313,24 +313,29 @@ class Evaluation:
         attack: with all its settings.
         images: the first so many; None is all.
         split: `test` or `validation`.
+        last_iterate: count the last step of every image; otherwise any step's success counts, and screening before it.
     """
 
     model: Training
     attack: Attack
     images: int | None = None
     split: str = "test"
+    last_iterate: bool = False
 
     @cached_property
     def id(self) -> str:
         return digest(["evaluation", self.model.id, *self.about()])
 
     def about(self) -> list[Any]:
-        return [type(self.attack).__name__, fields_of(self.attack), self.images, self.split]
+        counted = ["last iterate"] if self.last_iterate else []
+        return [type(self.attack).__name__, fields_of(self.attack), self.images, self.split, *counted]
 
     @property
     def title(self) -> str:
         recipe = self.model.recipe
-        return f"{what(self.attack, self.images, self.split, recipe)} on {recipe.name}, seed {recipe.training.seed}"
+        counted = "the last step of " if self.last_iterate else ""
+        attacked = what(self.attack, self.images, self.split, recipe)
+        return f"{counted}{attacked} on {recipe.name}, seed {recipe.training.seed}"
 
     @property
     def needs(self) -> tuple[Training, ...]:
@@ -355,6 +360,7 @@ class Evaluation:
             self.model.model(place, dataset),
             some_batches(dataset, self.images, self.split),
             [self.attack],
+            last_iterate=self.last_iterate,
             about={**about_model(self.model, place), "split": self.split},
             unfinished=place.out / "unfinished" / self.id,
         )

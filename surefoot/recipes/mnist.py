@@ -19,7 +19,16 @@ BATCH = 32
 PAIRS = (2, 4, 8, 16, 32)
 """k of Ablation-R1-2 beside SAT-R1's own 1; the paper does not print which it took."""
 PERCENTAGES = (20, 40, 60, 80, 100)
-"""I-FGSM samples of Ablation-R1-3, in percent of the mini-batch; likewise."""
+"""I-FGSM samples of Ablation-R1-3, in percent of the mini-batch, to be rounded to whole samples; likewise."""
+
+
+def pairs_of(share: int) -> int:
+    """How many of a mini-batch's samples a percentage comes to.
+
+    >>> [pairs_of(share) for share in PERCENTAGES]
+    [6, 13, 19, 26, 32]
+    """
+    return round(share * BATCH / 100)
 
 
 def mnist(
@@ -156,7 +165,7 @@ MNIST = (
         mnist(
             f"ablation-r1-3-{share}",
             f"Fig. 6: FGSM samples and {share} % I-FGSM samples of them, no regularizer",
-            replace(SAT_R1, lam=0.0, k=round(share * BATCH / 100), classified="both"),
+            replace(SAT_R1, lam=0.0, k=pairs_of(share), classified="both"),
         )
         for share in PERCENTAGES
     ),
