@@ -487,3 +487,13 @@ def test_a_model_without_gradient_or_with_one_logit_is_refused(attack: Attack) -
         attack(detached, inputs, predicted)
     with pytest.raises(ValueError, match="one logit"):
         attack(random_net(lambda: PlainNet(classes=1)), inputs, torch.zeros_like(labels))
+
+
+def test_deepfool_on_a_network_in_bfloat16_gets_as_far_as_in_float32() -> None:
+    """Steps smaller than a unit of bfloat16 were lost, and many more did not help."""
+    net, inputs, labels = trained()
+    half, images = net.to(torch.bfloat16), inputs.to(torch.bfloat16)
+    adv_inputs = DEEPFOOL(half, images, labels)
+    assert adv_inputs.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert (half.eval()(adv_inputs).argmax(dim=1) != labels).all()

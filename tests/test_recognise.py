@@ -832,6 +832,27 @@ def test_wrappers_take_the_mode_of_their_model_and_pass_it_on() -> None:
     assert net.training
 
 
+def test_a_model_that_is_another_under_autograd_is_told_of() -> None:
+    """Its clean pixels are 0 or 1, which it does not round."""
+    images = (torch.rand(64, 1, 4, 4, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+
+    class Rounding(nn.Module):
+        def __init__(self, *, always: bool) -> None:
+            super().__init__()
+            self.always = always
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            flat = inputs.flatten(1)
+            gap = (flat if torch.is_grad_enabled() and not self.always else (0.9 * flat).round()).mean(dim=1) - 0.5
+            return torch.stack([gap, -gap], dim=1)
+
+    labels = torch.zeros(64, dtype=torch.int64)
+    _, said = recognise(Rounding(always=False), images, labels, check_range=False)
+    assert len(said) == 1
+    assert said[0].startswith("The model answers otherwise where a gradient is taken: ")
+    assert recognise(Rounding(always=True), images, labels, check_range=False)[1] == []
+
+
 def test_a_gradient_that_is_nan_is_told() -> None:
     class Root(nn.Module):
         def __init__(self) -> None:

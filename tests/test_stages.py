@@ -51,7 +51,7 @@ from surefoot.evaluation.stages import (
 )
 from surefoot.models import Averaged, LogitsOnly
 from surefoot.paper.tables import is_of
-from tests.tables import EPS, Batches, Threshold, grey, random_net, trained, trained_batches, without_time
+from tests.tables import EPS, Batches, SmallNet, Threshold, grey, random_net, trained, trained_batches, without_time
 
 STEP = EPS / 20
 
@@ -1016,9 +1016,13 @@ def test_a_random_model_goes_on_with_the_draws_that_it_would_have_had(
     [PGD(EPS / 2, steps=19, step_size=EPS / 20), APGD(EPS / 2, 10)],
     ids=lambda attack: type(attack).__name__,
 )
-def test_a_random_model_is_attacked_to_the_last_step(attack: Any) -> None:
+@pytest.mark.parametrize("wrapped", ["averaged", "averaged inside", "not at all"])
+def test_a_random_model_is_attacked_to_the_last_step(attack: Any, wrapped: str) -> None:
     """What one noisy answer calls wrong, the next may call right."""
-    model = Averaged(Through(lambda net, x: net(x + 0.4 * torch.randn_like(x))), 2)
+    noisy = Through(lambda net, x: net(x + 0.4 * torch.randn_like(x)))
+    model = {"averaged": Averaged(noisy, 2), "averaged inside": nn.Sequential(Averaged(noisy, 2)), "not at all": noisy}[
+        wrapped
+    ]
     batches = trained_batches()[1]
 
     def to_the_end(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -1033,7 +1037,64 @@ def test_a_random_model_is_attacked_to_the_last_step(attack: Any) -> None:
 def test_attacks_within_an_attack_within_another_let_go_at_any_iterate_too() -> None:
     inner = WorstCase([IFGSM(EPS, 3)])
     settled: Any = with_stop(WorstCase([inner, FGSM(EPS)]), when_fooled=True)
-    assert settled == WorstCase([WorstCase([IFGSM(EPS, 3, stop_when_fooled=True)]), FGSM(EPS)])
+    assert settled == WorstCase([IFGSM(EPS, 3, stop_when_fooled=True), FGSM(EPS)])
+
+
+@pytest.mark.parametrize("named", [{"last_iterate": True}, {"source": SmallNet()}, {"eight_bit": True}, {}])
+def test_attacks_within_an_attack_within_another_are_run_as_they_are_beside_each_other(named: dict[str, Any]) -> None:
+    net, batches = trained_batches()
+    first, second = FGSM(EPS), IFGSM(0.11, 5)
+    (_, flat), (_, nested) = (
+        evaluate(net, batches, [attack], **named)
+        for attack in (WorstCase((first, second)), WorstCase((WorstCase((first, second)),)))
+    )
+    assert nested.parts == flat.parts
+    assert len(flat.parts) == 2
+    cost = [(each.robust_accuracy, each.mean_l2, each.forwards, each.backwards) for each in (flat, nested)]
+    assert cost[0] == cost[1]
+
+
+def test_eight_bit_pixels_stay_in_the_ball_of_attacks_within_an_attack_within_another(tmp_path: Path) -> None:
+    """0.3 is half a level beyond 76/255."""
+    net, batches = trained_batches()
+    evaluate(net, batches, [WorstCase((WorstCase((FGSM(0.3),)),))], eight_bit=True, samples=tmp_path)
+    moved = load_file(tmp_path / "1-WorstCase.safetensors")["linf"]
+    assert 0.29 < moved.max() <= 0.3 + 1e-5
+
+
+class OtherwiseUnderAutograd(nn.Module):
+    """Grey images of 0.75 and 0.2 pixels: rounded when scored, smooth where a gradient is taken (BPDA)."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        flat = inputs.flatten(1)
+        gap = (flat if torch.is_grad_enabled() else flat.round()).mean(dim=1) - 0.5
+        return torch.stack([gap, -gap], dim=1)
+
+
+@pytest.mark.parametrize("named", [{}, {"precision": "fast"}, {"eight_bit": True}])
+@pytest.mark.parametrize("attack", [IFGSM(0.3, 20), PGD(0.3, 20, 0.03, random_start=False), APGD(0.3, 20)])
+def test_what_an_attack_let_go_and_is_not_fooled_as_it_is_scored_is_attacked_to_the_end(
+    attack: Attack, named: dict[str, Any]
+) -> None:
+    images = torch.full((4, 1, 4, 4), 0.2)
+    images.view(4, 16)[:, :9] = 0.75
+    batches = [(images, torch.zeros(4, dtype=torch.int64))]
+    clean, found = evaluate(OtherwiseUnderAutograd(), batches, [attack], **named)
+    assert (clean.robust_accuracy, found.robust_accuracy) == (1, 0)
+
+
+class WithoutGradient(nn.Module):
+    """Computes in NumPy, which refuses tensors that carry a gradient."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gap = torch.from_numpy(inputs.numpy().mean(axis=(1, 2, 3))) - 0.5
+        return torch.stack([gap, -gap], dim=1)
+
+
+def test_a_model_without_gradients_is_attacked_by_what_needs_none() -> None:
+    batches = [(torch.full((2, 1, 4, 4), 0.6), torch.zeros(2, dtype=torch.int64))]
+    clean, square = evaluate(WithoutGradient(), batches, [Square(0.3, queries=50)])
+    assert (clean.robust_accuracy, square.robust_accuracy) == (1, 0)
 
 
 def test_a_model_that_is_called_by_keyword_is_counted() -> None:

@@ -84,12 +84,12 @@ class DeepFool:
             return self._shorten(frozen, inputs, self._cross(frozen, inputs, labels), labels)
 
     def _cross(self, model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        result = inputs.clone()
+        result = full_precision(inputs).clone()  # narrower types would lose steps smaller than their own
         rows = torch.arange(len(inputs), device=inputs.device)  # where in `result` the samples still in play belong
-        points, others = inputs, None
+        points, others = result.clone(), None
         for step in range(self.steps + 1):
             points = points.detach().requires_grad_()
-            logits = full_precision(model(points))
+            logits = full_precision(model(points.to(inputs.dtype)))
             if not logits.requires_grad:
                 raise ValueError(NO_GRADIENT)
             if step == 0:
@@ -106,7 +106,7 @@ class DeepFool:
             if not alive.all():  # one more forward of the rest takes less than backwards of what has crossed
                 rows, points, labels, others, near = (each[alive] for each in (rows, points, labels, others, near))
                 points = points.detach().requires_grad_()
-                logits = full_precision(model(points))
+                logits = full_precision(model(points.to(inputs.dtype)))
             gaps, slopes = self._linearise(points, logits, labels, near)
             order = self._by_distance(gaps, slopes)
             points = self._step(points.detach(), gaps, slopes, order[:, :1])
@@ -147,15 +147,16 @@ class DeepFool:
         norm = slope.norm(dim=1, keepdim=True).clamp(min=torch.finfo(slope.dtype).tiny)
         # No image is further away than the cube's diagonal: this keeps tiny slopes finite.
         length = (gaps.gather(1, nearest) / norm).clamp(max=math.sqrt(slopes.shape[2])) + PAST_BOUNDARY
-        moved: Tensor = full_precision(points).flatten(1) - (1 + self.overshoot) * length * (slope / norm)
-        return moved.clamp(0, 1).view_as(points).to(points.dtype)
+        moved: Tensor = points.flatten(1) - (1 + self.overshoot) * length * (slope / norm)
+        return moved.clamp(0, 1).view_as(points)
 
     @without_gradients()
     def _shorten(self, model: nn.Module, inputs: Tensor, adv_inputs: Tensor, labels: Tensor) -> Tensor:
+        dtype, inputs = inputs.dtype, full_precision(inputs)
         high = torch.ones(len(inputs), dtype=inputs.dtype, device=inputs.device)
         low = high / 2
         for _ in range(self.shorten):
             middle = (low + high) / 2
-            fooled = answered(model(inputs.lerp(adv_inputs, per_sample(middle, inputs)))) != labels
+            fooled = answered(model(inputs.lerp(adv_inputs, per_sample(middle, inputs)).to(dtype))) != labels
             low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
-        return inputs.lerp(adv_inputs, per_sample(high, inputs))
+        return inputs.lerp(adv_inputs, per_sample(high, inputs)).to(dtype)

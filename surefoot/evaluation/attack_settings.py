@@ -51,12 +51,26 @@ def radius_of(attack: object) -> float | None:
         return None
 
 
+def parts_of(attack: Attack) -> list[Attack]:
+    """The attacks that one is made of, those of a part that is made of several itself too; else the attack alone.
+
+    >>> from surefoot.attacks import FGSM, WorstCase
+    >>> parts_of(WorstCase((FGSM(0.1), WorstCase((FGSM(0.2), FGSM(0.3))))))
+    [FGSM(eps=0.1), FGSM(eps=0.2), FGSM(eps=0.3)]
+    """
+    if not isinstance(attack, CompoundAttack):
+        return [attack]
+    return [part for each in attack.attacks for part in parts_of(each)]
+
+
 def with_stop(attack: Attack, when_fooled: bool) -> Attack:
     """The same attack that lets go of a sample once it is fooled, or never does, where it has the choice."""
     settings: Any = attack
     names = {field.name for field in dataclasses.fields(settings)} if dataclasses.is_dataclass(settings) else set()
     if "attacks" in names and isinstance(attack, CompoundAttack):
-        settings = dataclasses.replace(settings, attacks=tuple(with_stop(part, when_fooled) for part in attack.attacks))
+        settings = dataclasses.replace(
+            settings, attacks=tuple(with_stop(part, when_fooled) for part in parts_of(attack))
+        )
     elif "stop_when_fooled" in names:
         settings = dataclasses.replace(settings, stop_when_fooled=when_fooled)
     return settings  # type: ignore[no-any-return]

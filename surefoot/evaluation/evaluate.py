@@ -384,8 +384,10 @@ def _evaluate(
                     each.append({**stage.about(), "robust_accuracy": count_robust(column) / total})
         if attack is None:
             clean = state
-            if tell.on_note is not None and any(answers_vary(model, some) for model in models):
-                tell.on_note(VARIES)
+            if any(answers_vary(model, some) for model in models):
+                runner.random = True
+                if tell.on_note is not None:
+                    tell.on_note(VARIES)
         else:
             finals.append(state)
             if samples is not None:

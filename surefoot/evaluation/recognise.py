@@ -60,6 +60,7 @@ def recognise(
     - Another range than [0, 1]: refused, see below. Not asked of a model that answers randomly: brighter pixels
       truly help against noise.
     - A gradient by the pixels that is NaN on one of the first 16 images: said.
+    - Answers to slightly noisy images that change where a gradient is taken: said.
 
     Changes are measured in units of the logits' spread, their median distance from their row's median, which a few
     huge logits, as those of masked classes, do not move: rounding is 0.001 of it for the same shape of batch (or the
@@ -110,6 +111,8 @@ def recognise(
         if check_range and not random:  # a brighter range would seem better where it drowns the model's noise
             check_pixels(wrapped, inputs, labels)
         tell_of_nan(wrapped, inputs[:ENOUGH], labels[:ENOUGH], said)
+        if not random:
+            tell_of_autograd(wrapped, inputs, said)
     if random and draws is not None:
         wrapped = Averaged(wrapped, draws)
     return model if wrapped is plain else wrapped, said
@@ -124,6 +127,21 @@ def tell_of_nan(model: nn.Module, inputs: Tensor, labels: Tensor, said: list[str
             said.append(
                 f"The gradient by the pixels is NaN on {spoiled} of {len(labels)} images, as that of a square root at "
                 "0 is; attacks take it for 0 there, and may be weak: add a small number under the root."
+            )
+
+
+def tell_of_autograd(model: nn.Module, inputs: Tensor, said: list[str]) -> None:
+    """Say so where the model is another one under autograd; not asked of clean images, which rounding may not move."""
+    with seeded(0):
+        noisy = (inputs + (torch.rand_like(inputs) - 0.5) / 5).clamp(0, 1)
+    scored = answer(model, noisy)
+    with seeded(0), crafting(model) as frozen, suppress(RuntimeError, ValueError):  # the attacks refuse it, and say why
+        seen = frozen(noisy.requires_grad_()).detach()
+        if differ(scored, seen):
+            flips = percent(scored.argmax(dim=1) != seen.argmax(dim=1))
+            said.append(
+                f"The model answers otherwise where a gradient is taken: {flips} of its predictions on noisy images "
+                "change. Attacks follow the one answer and the other is scored, so that they may be weak."
             )
 
 
@@ -259,9 +277,10 @@ def answers_vary(model: nn.Module, inputs: Tensor) -> bool:
     >>> answers_vary(nn.Linear(4, 3), images), answers_vary(Averaged(nn.Linear(4, 3), 2), images)
     (False, False)
     """
-    if isinstance(plain_module(model), Averaged):
+    if any(isinstance(part, Averaged) for part in plain_module(model).modules()):
         return False
-    first, second = (answer(model, inputs, seed=seed) for seed in (0, 1))
+    with exact_float32(inputs.device):
+        first, second = (answer(model, inputs, seed=seed) for seed in (0, 1))
     return differ(first, second)
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from surefoot.core.limits import check_whole
 from surefoot.core.losses import answered, check_logits
 from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
-from surefoot.evaluation.attack_settings import fields_of, name_of, radius_of, screening_of, with_stop
+from surefoot.evaluation.attack_settings import fields_of, name_of, parts_of, radius_of, screening_of, with_stop
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter
 from surefoot.evaluation.precision import Arithmetic, computed_in, exact_float32, fast_in_half, has_tf32
@@ -150,6 +151,7 @@ class StageRunner:
         self.white_box = source is None
         self.settings = settings
         self.everybody = settings.last_iterate or source is not None
+        self.random = any(isinstance(part, Averaged) for part in plain_module(self.crafter).modules())
         self.keep_inputs = keep_inputs
         self.on_note = on_note
         self.limit: int | None = None  # the largest batch that memory was enough for
@@ -160,7 +162,7 @@ class StageRunner:
         if isinstance(attack, CompoundAttack):
             return [
                 Stage(f"{name}: {name_of(part)}", self.prepared(part), self.arithmetic(attack, part), last=True)
-                for part in attack.attacks
+                for part in parts_of(attack)
             ]
         arithmetic = self.arithmetic(attack)
         main = Stage(name, self.prepared(attack), arithmetic, last=True)
@@ -175,8 +177,7 @@ class StageRunner:
 
         As they must where the model answers at random: what one answer calls wrong the next may call right.
         """
-        random = isinstance(plain_module(self.crafter), Averaged)
-        return with_stop(attack, when_fooled=not (self.everybody or random))
+        return with_stop(attack, when_fooled=not (self.everybody or self.random))
 
     def arithmetic(self, *attacks: Attack) -> Arithmetic:
         """What an attack, or a part of one, is crafted in."""
@@ -266,34 +267,36 @@ class StageRunner:
         seen = self.as_scored(stage.attack, adv_inputs, inputs)
         eight_bit, early = self.settings.eight_bit, getattr(stage.attack, "stop_when_fooled", False)
         again_if_missed = early or stage.arithmetic == "tf32"
-        exact = stage.arithmetic == "fp32" and not eight_bit
-        if exact or not (self.white_box and stage.last and (again_if_missed or eight_bit)):
+        if not (self.white_box and stage.last and (again_if_missed or eight_bit)):
             return seen
-        # A sample was let go because lower precision, or unrounded pixels, took it for fooled: rounded away from the
-        # image, then; to the last step; or in float32 where it was TF32 that let go.
+        # A sample was let go that is not fooled as it is scored, for the attack saw lower precision, unrounded pixels
+        # or a model that answers otherwise under autograd: rounded away from the image, then; to the last step; or in
+        # float32 where it was TF32 that let go.
         model = self.crafter
         with computed_in(stage.arithmetic, inputs.device):
-            let_go = self.halving(lambda part, _: predictions(model, part), adv_inputs, labels) != labels
-        standing = self.halving(lambda part, _: predictions(model, part), seen, labels) == labels
-        again = let_go & standing
+            again = self.halving(partial(fools_under_autograd, model), adv_inputs, labels)
+        if again.any():
+            let_go = again.clone()
+            again[let_go] = self.halving(partial(predictions, model), seen[let_go], labels[let_go]) == labels[let_go]
         if eight_bit and again.any():
             further = eight_bit_pixels(adv_inputs, inputs, radius_of(stage.attack), outwards=True)
-            fools = self.halving(lambda part, _: predictions(model, part), further, labels) != labels
+            fools = self.halving(partial(predictions, model), further, labels) != labels
             seen[again & fools] = further[again & fools]
             again &= ~fools
         if again_if_missed and again.any():
-            exactly = stage.arithmetic == "tf32"  # what float32 takes for fooled it may let go
-            attack = stage.attack if exactly and not eight_bit else with_stop(stage.attack, when_fooled=False)
-            arithmetic: Arithmetic = "fp32" if exactly else stage.arithmetic
-            further = self.call(attack, arithmetic, number, inputs[again], labels[again])
-            seen[again] = self.as_scored(stage.attack, further, inputs[again])
+            kept, targets = inputs[again], labels[again]
+            if stage.arithmetic == "tf32":
+                seen[again] = self.craft(dataclasses.replace(stage, arithmetic="fp32"), number, kept, targets)
+            else:
+                further = self.call(with_stop(stage.attack, False), stage.arithmetic, number, kept, targets)
+                seen[again] = self.as_scored(stage.attack, further, kept)
         if stage.arithmetic == "bf16" and isinstance(stage.attack, LastingAttack):
             self.finish(stage.attack, seen, inputs, labels)
         return seen
 
     def finish(self, attack: LastingAttack, seen: Tensor, inputs: Tensor, labels: Tensor) -> None:
         """Attack what still stands in `seen`, from there on, in a few steps of float32."""
-        standing = self.halving(lambda part, _: predictions(self.crafter, part), seen, labels) == labels
+        standing = self.halving(partial(predictions, self.crafter), seen, labels) == labels
         if not standing.any():
             return
 
@@ -319,7 +322,7 @@ class StageRunner:
         check_crafted(attack, adv_inputs, inputs)
         if not self.settings.eight_bit:
             return adv_inputs.clone()
-        return eight_bit_pixels(adv_inputs, inputs, getattr(attack, "eps", None))
+        return eight_bit_pixels(adv_inputs, inputs, radius_of(attack))
 
     def halving(
         self,
@@ -347,6 +350,17 @@ class StageRunner:
                 torch.cuda.empty_cache()
             if self.on_note is not None:
                 self.on_note(f"Memory was not enough for {size} images at a time; going on with {self.limit}.")
+
+
+def fools_under_autograd(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Which inputs `[batch]` an attack that takes gradients saw misclassified."""
+    try:
+        with crafting(model, inputs) as frozen:
+            return answered(frozen(inputs.detach().clone().requires_grad_())).detach() != labels
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return predictions(model, inputs) != labels  # it has no gradient, and the attack needs none
 
 
 class Meter:
