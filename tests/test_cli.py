@@ -1360,3 +1360,10 @@ def weights_of(factory: str, folder: Path) -> str:
     torch.manual_seed(0)
     save_file(load_factory(factory)().state_dict(), folder / "weights.safetensors")
     return str(folder / "weights.safetensors")
+
+
+def test_a_split_without_images_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits/fgsm-at", "--epochs", "1", "--validation-size", "0", "--out", "run"]) == 0
+    for source in ([], ["--source", "run"]):
+        assert main(["evaluate", "run", *source, "--split", "validation"]) == 2
+        assert "digits has no validation images" in capsys.readouterr().err

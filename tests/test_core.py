@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -606,3 +607,26 @@ def test_a_file_is_the_old_one_until_the_new_one_is_whole(
     monkeypatch.undo()
     write(path)
     assert path.read_bytes() != b"old"
+
+
+def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Named by the process alone, one thread's temporary file was another's too."""
+    texts = ["a" * 5000, "b" * 5000]
+    path = tmp_path / "file.txt"
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(write_text, path, texts[number % 2]) for number in range(80)]:
+            done.result()
+    assert path.read_text(encoding="utf-8") in texts
+    assert [file.name for file in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
+def test_logits_of_no_real_numbers_are_refused(kind: torch.dtype) -> None:
+    class Net(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs.flatten(1).to(kind)
+
+    inputs, labels = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    for call in (FGSM(0.1), PGD(0.1, 2, 0.1), NormalTraining(), SatR2(0.1, random_step=0.05, lam=1.0)):
+        with pytest.raises(TypeError, match=f"numbers of {str(kind).removeprefix('torch.')}; give logits of a float"):
+            call(Net(), inputs, labels)

@@ -189,11 +189,34 @@ def test_the_split_is_fixed(mnist_shards: Path, tmp_path: Path) -> None:
 
 
 def test_validation_size(mnist_shards: Path) -> None:
-    for size in (0, 1, 13, 59):
+    for size in (0, 1, 13, 50):
         mnist = load_tiny_mnist(mnist_shards, validation_size=size)
         assert (len(mnist.train.labels), len(mnist.validation.labels)) == (60 - size, size)
         counts = mnist.validation.labels.bincount(minlength=10)
         assert int(counts.max() - counts.min()) <= 1
+    with pytest.raises(ValueError, match=r"51 validation images .* whose 10 classes keep one each: .* a smaller valid"):
+        load_tiny_mnist(mnist_shards, validation_size=51)
+
+
+def test_each_class_of_a_folder_keeps_an_image_to_train_on(tmp_path: Path, own_cache: Path) -> None:
+    """A class's only image was held out, and accuracy measured of classes that nothing was trained on."""
+    counts = {"a": 1, "b": 1, "c": 1, "d": 30}
+    make_folder(tmp_path / "uneven", counts)
+    uneven = load(f"imagefolder:{tmp_path / 'uneven'}", image_size=8, validation_size=7)
+    assert set(uneven.train.labels.tolist()) == {0, 1, 2, 3}
+    assert [len(split.labels) for split in (uneven.train, uneven.validation, uneven.test)] == [23, 7, 3]
+    make_folder(tmp_path / "single", {f"{number:02}": 1 for number in range(20)})
+    with pytest.raises(ValueError, match=r"2 test images .* whose 20 classes keep one each: give more images"):
+        load(f"imagefolder:{tmp_path / 'single'}", image_size=8)
+
+
+@pytest.mark.parametrize("other", [(1, 8, 8), (3, 9, 9)])
+def test_splits_of_different_shapes_are_refused(other: tuple[int, int, int]) -> None:
+    labels = torch.arange(4) % 2
+    one, two = (Split(torch.zeros(4, *shape, dtype=torch.uint8), labels) for shape in ((3, 8, 8), other))
+    with pytest.raises(ValueError, match=r"different shapes \(train \[3, 8, 8\], validation .*give all the same"):
+        Dataset("mine", one, two, one, num_classes=2, class_names=("a", "b"))
+    assert repr(Dataset("mine", one, one, one, num_classes=2, class_names=("a", "b"))).endswith("2 classes, 3x8x8)")
 
 
 def test_classes_are_chosen(mnist_shards: Path) -> None:
@@ -1019,7 +1042,7 @@ def test_wrong_image_folders(tmp_path: Path, own_cache: Path) -> None:
     refused("has 0 class folders: at least 2 are needed")
     make_folder(root, {"a": 4, "b": 4})
     refused("has 2 class folders, but num_classes asks for 3", num_classes=3)
-    refused("8 validation images cannot be held out", validation_size=8)
+    refused("7 validation images cannot be held out", validation_size=7)
     (root / "c").mkdir()
     refused("the class folder .*/c has no images: add some or remove the folder")
     (root / "c" / "bad.png").write_bytes(b"no png")

@@ -617,6 +617,11 @@ def test_models_to_score_on_are_a_list_with_what_is_said_of_each() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))  # which has a length, and parts to go through
     with pytest.raises(TypeError, match=r"models is a single one; give a list of them, as \[model\]"):
         evaluate_transfer(net, net, HAND, [FGSM(0.1)])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="source is None; give the model to craft on"):
+        evaluate_transfer(None, [net], HAND, [FGSM(0.1)])  # type: ignore[arg-type]
+    for name in ("last_iterate", "eight_bit", "worst_case"):
+        with pytest.raises(TypeError, match=f"{name} is 'no'; it must be True or False"):
+            evaluate(net, HAND, [FGSM(0.1)], **{name: "no"})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="models is empty"):
         evaluate_transfer(net, [], HAND, [FGSM(0.1)])
     with pytest.raises(ValueError, match="about has 1 mappings for 2 models; give one for each"):

@@ -59,7 +59,7 @@ def test_a_damaged_line_of_a_training_is_told_with_its_file(tmp_path: Path, caps
     assert f"line 2 of {tmp_path / 'metrics.jsonl'} is not JSON" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", [tables, benchmarks, calibration])
+@pytest.mark.parametrize("module", [tables, benchmarks, calibration, figures])
 def test_no_file_is_told_what_to_give(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert module.main([]) == 2
     assert f"usage: python -m {module.__name__}" in capsys.readouterr().err

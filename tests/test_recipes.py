@@ -6,12 +6,14 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from surefoot.cli.calibration import train_control
 from surefoot.data import DATASETS, load
 from surefoot.models import MODELS, build_model
 from surefoot.objectives import EnsembleAT, LossTerms, NormalTraining, PgdAT, RFgsmAT, SatR1, SatR2, SatR3
@@ -20,7 +22,7 @@ from surefoot.paper.printed import TABLE_2, TABLE_8
 from surefoot.paper.targets import PRINTED_AS, SOURCES
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.recipe import AnyObjective, source_names
-from surefoot.recipes.run import settings_of
+from surefoot.recipes.run import is_trained, settings_of
 from surefoot.training import CheckpointError, load_weights, save_weights
 from surefoot.training.checkpoint import LAST, SELECTED
 
@@ -268,3 +270,24 @@ def test_what_is_trained_by_sgd_keeps_its_key() -> None:
     assert "optimizer" not in settings_of(recipe)["training"]
     other = replace(recipe, training=replace(recipe.training, optimizer="adamw"))
     assert settings_of(other)["training"]["optimizer"] == "adamw"
+
+
+@pytest.mark.parametrize("objective", [3, "sat-r1", None, ["sat-r1"]])
+def test_a_recipe_whose_objective_is_damaged_is_refused(objective: Any) -> None:
+    settings = RECIPES["digits/sat-r1"].to_json()
+    for damaged in ({**settings, "objective": objective}, {**settings, "then": [{"objective": objective}]}):
+        with pytest.raises(ValueError, match="these are not the settings of a recipe"):
+            Recipe.from_json(damaged)
+
+
+def test_a_finished_run_of_other_settings_is_not_taken_for_a_recipes(tmp_path: Path) -> None:
+    recipe = replace(RECIPES["digits/normal"], epochs=1)
+    assert not is_trained(recipe, tmp_path)
+    train(recipe, tmp_path)
+    assert is_trained(recipe, tmp_path)
+    with pytest.raises(ValueError, match="holds a run with other settings; give another folder"):
+        is_trained(replace(recipe, epochs=2), tmp_path)
+    control = tmp_path / "controls" / "fgsm-at" / "0"
+    train(recipe, control)
+    with pytest.raises(ValueError, match="other settings"):
+        train_control("fgsm-at", tmp_path / "controls")

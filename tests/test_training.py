@@ -49,7 +49,7 @@ from surefoot.training import (
     save_weights,
 )
 from surefoot.training.averaging import MovingAverage
-from surefoot.training.fit import StepReport, refuse_non_finite
+from surefoot.training.fit import StepReport, guesses, refuse_non_finite
 from surefoot.training.machines import best_device, make_fabric
 from surefoot.training.schedules import SCHEDULES, one_cycle, steps
 from surefoot.training.step import EagerStep
@@ -857,9 +857,17 @@ def test_a_torchscript_program_is_no_weights(tmp_path: Path) -> None:
 def test_a_training_that_is_refused_writes_nothing_beside_another(digits: Dataset, tmp_path: Path) -> None:
     fit(network(), digits, [Phase(NormalTraining(), 1)], QUICK, run_dir=tmp_path)
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(ValueError, match="holds a training already"):
+    with pytest.raises(ValueError, match=r"but no recipe\.json: a training would write over what is not its own"):
         train(quick_recipe(epochs=1), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["data.json", "metrics.jsonl", "last.safetensors", "model.safetensors"])
+def test_a_training_does_not_write_over_files_that_it_did_not_make(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("precious", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"holds {name}, but no recipe.json"):
+        train(quick_recipe(epochs=1), tmp_path)
+    assert [(path.name, path.read_text(encoding="utf-8")) for path in tmp_path.iterdir()] == [(name, "precious")]
 
 
 def test_without_batch_norm_averaged_weights_read_no_images_and_take_the_buffers_as_they_are() -> None:
@@ -1357,3 +1365,12 @@ def test_without_a_gpu_pytorch_built_for_cuda_runs_on_the_cpu(monkeypatch: pytes
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert best_device() == torch.device("cpu")
     assert pick_device("auto") == torch.device("cpu")
+
+
+def test_few_images_do_not_tell_a_guess() -> None:
+    """Five of six right was called as often as a guess, where half are of one class."""
+    labels = torch.tensor([0, 0, 0, 1, 2, 2])
+    assert not guesses(torch.tensor([0, 0, 0, 0, 2, 2]), labels)
+    assert not guesses(torch.zeros_like(labels), labels)
+    assert not guesses(labels[:0], labels[:0])
+    assert guesses(torch.zeros(60, dtype=torch.int64), labels.repeat(10))

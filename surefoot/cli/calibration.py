@@ -25,7 +25,7 @@ from surefoot.evaluation import accuracy, evaluate
 from surefoot.evaluation.records import wilson_interval
 from surefoot.models import build_model
 from surefoot.recipes import RECIPES, load_run, train
-from surefoot.recipes.run import is_run
+from surefoot.recipes.run import is_run, is_trained
 
 Truth = Literal["robust", "not robust", "masked"]
 
@@ -149,12 +149,11 @@ def distil(opened: Opened, run: str) -> nn.Module:
 def train_control(method: str, folder: Path) -> Path:
     """The run of a digits recipe in that folder, trained where it is not finished."""
     recipe, path = RECIPES[f"digits/{method}"], folder / method / "0"
-    started = is_run(path)
-    if started and load_run(path).is_finished():
+    if is_trained(recipe, path):
         return path
     say(f"{method}: training for {recipe.epochs} epochs")
     with TrainingProgress(method) as progress:
-        train(recipe, path, on_step=progress.on_step, resume=started)
+        train(recipe, path, on_step=progress.on_step, resume=is_run(path))
     return path
 
 

@@ -20,7 +20,7 @@ from surefoot.core.limits import check_whole
 from surefoot.data import Batches
 from surefoot.evaluation import Record, append_records, evaluate
 from surefoot.recipes import RECIPES, Recipe, load_run, train
-from surefoot.recipes.run import is_run
+from surefoot.recipes.run import is_run, is_trained
 from surefoot.report import attack_label
 from surefoot.report.page import write_page
 from surefoot.report.tables import percent
@@ -165,20 +165,6 @@ def train_and_attack(recipe: Recipe, title: str, options: Options) -> list[Recor
         for record in records:
             print_json(dataclasses.asdict(record))
     return records
-
-
-def is_trained(recipe: Recipe, path: Path) -> bool:
-    """Is there a finished run of this very recipe?
-
-    Raises:
-        ValueError: there is a run of another.
-    """
-    if not is_run(path):
-        return False
-    found = load_run(path)
-    if found.recipe.to_json() != recipe.to_json():
-        raise ValueError(f"{path} holds a run with other settings; give another folder with --out.")
-    return found.is_finished()
 
 
 def demo_table(measured: dict[str, list[Record]], audits: dict[str, Audit]) -> Table:

@@ -219,6 +219,8 @@ def given_radius(opened: Opened, options: AtOneRadius) -> float:
 def split_batches(dataset: Dataset, options: ModelOptions) -> tuple[torch.device, Batches]:
     """The images that were asked for, on their device."""
     split: Split = getattr(dataset, options.split)
+    if len(split.labels) == 0:
+        raise ValueError(f"{dataset.name} has no {options.split} images here; give another --split.")
     if options.num_examples is not None:
         split = Split(split.images[: options.num_examples], split.labels[: options.num_examples])
     device = pick_device(options.device)

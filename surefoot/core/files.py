@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -36,7 +37,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, and why.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # a process's number alone is no name: its threads share it, and machines that share a folder may both have it
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from surefoot.core.failures import type_name
 from surefoot.core.geometry import ONE_NUMBER, check_labels
 from surefoot.core.limits import check_number
 
@@ -17,13 +18,15 @@ def check_logits(output: Any) -> Tensor:
     """What a model answers with, where it is a tensor.
 
     Raises:
-        TypeError: it is something else, as a dict of a model that returns its features too.
+        TypeError: it is something else, as a dict of a model that returns its features too, or no real numbers.
     """
     if not isinstance(output, Tensor):
         raise TypeError(
             f"the model answers with an object of type {type(output).__name__}, not with a tensor of logits; "
             "surefoot.evaluation.recognise(model, inputs, labels) gives one around it that does."
         )
+    if not output.is_floating_point():
+        raise TypeError(f"the model answers with numbers of {type_name(output.dtype)}; give logits of a floating type.")
     return output
 
 

@@ -142,16 +142,20 @@ def _hold_out(
     rows: NDArray[np.int64], labels: NDArray[np.int64], size: int, plan: Plan, part: str, purpose: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`rows` without `size` of them, and these, drawn class by class in proportion; the order stays."""
-    if size >= len(rows):
-        raise ValueError(
-            f"{size} {part} images cannot be held out of the {len(rows)} training images of {plan.name}: "
-            + ("give a smaller validation_size" if part == "validation" else "more images are needed")
-        )
     generator = _generator(plan.seed, purpose)
     classes, counts = np.unique(labels[rows], return_counts=True)
+    most = counts - 1  # each class keeps one to train on
+    if size > most.sum():
+        smaller = "give more images, or a smaller validation_size" if part == "validation" else "give more images"
+        raise ValueError(
+            f"{size} {part} images cannot be held out of the {len(rows)} training images of {plan.name}, whose "
+            f"{len(classes)} classes keep one each: {smaller}"
+        )
     quotas, remainders = np.divmod(counts * size, len(rows))
     # What rounding down left over goes to the largest remainders; equal ones in the order of the classes.
-    quotas[np.argsort(-remainders, kind="stable")[: size - quotas.sum()]] += 1
+    order = np.argsort(-remainders, kind="stable")
+    while quotas.sum() < size:
+        quotas[[place for place in order if quotas[place] < most[place]][: size - quotas.sum()]] += 1
     held_out = np.concatenate(
         [
             generator.permutation(rows[labels[rows] == label])[:quota]

@@ -219,6 +219,8 @@ def evaluate_transfer(
         >>> [len(row) for row in rows]
         [2, 2]
     """
+    if not isinstance(source, nn.Module):
+        raise TypeError(f"source is {source!r}; give the model to craft on, a torch.nn.Module.")
     if isinstance(models, nn.Module):
         raise TypeError("models is a single one; give a list of them, as [model].")
     if not models:

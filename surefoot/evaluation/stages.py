@@ -15,7 +15,7 @@ from surefoot.core.devices import image_format
 from surefoot.core.failures import type_name
 from surefoot.core.geometry import ONE_NUMBER, check_labels, l2_distance, linf_distance
 from surefoot.core.gradients import CHANGES_INPUTS, buffers_put_back, crafting, plain_module, without_gradients
-from surefoot.core.limits import check_whole
+from surefoot.core.limits import check_flag, check_whole
 from surefoot.core.losses import answered, check_logits
 from surefoot.core.seeding import seeded
 from surefoot.core.types import Attack, CompoundAttack, LastingAttack
@@ -114,6 +114,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in ("strict", "fast"):
             raise ValueError(f"precision is {self.precision!r}; it is 'strict' or 'fast'.")
+        for name in ("last_iterate", "eight_bit", "worst_case"):
+            check_flag(name, getattr(self, name))
         check_whole("seed", self.seed, least=0)
 
 

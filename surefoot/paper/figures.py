@@ -107,6 +107,9 @@ def draw_panel(axes: Any, panel: dict[str, Any], ends: Ends | None) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Draw each file named in `argv`."""
+    if not argv:
+        print("usage: python -m surefoot.paper.figures FILE.jsonl ...", file=sys.stderr)
+        return 2
 
     def work() -> None:
         for name in argv:

@@ -153,8 +153,10 @@ class Recipe:
             for name in ("mean", "std"):
                 fields[name] = None if fields[name] is None else tuple(fields[name])
             return Recipe(**fields)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"these are not the settings of a recipe ({error}).") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"these are not the settings of a recipe ({error}); give those that to_json makes."
+            ) from error
 
 
 def objective_to_json(objective: Any) -> dict[str, Any]:

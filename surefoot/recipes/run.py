@@ -36,7 +36,7 @@ from surefoot.training.checkpoint import LAST, LOCK, METRICS, SELECTED, STATE, W
 from surefoot.training.fit import StepReport, is_watched
 from surefoot.training.machines import is_first_process, make_fabric
 from surefoot.training.monitor import LOOK_EVERY_IMAGES, PROBE_SIZE
-from surefoot.training.state import check_place, only_training
+from surefoot.training.state import only_training
 from surefoot.training.trial import check_made, try_training
 
 RECIPE_FILE, DATA_FILE = "recipe.json", "data.json"
@@ -467,6 +467,20 @@ def check_folder(recipe: Recipe, path: Path, resume: bool) -> None:
     check_run(recipe, path, resume)
 
 
+def is_trained(recipe: Recipe, path: Path) -> bool:
+    """Is there a finished run of this very recipe in a folder?
+
+    Raises:
+        ValueError: there is a run of another.
+    """
+    if not is_run(path):
+        return False
+    found = load_run(path)
+    if found.recipe.to_json() != recipe.to_json():
+        raise ValueError(f"{path} holds a run with other settings; give another folder.")
+    return found.is_finished()
+
+
 def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
     """Refuse a folder whose run is finished, is another, or is unfinished where `resume` was not asked for.
 
@@ -476,7 +490,12 @@ def check_run(recipe: Recipe, path: Path, resume: bool) -> None:
     if not is_run(path):
         if resume:
             raise ValueError(f"{path} has no run to go on with; leave --resume out to start one.")
-        check_place(path, resume)
+        others = [name for name in FILES if (path / name).exists()]
+        if others:
+            raise ValueError(
+                f"{path} holds {' and '.join(others)}, but no {RECIPE_FILE}: a training would write over what is not "
+                "its own; give another folder with --out."
+            )
         return
     run = load_run(path)
     done = run.epochs_done()

@@ -619,15 +619,19 @@ def may_guess(line: dict[str, Any], labels: Tensor) -> bool:
 def guesses(given: Tensor, labels: Tensor) -> bool:
     """Are answers right no more often than others in the same shares that know nothing of the images?
 
-    They are not said to be where there are too few images to tell.
+    They are not said to be where there are too few images to tell a guess from what is half as far from it as perfect.
 
     Example:
         >>> labels = torch.arange(10).repeat(20)
         >>> guesses(torch.zeros_like(labels), labels), guesses(labels, labels), guesses(labels[:1], labels[:1])
         (True, False, False)
     """
-    right, enough = int((given == labels).sum()), right_by_chance(labels, labels) ** len(labels) < CHANCE
-    return enough and binomial_tail(right, len(labels), right_by_chance(given, labels)) >= CHANCE
+    if len(labels) == 0:
+        return False
+    count, chance, right = len(labels), right_by_chance(given, labels), int((given == labels).sum())
+    best = max(chance, right_by_chance(labels, labels))
+    enough = binomial_tail(math.ceil((1 + best) / 2 * count), count, best) < CHANCE
+    return enough and binomial_tail(right, count, chance) >= CHANCE
 
 
 def percent(line: dict[str, Any]) -> str:
