@@ -410,6 +410,13 @@ def test_out_of_memory_halves_the_batch_and_goes_on_with_the_smaller_one() -> No
     ]
 
 
+def test_halving_comes_down_to_one_image_at_a_time() -> None:
+    calls: list[int] = []
+    attack = Fixed(0.4, calls, attacks_fail_above=1)
+    evaluate(Threshold(), [(grey(*[0.2] * 4), torch.zeros(4, dtype=torch.int64))], [attack])
+    assert calls == [4, 2, 1, 1, 1, 1]
+
+
 def test_halving_gives_each_sample_its_own_result() -> None:
     levels = torch.linspace(0.1, 0.45, 9)
     inputs, labels = grey(*levels.tolist()), torch.zeros(9, dtype=torch.int64)
@@ -757,6 +764,7 @@ def test_what_was_kept_is_for_the_same_call_only(tmp_path: Path) -> None:
     others: list[tuple[nn.Module, Batches, Attack, dict[str, Any]]] = [
         (random_net(seed=5), batches, IFGSM(EPS, 3), {}),
         (net, [(inputs.flip(-1), labels) for inputs, labels in batches], IFGSM(EPS, 3), {}),
+        (net, [(inputs, (labels + 1) % 3) for inputs, labels in batches], IFGSM(EPS, 3), {}),
         (net, batches, IFGSM(EPS / 2, 3), {}),
         (net, batches, IFGSM(EPS, 3), {"eight_bit": True}),
         (net, batches, IFGSM(EPS, 3), {"last_iterate": True}),

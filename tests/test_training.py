@@ -1,5 +1,6 @@
 """Training: what a run writes, what it survives, and what it refuses."""
 
+import copy
 import dataclasses
 import errno
 import io
@@ -1374,3 +1375,22 @@ def test_few_images_do_not_tell_a_guess() -> None:
     assert not guesses(torch.zeros_like(labels), labels)
     assert not guesses(labels[:0], labels[:0])
     assert guesses(torch.zeros(60, dtype=torch.int64), labels.repeat(10))
+
+
+def test_the_statistics_of_averaged_weights_are_measured_behind_our_own_convolutions_too() -> None:
+    """Crafting takes a batch-norm into the convolution before it; one that measures must not be."""
+    model = build_model("conv-norm", num_classes=3, in_channels=1, image_size=8)
+    average = MovingAverage(model, decay=0.5)
+    inputs = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    average.refresh(model, [inputs])
+    reference = copy.deepcopy(model).train()
+    norms = [[part for part in net.modules() if isinstance(part, nn.BatchNorm2d)] for net in (average, reference)]
+    for norm in norms[1]:
+        norm.momentum = None
+        norm.reset_running_stats()
+    with torch.no_grad():
+        reference(inputs)
+    assert norms[0]
+    for ours, theirs in zip(*norms, strict=True):
+        assert torch.allclose(ours.running_mean, theirs.running_mean, atol=1e-5)
+        assert torch.allclose(ours.running_var, theirs.running_var, atol=1e-5)

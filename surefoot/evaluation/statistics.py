@@ -40,6 +40,8 @@ def right_by_chance(given: Tensor, labels: Tensor) -> float:
         >>> import torch
         >>> right_by_chance(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 0, 1]))
         0.75
+        >>> right_by_chance(torch.tensor([-1, -1]), torch.tensor([0, 0]))
+        0.0
     """
     classes = 1 + max(int(given.max()), int(labels.max()))
     theirs, ours = ((each + 1).bincount(minlength=classes + 1)[1:].double() / len(each) for each in (given, labels))
