@@ -745,7 +745,7 @@ def test_what_the_screening_takes_is_what_was_measured() -> None:
         assert f"| {name} | {' | '.join(cells)} |" in text
 
 
-XEON = "../reproduction-xeon/quick"
+LAST_STEP = "../reproduction-last-iterate/quick"
 
 
 def lines_of(figure: str) -> list[list[dict[str, Any]]]:
@@ -778,22 +778,50 @@ def test_what_the_figures_show_is_what_was_measured() -> None:
     assert f"{with_it[0]} % with k = 1, {with_it[-1]} with k = 32" in paper
     shares = [y.removesuffix(".0") for y in without]
     assert f"{', '.join(shares[:-1])} and {shares[-1]} % at 20 to 100 %" in paper
-    (steps,), (radii,) = (lines_of(f"{XEON}/{name}") for name in ("fig7", "fig8"))
+    (steps,), (radii,) = (lines_of(f"{LAST_STEP}/{name}") for name in ("fig7", "fig8"))
     lost = [line["y"][line["x"].index(100)] - line["y"][line["x"].index(500)] for line in steps]
     assert "SAT-R1, R2 and R3 lose {:.1f}, {:.1f} and {:.1f} points".format(*lost) in quick
     first, second, third = (
         min(round(x, 3) for x, y in zip(line["x"], line["y"], strict=True) if y == 0) for line in radii
     )
     assert first == second
-    assert f"zero from {first:.2f} (SAT-R1, R2) and {third:.1f} (R3) on" in quick
+    assert f"zero from {first:.2f} (SAT-R1, R2) and {third:g} (R3) on" in quick
     within, beyond = [], []
-    for panel in lines_of(f"{XEON}/fig9"):
+    for panel in lines_of(f"{LAST_STEP}/fig9"):
         within += [difference for x, _, difference in parting(panel) if x < 0.3]
         beyond += [ratio for x, ratio, _ in parting(panel) if x > 0.3]
     assert f"the difference is {max(within):.2f} nats at most up to 0.29" in quick
     assert f"beyond it PGD's is {min(beyond):.0f} to {max(beyond):.0f} times FGSM's (quick)" in paper
-    at = [next(each[2] for each in parting(panel) if round(each[0], 3) == 0.405) for panel in lines_of(f"{XEON}/fig9")]
+    at = [
+        next(each[2] for each in parting(panel) if round(each[0], 3) == 0.405)
+        for panel in lines_of(f"{LAST_STEP}/fig9")
+    ]
     assert "at 0.405 it is {:.1f}, {:.1f} and {:.1f}".format(*at) in quick
+
+
+def test_what_the_last_step_leaves_beside_any_is_what_was_measured() -> None:
+    root = ROOT / "results" / "reproduction-last-iterate" / "runs" / "mnist"
+    text, gaps = (ROOT / "docs" / "reproduction-quick.md").read_text(encoding="utf-8"), []
+    for name in ("SAT-R1", "SAT-R2", "SAT-R3"):
+        found: dict[tuple[str | None, bool], dict[int | None, float]] = {}
+        for file in (root / name.lower()).glob("*/evaluations/*.jsonl"):
+            record = read_records(file)[1]
+            fields = record.attack_fields
+            if record.source is None and record.num_examples == 1000 and fields.get("loss") == "cross_entropy":
+                kind = record.attack, bool(fields.get("stop_when_fooled"))
+                found.setdefault(kind, {})[record.seed] = 100 * record.robust_accuracy
+        columns = [
+            [found[attack, stopped][seed] for seed in range(3)]
+            for attack in ("IFGSM", "PGD")
+            for stopped in (True, False)
+        ]
+        assert f"| {name} | {' | '.join(', '.join(f'{each:.1f}' for each in column) for column in columns)} |" in text
+        gaps += [
+            abs(one - two)
+            for any_step, last in (columns[:2], columns[2:])
+            for one, two in zip(any_step, last, strict=True)
+        ]
+    assert f"At most {max(gaps):.1f} points" in text
 
 
 def test_bf16_leaves_robust_accuracy_as_it_is() -> None:
@@ -817,7 +845,7 @@ def test_bf16_leaves_robust_accuracy_as_it_is() -> None:
 
 
 def test_table_3_is_among_them() -> None:
-    assert {("reproduction", "table3"), ("reproduction-xeon", "sanity")} <= set(QUICK_TABLES)
+    assert {("reproduction", "table3"), ("reproduction-last-iterate", "sanity")} <= set(QUICK_TABLES)
 
 
 def test_strict_against_fast_is_what_was_measured() -> None:
@@ -907,13 +935,19 @@ def check_sequences(drawn: Table, text: str) -> None:
     committed = (ROOT / "results" / "reproduction" / "paper-bf16" / "table9.md").read_text(encoding="utf-8")
     assert seeds.markdown() == committed
     found = {name: cells[3].values for name, cells in seeds.rows if isinstance(cells[3], Cell)}
-    rows = [line for line in seeds.grid().splitlines()[2:] if line.startswith("| SAT-R3")]
-    assert marked_rows(text, "table-9-seeds") == [line.strip("| ").split(" | ") for line in rows]
+    assert marked_rows(text, "table-9-seeds") == [
+        line.strip("| ").split(" | ") for line in seeds.grid().splitlines()[2:]
+    ]
     one, two, three = found["SAT-R3 + SAT-R2"]
     assert f"leave {one:.1f}, {two:.1f} and {three:.1f} % under PGD-100" in words
     gained = fmean(found["SAT-R3 + SAT-R2"]) - fmean(found["SAT-R3"])
     assert f"{gained:.1f} points more than SAT-R3 alone in the mean" in words
     assert f"adds {gained:.1f} points under PGD-100 over three seeds, and {more:.1f} with one" in words
+    (again,) = found["SAT-R1 + SAT-R3"]
+    added = again - fmean(found["SAT-R3"])
+    assert f"leaves {again:.1f} % under PGD-100, {added:.1f} points more than SAT-R3 alone in the mean" in words
+    assert f"takes {less:.1f} in one training and adds {added:.1f} in another" in words
+    assert f"one more of SAT-R1 before it, on another machine: +{added:.1f} under PGD-100" in words
     folder = ROOT / "results" / "reproduction" / "runs" / "mnist"
     alone_auto, then_auto = (
         100 * white_box(folder / run)["AutoAttack"].robust_accuracy
