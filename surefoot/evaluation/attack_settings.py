@@ -55,8 +55,8 @@ def parts_of(attack: Attack) -> list[Attack]:
     """The attacks that one is made of, those of a part that is made of several itself too; else the attack alone.
 
     >>> from surefoot.attacks import FGSM, WorstCase
-    >>> parts_of(WorstCase((FGSM(0.1), WorstCase((FGSM(0.2), FGSM(0.3))))))
-    [FGSM(eps=0.1), FGSM(eps=0.2), FGSM(eps=0.3)]
+    >>> [part.eps for part in parts_of(WorstCase((FGSM(0.1), WorstCase((FGSM(0.2), FGSM(0.3))))))]
+    [0.1, 0.2, 0.3]
     """
     if not isinstance(attack, CompoundAttack):
         return [attack]
