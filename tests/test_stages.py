@@ -1171,3 +1171,17 @@ def test_a_file_that_cannot_be_used_is_run_again(tmp_path: Path, harm: str) -> N
             save_tensors(file, load_file(file), {"names": [["robust"]]})
     kept = evaluate(net, batches, [IFGSM(EPS, 3)], unfinished=tmp_path)
     assert without_time(kept) == without_time(evaluate(net, batches, [IFGSM(EPS, 3)]))
+
+
+def test_fast_is_what_a_record_says_where_a_part_is_crafted_so() -> None:
+    net, batches = trained_batches()
+    apgd, fgsm = APGD(EPS, 2), FGSM(EPS)
+    attacks: list[Attack] = [WorstCase((apgd,)), WorstCase((apgd, fgsm)), AutoAttack(EPS, steps=2, queries=2)]
+    _, *found = evaluate(net, batches, attacks, precision="fast")
+    assert [record.precision for record in found] == ["strict", "fast", "strict"]
+
+
+def test_a_model_of_one_logit_is_refused() -> None:
+    """The cross-entropy of one class is 0 everywhere: every attack looked in vain, and all images were robust."""
+    with pytest.raises(ValueError, match=r"logits have shape \[2, 1\] for 2 images; give \[batch, classes\]; "):
+        evaluate(nn.Linear(4, 1), [(torch.rand(2, 4), torch.zeros(2, dtype=torch.int64))], [FGSM(EPS)])

@@ -486,7 +486,7 @@ def make_record(
         forwards=cost.forwards,
         backwards=cost.backwards,
         device=device_name(outcomes[0].robust.device),
-        precision="fast" if attack is not None and runner.arithmetic(attack) != "fp32" else "strict",
+        precision="fast" if attack is not None and runner.is_fast(attack) else "strict",
         attack_seed=None if attack is None else runner.settings.seed,
         parts=parts,
     )

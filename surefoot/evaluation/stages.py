@@ -91,8 +91,9 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
     """
     with crafting(model, inputs) as frozen, without_gradients():
         logits = check_logits(frozen(inputs))
-    if logits.dim() != 2 or len(logits) != len(inputs):
-        hint = f"; {ONE_NUMBER}" if logits.dim() == 1 else ""
+    single = logits.dim() == 1 or (logits.dim() == 2 and logits.shape[1] == 1)
+    if single or logits.dim() != 2 or len(logits) != len(inputs):
+        hint = f"; {ONE_NUMBER}" if single else ""
         raise ValueError(
             f"the model's logits have shape {list(logits.shape)} for {len(inputs)} images; give [batch, classes]{hint}."
         )
@@ -188,6 +189,10 @@ class StageRunner:
         if not any(getattr(attack, "float32_only", False) for attack in attacks):
             return "bf16"
         return "tf32" if has_tf32(self.crafter) else "fp32"
+
+    def is_fast(self, attack: Attack) -> bool:
+        """Is any part of it crafted in less than float32?"""
+        return any(self.arithmetic(attack, part) != "fp32" for part in parts_of(attack))
 
     def start(self, clean: Sequence[Outcome]) -> list[Outcome]:
         """Where an attack starts from: the right samples, or all."""
