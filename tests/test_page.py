@@ -662,3 +662,13 @@ def test_without_webgl_the_map_stands_in_and_what_a_user_wrote_does_not_run(brow
     assert found.ask("document.querySelectorAll('img[onerror]').length") == 0
     assert not found.faults
     found.page.context.close()
+
+
+def test_a_file_that_is_no_page_is_not_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "kept.txt"
+    file.write_text("precious", encoding="utf-8")
+    with pytest.raises(ValueError, match="is a file that is no page, and would be lost; give another place"):
+        write_page([audit()], file)
+    assert file.read_text(encoding="utf-8") == "precious"
+    write_page([audit()], tmp_path / "page.html")
+    write_page([audit()], tmp_path / "page.html")  # a page may be replaced

@@ -31,7 +31,7 @@ from surefoot.cli.options import parse, split_names
 from surefoot.cli.output import Spinner, commit, duration, print_json, say, stdout
 from surefoot.core.files import check_can_write, write_text
 from surefoot.models.wrappers import Averaged
-from surefoot.report.page import write_page
+from surefoot.report.page import check_page, write_page
 
 DESCRIPTION = """Is a model robust, or does it only look so? Twelve checks, a verdict and its evidence. A MODEL is a
 run's folder, or package.module:factory with --weights, --dataset and --eps. Exit code: 0 robust, 3 masked,
@@ -126,19 +126,6 @@ def told_so_far(audits: Sequence[Audit], opened: Sequence[Opened], command: str)
     done = f"{len(audits)} of {len(opened)} audits are done" + (f", in {' and '.join(kept)}" if kept else "")
     begin = "An unfinished audit is not kept" if not audits else f"{done}; an unfinished one is not kept"
     return f"{begin}; start again with: {command}"
-
-
-def check_page(page: Path) -> None:
-    """Refuse a place whose file would be lost.
-
-    Raises:
-        ValueError: there is a file that is no page.
-    """
-    if page.exists():
-        with open(page, "rb") as file:
-            start = file.read(15).lower()
-        if start and start != b"<!doctype html>":
-            raise ValueError(f"{page} is a file that is no page, and would be lost; give another place with --out.")
 
 
 def page_path(opened: Sequence[Opened], options: Options) -> Path:

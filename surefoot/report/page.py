@@ -50,7 +50,7 @@ def write_page(audits: Sequence[Audit], path: str | Path) -> None:
         path: the HTML file.
 
     Raises:
-        ValueError: there is no audit, or a picture's pixels are none.
+        ValueError: there is no audit, a picture's pixels are none, or `path` is a file that is no page.
         TypeError: a single audit, outside of a list.
 
     Example:
@@ -61,7 +61,21 @@ def write_page(audits: Sequence[Audit], path: str | Path) -> None:
     """
     if isinstance(audits, Audit):
         raise TypeError("audits is a single one; give a list of them, as [audit].")
+    check_page(Path(path))
     write_text(Path(path), page(audits))
+
+
+def check_page(page: Path) -> None:
+    """Refuse a place whose file would be lost.
+
+    Raises:
+        ValueError: there is a file that is no page.
+    """
+    if page.exists():
+        with open(page, "rb") as file:
+            start = file.read(15).lower()
+        if start and start != b"<!doctype html>":
+            raise ValueError(f"{page} is a file that is no page, and would be lost; give another place.")
 
 
 def page(audits: Sequence[Audit]) -> str:
