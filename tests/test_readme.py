@@ -955,7 +955,14 @@ def check_sequences(drawn: Table, text: str) -> None:
     )
     assert f"leaves {then_auto:.1f} % of the first, where the first of SAT-R3 keeps {alone_auto:.1f}" in words
     assert f"and {then_auto - alone_auto:.1f} under AutoAttack (one of them)" in words
-    assert f"of the latter on another machine {then_auto:.1f}" in readme
+    other_auto = 100 * white_box(folder / "sat-r1-r3" / "1-a08d58b3")["AutoAttack"].robust_accuracy
+    assert f"of a second training of each on another machine {other_auto:.1f} and {then_auto:.1f}" in readme
+    assert f"and {other_auto:.1f} % under AutoAttack, more than any of five trainings of SAT-R3 alone" in words
+    by_itself = [float(row[3]) for row in marked_rows(text, "auto-attack") if row[0] == "SAT-R3"]
+    assert len(by_itself) == 5
+    assert max(by_itself) < other_auto
+    assert f"Of that other training it leaves {other_auto:.1f} %, {again - other_auto:.0f} points less" in words
+    assert f"under PGD-100, {other_auto:.1f} % under AutoAttack; three of SAT-R2 after it there" in words
     *_, by_gradients, square = records["sat-r3-r2"].parts
     assert square["attack"] == "Square"
     assert f"that follow them leave {100 * by_gradients['robust_accuracy']:.1f} %" in words
