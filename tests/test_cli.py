@@ -1367,3 +1367,12 @@ def test_a_split_without_images_is_told(capsys: pytest.CaptureFixture[str]) -> N
     for source in ([], ["--source", "run"]):
         assert main(["evaluate", "run", *source, "--split", "validation"]) == 2
         assert "digits has no validation images" in capsys.readouterr().err
+
+
+def test_the_demo_does_not_begin_where_a_file_that_is_no_page_would_be_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "audit.html").write_text("precious", encoding="utf-8")
+    assert main(["demo", "--out", str(tmp_path)]) == 2
+    assert "a file that is no page, and would be lost" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.html"]

@@ -22,7 +22,7 @@ from surefoot.evaluation import Record, append_records, evaluate
 from surefoot.recipes import RECIPES, Recipe, load_run, train
 from surefoot.recipes.run import is_run, is_trained
 from surefoot.report import attack_label
-from surefoot.report.page import write_page
+from surefoot.report.page import check_page, write_page
 from surefoot.report.tables import percent
 
 METHODS = {
@@ -65,6 +65,7 @@ def run(args: list[str]) -> int:
     started = time.perf_counter()
     page = options.out / "audit.html"
     check_can_write(page, "--out")
+    check_page(page)
     try:
         measured = measure_all(options)
         audits = audit_all(options)

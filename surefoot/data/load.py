@@ -102,13 +102,13 @@ class Dataset:
                     "are none Split(images[:0], labels[:0])."
                 )
             check_split(*split, name)
-        check_count("num_classes", self.num_classes, least=2)
-        if not isinstance(self.class_names, tuple | list):
-            raise TypeError(f"class_names is {self.class_names!r}; give a tuple of one name a class.")
         shapes = {name: tuple(getattr(self, name).images.shape[1:]) for name in ("train", "validation", "test")}
         if len(set(shapes.values())) > 1:
             told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             raise ValueError(f"the splits' images have different shapes ({told}); give all the same.")
+        check_count("num_classes", self.num_classes, least=2)
+        if not isinstance(self.class_names, tuple | list):
+            raise TypeError(f"class_names is {self.class_names!r}; give a tuple of one name a class.")
         names = len(self.class_names)
         if names != self.num_classes:
             raise ValueError(f"class_names has {names} names, but num_classes is {self.num_classes}; give one a class.")

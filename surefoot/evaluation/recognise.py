@@ -18,6 +18,7 @@ from surefoot.models.wrappers import (
     FromProbabilities,
     LogitsOnly,
     TwoLogits,
+    averages,
     is_single,
     is_wide,
     logits_entry,
@@ -277,7 +278,7 @@ def answers_vary(model: nn.Module, inputs: Tensor) -> bool:
     >>> answers_vary(nn.Linear(4, 3), images), answers_vary(Averaged(nn.Linear(4, 3), 2), images)
     (False, False)
     """
-    if any(isinstance(part, Averaged) for part in plain_module(model).modules()):
+    if averages(model):
         return False
     with exact_float32(inputs.device):
         first, second = (answer(model, inputs, seed=seed) for seed in (0, 1))

@@ -23,7 +23,7 @@ from surefoot.evaluation.attack_settings import fields_of, name_of, parts_of, ra
 from surefoot.evaluation.outcomes import Cost, Outcome
 from surefoot.evaluation.passes import PassCounter
 from surefoot.evaluation.precision import Arithmetic, computed_in, exact_float32, fast_in_half, has_tf32
-from surefoot.models.wrappers import Averaged
+from surefoot.models.wrappers import Averaged, averages, is_single, is_wide
 
 Precision = Literal["strict", "fast"]
 
@@ -91,9 +91,8 @@ def predictions(model: nn.Module, inputs: Tensor, labels: Tensor | None = None) 
     """
     with crafting(model, inputs) as frozen, without_gradients():
         logits = check_logits(frozen(inputs))
-    single = logits.dim() == 1 or (logits.dim() == 2 and logits.shape[1] == 1)
-    if single or logits.dim() != 2 or len(logits) != len(inputs):
-        hint = f"; {ONE_NUMBER}" if single else ""
+    if not is_wide(logits, len(inputs)):
+        hint = f"; {ONE_NUMBER}" if is_single(logits, len(inputs)) else ""
         raise ValueError(
             f"the model's logits have shape {list(logits.shape)} for {len(inputs)} images; give [batch, classes]{hint}."
         )
@@ -154,7 +153,7 @@ class StageRunner:
         self.white_box = source is None
         self.settings = settings
         self.everybody = settings.last_iterate or source is not None
-        self.random = any(isinstance(part, Averaged) for part in plain_module(self.crafter).modules())
+        self.random = averages(self.crafter)
         self.keep_inputs = keep_inputs
         self.on_note = on_note
         self.limit: int | None = None  # the largest batch that memory was enough for

@@ -261,6 +261,15 @@ class Averaged(nn.Module):
         return f"draws={self.draws}"
 
 
+def averages(model: nn.Module) -> bool:
+    """Is there an `Averaged` in it, wherever?
+
+    >>> averages(nn.Sequential(Averaged(nn.Linear(4, 3), draws=2))), averages(nn.Linear(4, 3))
+    (True, False)
+    """
+    return any(isinstance(part, Averaged) for part in plain_module(model).modules())
+
+
 def inner_model(model: nn.Module) -> nn.Module:
     """The user's own module, out of this file's wrappers and out of Fabric's, DDP's and torch.compile's.
 

@@ -346,7 +346,7 @@ def sanity_grid(matrix: Matrix) -> Grid:
     The last step counts everywhere. By any step, and after a screening, many steps beat one where they only get stuck,
     and white-box beats black-box where both are the same.
     """
-    profile = matrix.profile.counted_as(last_iterate=True)
+    profile = dataclasses.replace(matrix.profile, last_iterate=True)
     columns = accuracies(matrix.dataset, SOURCES[matrix.dataset], profile).columns[:-1]
     return Grid(rows_of(matrix.dataset, SAT), (*columns, *radius_columns(matrix)))
 
